@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
+#
+#   build.sh [kubelet crictl critest registry cni busybox golangci-lint ...]    default: all but golangci-lint
+#
+# Standard output: a line "NAME PATH" for each (cni: the directory of the plugins). Progress goes to standard error.
+# Results lie in $BERTH_CACHE (default ${XDG_CACHE_HOME:-$HOME/.cache}/berth), keyed by the modules and this script.
+# KUBELET=PATH uses that kubelet and builds none.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${BERTH_CACHE:-${XDG_CACHE_HOME:-${HOME:?set HOME or BERTH_CACHE}/.cache}/berth}
+KUBERNETES=1.37.2
+mkdir -p "$cache/tools"
+unset GOFLAGS GOBIN # a developer's settings (-mod, -race, ...) must not end in a shared cache
+
+say() { printf 'tools: %s\n' "$*" >&2; }
+
+# run TITLE COMMAND... runs it with its output in a file, tells of progress every ten seconds, and shows the output's end
+# when it fails. `go build -v` names a package a line: their number is the best measure of progress there is.
+run() {
+  local title=$1 log pid start now next
+  shift
+  log=$(mktemp "$cache/log.XXXXXX")
+  start=$(date +%s) next=$((start + 2))
+  "$@" > "$log" 2>&1 < /dev/null &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    now=$(date +%s)
+    if [ "$now" -ge "$next" ]; then
+      say "$title: $((now - start)) s, $(wc -l < "$log") ${unit:-packages} so far"
+      next=$((now + 10))
+    fi
+    sleep 0.2
+  done
+  if ! wait "$pid"; then
+    say "$title failed; the end of its output:"
+    tail -n 30 "$log" >&2
+    rm -f "$log"
+    return 1
+  fi
+  rm -f "$log"
+  say "$title: done in $(($(date +%s) - start)) s"
+}
+
+# slot MODULE prints the directory for what is built from that module: a change of the module or of this script is a new one.
+slot() {
+  local sum
+  sum=$(cat "$here/$1/go.mod" "$here/$1/go.sum" "$here/build.sh" | sha256sum | cut -c1-16)
+  printf '%s/tools/%s-%s' "$cache" "$1" "$sum"
+}
+
+# gobuild MODULE OUT PACKAGE [LDFLAGS]: static, stripped, from the pinned module; visible under its name only when whole.
+gobuild() {
+  local dir=$here/$1 out=$2 pkg=$3 ld="-s -w ${4:-}"
+  mkdir -p "$(dirname "$out")"
+  (cd "$dir" && CGO_ENABLED=0 run "build ${out##*/}" go build -v -mod=readonly -ldflags "$ld" -o "$out.part" "$pkg")
+  mv "$out.part" "$out"
+}
+
+kubelet() {
+  if [ -n "${KUBELET:-}" ]; then
+    [ -x "$KUBELET" ] || { say "KUBELET=$KUBELET is not a program"; exit 1; }
+    echo "kubelet $KUBELET"
+    return
+  fi
+  local out
+  out=$(slot kubernetes)/kubelet
+  if [ ! -x "$out" ]; then
+    say "kubelet $KUBERNETES: built once, about 7 minutes on two cores (or name one: KUBELET=PATH)"
+    gobuild kubernetes "$out" k8s.io/kubernetes/cmd/kubelet "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES"
+  fi
+  echo "kubelet $out"
+}
+
+crictl() {
+  local out
+  out=$(slot cri)/crictl
+  [ -x "$out" ] || gobuild cri "$out" sigs.k8s.io/cri-tools/cmd/crictl
+  echo "crictl $out"
+}
+
+critest() {
+  local out
+  out=$(slot cri)/critest
+  if [ ! -x "$out" ]; then
+    mkdir -p "${out%/*}"
+    (cd "$here/cri" && CGO_ENABLED=0 run "build critest" go test -c -v -mod=readonly -ldflags '-s -w' -o "$out.part" sigs.k8s.io/cri-tools/cmd/critest)
+    mv "$out.part" "$out"
+  fi
+  echo "critest $out"
+}
+
+registry() {
+  local out
+  out=$(slot registry)/registry
+  [ -x "$out" ] || gobuild registry "$out" github.com/distribution/distribution/v3/cmd/registry
+  echo "registry $out"
+}
+
+cni() {
+  local out pkgs
+  out=$(slot cni)/bin
+  if [ ! -d "$out" ]; then
+    rm -rf "$out.part"
+    mkdir -p "$out.part"
+    # tools.go names the plugins; one build for all shares what they have in common.
+    pkgs=$(sed -n 's/^\t_ "\(.*\)"$/\1/p' "$here/cni/tools.go")
+    # shellcheck disable=SC2086 # a list of words
+    (cd "$here/cni" && CGO_ENABLED=0 run "build the CNI plugins" go build -v -mod=readonly -ldflags '-s -w' -o "$out.part/" $pkgs)
+    mv "$out.part" "$out"
+  fi
+  echo "cni $out"
+}
+
+busybox() {
+  local out=$cache/tools/busybox-1
+  if [ ! -x "$out" ]; then
+    # Debian's busybox-static lacks applets that critest needs (pgrep, ipcs) and runs applets without exec.
+    unit="lines of output" run "build a static busybox from Debian's source package" "$here/busybox.sh" "$out.part"
+    mv "$out.part" "$out"
+  fi
+  echo "busybox $out"
+}
+
+golangci-lint() {
+  local out
+  out=$(slot lint)/golangci-lint
+  [ -x "$out" ] || gobuild lint "$out" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+  echo "golangci-lint $out"
+}
+
+# Two clones that build at once would only slow each other down: one builds, the other waits and finds it done.
+exec 9> "$cache/tools/.lock"
+if ! flock -n 9; then
+  say "waiting for another build in $cache/tools"
+  flock 9
+fi
+[ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet
+for tool; do
+  case $tool in
+  kubelet | crictl | critest | registry | cni | busybox | golangci-lint) "$tool" 9>&- ;;
+  *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
+  esac
+done

@@ -1,0 +1,8 @@
+//go:build tools
+
+// Package kubernetes pins the Kubernetes programs that the integration tests run: build.sh builds them from this module.
+package kubernetes
+
+import (
+	_ "k8s.io/kubernetes/cmd/kubelet"
+)
