@@ -1,0 +1,94 @@
+// Command berth-shim is what stands behind the pods of berth: the daemon starts it from a sealed memfd, nobody else.
+//
+//	berth-shim shim DIR [shared-pid]   a pod's shim: the sandbox, see package cri/shim
+//	berth-shim create                  creates one container for a shim, and ends
+//	berth-shim exec                    runs processes in containers for the daemon, one per node
+//	berth-shim pause                   PID 1 of a shared PID namespace
+//	berth-shim init                    libcontainer's init, inside a container
+//	berth-shim version
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+
+	"github.com/opencontainers/runc/libcontainer"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // must run before Go's runtime starts threads
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/cri/shim"
+	"github.com/berth-run/berth/internal/version"
+)
+
+// idleMemory is the heap, in bytes, that a shim may have before its garbage collector runs. Collecting costs a small
+// process 300 KiB of work buffers for good, and a shim that does little never gets there.
+const idleMemory = 6 << 20
+
+func init() {
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		// Here and not in main: libcontainer wants its init to be the first thing that Go runs.
+		libcontainer.Init()
+	}
+}
+
+func main() {
+	mode := ""
+	if len(os.Args) > 1 {
+		mode = os.Args[1]
+	}
+	var err error
+	switch mode {
+	case "shim":
+		err = runShim(os.Args[2:])
+	case "create":
+		name("berth-create")
+		err = shim.ServeHelper(3, create)
+	case "exec":
+		name("berth-exec")
+		err = shim.ServeExec(3, execute, killExecution)
+	case "pause":
+		pause()
+	case "version":
+		fmt.Println("berth-shim", version.Version, version.Commit)
+	default:
+		err = fmt.Errorf("berth-shim is started by berth serve, not by hand: unknown mode %q", mode)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "berth-shim:", mode+":", err)
+		os.Exit(1)
+	}
+}
+
+func runShim(args []string) error {
+	if len(args) < 1 {
+		return fmt.Errorf("shim needs the directory of its pod")
+	}
+	name("berth-shim")
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(idleMemory)
+	// The node's shutdown and a terminal's hang-up are not for us: only the daemon ends a sandbox.
+	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE)
+	ready := os.NewFile(3, "ready")
+	return shim.Serve(args[0], len(args) > 1 && args[1] == "shared-pid", func() {
+		_, _ = ready.Write([]byte{1})
+		_ = ready.Close()
+	})
+}
+
+// pause is PID 1 of a PID namespace: the kernel reaps its children since it ignores their signal, and gives it no signal
+// that it does not handle, but for SIGKILL from outside.
+func pause() {
+	name("pause")
+	signal.Ignore(unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT)
+	for {
+		_, _, _ = unix.Syscall(unix.SYS_PAUSE, 0, 0, 0)
+	}
+}
+
+// name sets what ps shows, which would be a descriptor's number for a program that is started from a memfd.
+func name(s string) {
+	b := append([]byte(s), 0)
+	_ = os.WriteFile("/proc/self/comm", b[:len(b)-1], 0)
+}

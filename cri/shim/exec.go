@@ -1,0 +1,299 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ExecRequest is one message to the node's exec server: to run a process in a container, or to kill one that it runs.
+// Beside it come the process's stdin, stdout and stderr, or the socket that takes its terminal's master.
+type ExecRequest struct {
+	Seq  uint64
+	Kill bool `json:",omitempty"`
+
+	ID        string          `json:",omitempty"` // container
+	StateRoot string          `json:",omitempty"` // libcontainer's directory
+	Process   json.RawMessage `json:",omitempty"` // an OCI process
+	Terminal  bool            `json:",omitempty"`
+	// CgroupDir and CgroupController are where the process gets a cgroup of its own, below the container's, so that it
+	// can be killed with all that it has started: the container's directory in one hierarchy and that hierarchy's
+	// controller, "" on v2.
+	CgroupDir        string `json:",omitempty"`
+	CgroupController string `json:",omitempty"`
+}
+
+// ExecResponse tells first that the process runs, or why not, and then how it ended.
+type ExecResponse struct {
+	Seq    uint64
+	Error  string `json:",omitempty"`
+	PID    int    `json:",omitempty"`
+	Exited bool   `json:",omitempty"`
+	Code   int    `json:",omitempty"` // 128 + signal where a signal ended it
+}
+
+// Executor runs one process in a container. It calls started with the process's pid and returns its exit code.
+type Executor func(req ExecRequest, files []*os.File, started func(pid int)) (int, error)
+
+// ServeExec is the exec server's side: it serves the socket until the daemon has gone, and then kills what still runs:
+// an exec belongs to the client that waits for it.
+func ServeExec(fd int, run Executor, kill func(req ExecRequest, pid int)) error {
+	c, err := newConn(fd)
+	if err != nil {
+		return err
+	}
+	c.blocking = true
+	var (
+		mu      sync.Mutex
+		send    sync.Mutex
+		running = map[uint64]*execution{}
+		all     sync.WaitGroup
+	)
+	reply := func(r ExecResponse) {
+		send.Lock()
+		defer send.Unlock()
+		_ = c.send(r) // without a daemon there is nobody to tell
+	}
+	for {
+		var req ExecRequest
+		files, err := c.receive(&req)
+		if err != nil {
+			break
+		}
+		if req.Kill {
+			mu.Lock()
+			e := running[req.Seq]
+			mu.Unlock()
+			if e != nil {
+				go e.kill(kill)
+			}
+			continue
+		}
+		e := &execution{req: req}
+		mu.Lock()
+		running[req.Seq] = e
+		mu.Unlock()
+		all.Go(func() {
+			code, err := run(req, files, func(pid int) {
+				closeAll(files)
+				if e.start(pid) {
+					kill(req, pid)
+				}
+				reply(ExecResponse{Seq: req.Seq, PID: pid})
+			})
+			closeAll(files)
+			mu.Lock()
+			delete(running, req.Seq)
+			mu.Unlock()
+			if err != nil {
+				reply(ExecResponse{Seq: req.Seq, Error: err.Error()})
+				return
+			}
+			reply(ExecResponse{Seq: req.Seq, Exited: true, Code: code})
+		})
+	}
+	mu.Lock()
+	for _, e := range running {
+		go e.kill(kill)
+	}
+	mu.Unlock()
+	done := make(chan struct{})
+	go func() { all.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+	}
+	return nil
+}
+
+type execution struct {
+	req    ExecRequest
+	mu     sync.Mutex
+	pid    int
+	killed bool
+}
+
+// start notes the pid and tells whether the process was to be killed before it ran.
+func (e *execution) start(pid int) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.pid = pid
+	return e.killed
+}
+
+func (e *execution) kill(kill func(ExecRequest, int)) {
+	e.mu.Lock()
+	e.killed = true
+	pid := e.pid
+	e.mu.Unlock()
+	kill(e.req, pid)
+}
+
+// ExecServer is the daemon's side of an exec server, which it has started.
+type ExecServer struct {
+	conn *conn
+	send sync.Mutex
+
+	mu      sync.Mutex
+	seq     uint64
+	waiting map[uint64]chan ExecResponse
+	err     error
+}
+
+// ErrExecServerGone is in the chain of errors of executions that were under way when the exec server ended.
+var ErrExecServerGone = errors.New("the exec server has ended")
+
+// NewExecServer speaks to an exec server through a socket of [ExecSocketpair].
+func NewExecServer(fd int) (*ExecServer, error) {
+	c, err := newConn(fd)
+	if err != nil {
+		return nil, err
+	}
+	s := &ExecServer{conn: c, waiting: map[uint64]chan ExecResponse{}}
+	go s.receive()
+	return s, nil
+}
+
+// ExecSocketpair returns the two ends of a socket for an exec server, close-on-exec.
+func ExecSocketpair() (ours, theirs int, err error) { return socketpair() }
+
+func (s *ExecServer) receive() {
+	for {
+		var r ExecResponse
+		files, err := s.conn.receive(&r)
+		closeAll(files)
+		s.mu.Lock()
+		if err != nil {
+			s.err = ErrExecServerGone
+			for _, c := range s.waiting {
+				close(c)
+			}
+			s.waiting = nil
+			s.mu.Unlock()
+			_ = s.conn.Close()
+			return
+		}
+		c := s.waiting[r.Seq]
+		if r.Error != "" || r.Exited {
+			delete(s.waiting, r.Seq)
+		}
+		s.mu.Unlock()
+		if c != nil {
+			c <- r // room for both answers
+		}
+	}
+}
+
+// Gone tells whether the exec server has ended.
+func (s *ExecServer) Gone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err != nil
+}
+
+// Close has the exec server end, and what it runs.
+func (s *ExecServer) Close() { _ = s.conn.Close() }
+
+// Execution is a process that was asked for.
+type Execution struct {
+	server *ExecServer
+	seq    uint64
+	c      chan ExecResponse
+	PID    int
+}
+
+// Start has a process run and returns when it does. The files stay the caller's to close. When ctx ends first, the
+// process is killed.
+func (s *ExecServer) Start(ctx context.Context, req ExecRequest, files ...*os.File) (*Execution, error) {
+	c := make(chan ExecResponse, 2)
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return nil, s.err
+	}
+	s.seq++
+	req.Seq = s.seq
+	s.waiting[req.Seq] = c
+	s.mu.Unlock()
+	e := &Execution{server: s, seq: req.Seq, c: c}
+	s.send.Lock()
+	err := s.conn.send(req, files...)
+	s.send.Unlock()
+	if err != nil {
+		s.forget(req.Seq)
+		return nil, fmt.Errorf("exec server: %w", err)
+	}
+	select {
+	case r, ok := <-c:
+		switch {
+		case !ok:
+			return nil, ErrExecServerGone
+		case r.Error != "":
+			return nil, errors.New(r.Error)
+		case r.Exited: // cannot be before it has started
+			return nil, errors.New("exec server answered out of order")
+		}
+		e.PID = r.PID
+		return e, nil
+	case <-ctx.Done():
+		e.Kill()
+		go func() { // the answers still to come have room in c
+			_, _ = e.Wait(context.Background())
+		}()
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (s *ExecServer) forget(seq uint64) {
+	s.mu.Lock()
+	delete(s.waiting, seq)
+	s.mu.Unlock()
+}
+
+// Wait waits for the process to end and returns its exit code.
+func (e *Execution) Wait(ctx context.Context) (int, error) {
+	for {
+		select {
+		case r, ok := <-e.c:
+			switch {
+			case !ok:
+				return 0, ErrExecServerGone
+			case r.Error != "":
+				return 0, errors.New(r.Error)
+			case r.Exited:
+				return r.Code, nil
+			}
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+// Kill kills the process and all that it has started.
+func (e *Execution) Kill() {
+	e.server.send.Lock()
+	defer e.server.send.Unlock()
+	_ = e.server.conn.send(ExecRequest{Seq: e.seq, Kill: true})
+}
+
+// ExitCode is a wait status as a shell tells it: 128 + n for signal n.
+func ExitCode(s unix.WaitStatus) int { return exitCode(s) }
+
+// ConsolePair returns a socket for a terminal: the end to give away, and a function that waits for the terminal's master
+// on the other.
+func ConsolePair() (theirs *os.File, master func() (*os.File, error), abandon func(), err error) {
+	our, their, err := socketpair()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return os.NewFile(uintptr(their), "console"), func() (*os.File, error) { return ReceiveConsole(our) }, func() { _ = unix.Close(our) }, nil
+}
+
+// Pipe returns a pipe of which one end is for a container's process, blocking, and the other ours, driven by the poller.
+func Pipe(weWrite bool) (r, w *os.File, err error) { return pipe(weWrite) }

@@ -1,0 +1,171 @@
+package shim
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// SelfExe is what a shim starts its helpers from: itself, which is a sealed memfd that no container can change
+// (CVE-2019-5736).
+const SelfExe = "/proc/self/exe"
+
+// helperIdle is how long a helper waits parked for work before it ends, since it is several times the size of the shim.
+const helperIdle = 10 * time.Second
+
+// helpers keeps one process parked that can create a container: it has libcontainer linked in and its start-up behind
+// it. A helper serves one creation and ends; the container's init becomes a child of the shim, its subreaper.
+type helpers struct {
+	reaper *reaper
+	mu     sync.Mutex
+	parked *helper
+}
+
+type helper struct {
+	pid   int
+	conn  *conn
+	ended chan struct{} // closed when it has been reaped
+}
+
+// park starts a helper ahead of need.
+func (h *helpers) park() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.parked != nil {
+		return
+	}
+	if p, err := h.spawn(); err == nil {
+		h.parked = p
+	}
+}
+
+// take returns a helper that waits for its task.
+func (h *helpers) take() (*helper, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.parked; p != nil {
+		h.parked = nil
+		select {
+		case <-p.ended: // idle for too long
+			_ = p.conn.Close()
+		default:
+			return p, nil
+		}
+	}
+	return h.spawn()
+}
+
+func (h *helpers) spawn() (*helper, error) {
+	ours, theirs, err := socketpair()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(theirs)
+	p := &helper{ended: make(chan struct{})}
+	if p.conn, err = newConn(ours); err != nil {
+		_ = unix.Close(ours)
+		return nil, err
+	}
+	p.pid, err = h.reaper.start(func() (int, error) {
+		return syscall.ForkExec(SelfExe, []string{"berth-shim", "create"}, &syscall.ProcAttr{
+			Dir: "/",
+			Env: os.Environ(),
+			// Standard input and output are the shim's: nothing, and its log.
+			Files: []uintptr{0, 1, 2, uintptr(theirs)},
+		})
+	}, func(unix.WaitStatus) { close(p.ended) })
+	if err != nil {
+		_ = p.conn.Close()
+		return nil, fmt.Errorf("start helper: %w", err)
+	}
+	return p, nil
+}
+
+// HelperRequest is what a helper is told: to create one container. The descriptors beside it are its stdin, stdout and
+// stderr, or the socket that takes its terminal's master.
+type HelperRequest struct {
+	Create CreateRequest
+}
+
+// HelperResponse is its answer. The helper then waits until it may end: until then the init is its child.
+type HelperResponse struct {
+	PID   int    `json:",omitempty"`
+	Error string `json:",omitempty"`
+}
+
+// create has a helper create a container and returns the pid of its init, which waits to be started. adopt is called
+// with the pid while the helper is still its parent.
+func (h *helpers) create(req CreateRequest, files []*os.File, adopt func(pid int)) (int, error) {
+	p, err := h.take()
+	if err != nil {
+		return 0, err
+	}
+	defer p.conn.Close()
+	if err := p.conn.send(HelperRequest{req}, files...); err != nil {
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+		return 0, fmt.Errorf("helper: %w", err)
+	}
+	timeout := time.Duration(req.DeadlineMS) * time.Millisecond
+	if timeout <= 0 {
+		timeout = 2 * time.Minute
+	}
+	// A helper that hangs (a dead FUSE volume) is killed, and with it what it has started.
+	timer := time.AfterFunc(timeout, func() { _ = unix.Kill(p.pid, unix.SIGKILL) })
+	defer timer.Stop()
+	var res HelperResponse
+	if _, err := p.conn.receive(&res); err != nil {
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+		return 0, fmt.Errorf("helper ended before it had created the container (is the node short of memory, or a volume stuck?): %w", err)
+	}
+	if res.Error != "" {
+		return 0, errors.New(res.Error)
+	}
+	adopt(res.PID)
+	return res.PID, nil
+}
+
+// ServeHelper is the helper's side: it waits on the socket for one task, has create do it, answers, and returns when the
+// shim has taken note.
+func ServeHelper(fd int, create func(req CreateRequest, files []*os.File) (int, error)) error {
+	// A plain poll, since a parked helper should cost no more threads than it has.
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, int(helperIdle.Milliseconds()))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return os.NewSyscallError("poll", err)
+		}
+		if n == 0 {
+			return nil
+		}
+		break
+	}
+	c, err := newConn(fd)
+	if err != nil {
+		return err
+	}
+	c.blocking = true
+	var req HelperRequest
+	files, err := c.receive(&req)
+	if err != nil {
+		return err
+	}
+	var res HelperResponse
+	res.PID, err = create(req.Create, files)
+	if err != nil {
+		res.Error = err.Error()
+	}
+	closeAll(files)
+	if err := c.send(res); err != nil {
+		return err
+	}
+	_, _ = c.receive(&req) // the shim closes its end
+	return nil
+}
