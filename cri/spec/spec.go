@@ -1,6 +1,9 @@
 package spec
 
 import (
+	"fmt"
+	"path"
+	"slices"
 	"syscall"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -100,4 +103,103 @@ type Output struct {
 	// StopSignal and StopSignalName are what StopContainer sends first; to be kept, for the image may be gone by then.
 	StopSignal     syscall.Signal
 	StopSignalName string
+}
+
+// Container computes the specification of a container. It validates what it is given, so that a caller that has not
+// called [ValidateContainer] is safe too.
+func Container(in Input) (*Output, error) {
+	if err := validateSandbox("sandbox_config", in.Sandbox); err != nil {
+		return nil, err
+	}
+	if err := ValidateContainer(in.Sandbox, in.Container); err != nil {
+		return nil, err
+	}
+	for at, p := range map[string]string{"RootfsPath": in.RootfsPath, "CgroupPath": in.CgroupPath} {
+		if !path.IsAbs(p) || path.Clean(p) != p || p == "/" {
+			return nil, fmt.Errorf("spec.Input.%s: %q is not a clean absolute path", at, p)
+		}
+	}
+	sc := in.Container.GetLinux().GetSecurityContext()
+	if in.Host.SELinuxEnabled && sc.GetSelinuxOptions() != nil && !sc.GetPrivileged() {
+		return nil, unsupported(securityContext+".selinux_options", nil, "SELinux labels are not implemented yet")
+	}
+
+	out := &Output{}
+	var err error
+	if out.StopSignal, out.StopSignalName, err = StopSignal(in.Container, in.Image.StopSignal); err != nil {
+		return nil, err
+	}
+	who, err := resolveIdentity(sc, in.Image.User, in.Passwd, in.Group)
+	if err != nil {
+		return nil, err
+	}
+	out.User = who.containerUser()
+	out.Spec = &specs.Spec{Version: specs.Version, Root: &specs.Root{Path: in.RootfsPath, Readonly: sc.GetReadonlyRootfs()}}
+	if out.Spec.Process, err = process(in, who); err != nil {
+		return nil, err
+	}
+	if out.Spec.Linux, err = linux(in, out.Spec); err != nil {
+		return nil, err
+	}
+	if out.Spec.Mounts, out.Spec.Linux.RootfsPropagation, err = mounts(in); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// process is the container's first process.
+func process(in Input, who identity) (*specs.Process, error) {
+	sc := in.Container.GetLinux().GetSecurityContext()
+	p := &specs.Process{
+		Terminal:        in.Container.GetTty(),
+		User:            specs.User{UID: who.uid, GID: who.gid, AdditionalGids: who.groups},
+		NoNewPrivileges: sc.GetNoNewPrivs(),
+		OOMScoreAdj:     oomScoreAdj(in.Container.GetLinux().GetResources(), in.Host),
+	}
+	var err error
+	if p.Args, err = arguments(in.Container, in.Image); err != nil {
+		return nil, err
+	}
+	if p.Env, err = environment(in.Container, in.Image, Hostname(in.Sandbox, in.Host), who.home); err != nil {
+		return nil, err
+	}
+	if p.Cwd, err = workingDir(in.Container, in.Image); err != nil {
+		return nil, err
+	}
+	if p.Capabilities, err = capabilities(sc, in.Host); err != nil {
+		return nil, err
+	}
+	if p.ApparmorProfile, err = AppArmorProfile(in.Container, in.Host); err != nil {
+		return nil, err
+	}
+	if p.ApparmorProfile != "" && !in.AppArmorLoaded {
+		return nil, unmet(apparmorField, p.ApparmorProfile, "is not loaded on this host")
+	}
+	return p, nil
+}
+
+// linux is what the kernel keeps a container to. The specification so far has its process: what the default seccomp
+// profile opens depends on the capabilities.
+func linux(in Input, sofar *specs.Spec) (*specs.Linux, error) {
+	sc := in.Container.GetLinux().GetSecurityContext()
+	l := &specs.Linux{CgroupsPath: in.CgroupPath}
+	if !sc.GetPrivileged() {
+		// Exactly as given: the kubelet sends the paths, and none of them means an unmasked /proc.
+		l.MaskedPaths = slices.Clone(sc.GetMaskedPaths())
+		l.ReadonlyPaths = slices.Clone(sc.GetReadonlyPaths())
+	}
+	var err error
+	if l.Namespaces, err = namespaces(in); err != nil {
+		return nil, err
+	}
+	if l.Resources, err = Resources(in.Container.GetLinux().GetResources(), in.Host); err != nil {
+		return nil, err
+	}
+	if l.Devices, l.Resources.Devices, err = devices(in.Container, in.Devices, in.Host); err != nil {
+		return nil, err
+	}
+	if l.Seccomp, err = seccompFilter(sc, sofar, in.SeccompProfile, in.Host); err != nil {
+		return nil, err
+	}
+	return l, nil
 }

@@ -1,0 +1,176 @@
+package spec
+
+import (
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ValidateSandbox refuses a pod that can never run, naming field and value. What the CRI allows and berth does not have
+// yet (user namespaces) is refused with ErrNotImplemented, after everything that is wrong.
+func ValidateSandbox(cfg *cri.PodSandboxConfig) error { return validateSandbox("config", cfg) }
+
+func validateSandbox(at string, cfg *cri.PodSandboxConfig) error {
+	meta := cfg.GetMetadata()
+	if meta.GetName() == "" {
+		return missing(at+".metadata.name", "is empty")
+	}
+	if err := plainFields(
+		fieldValue{at + ".metadata.name", meta.GetName()},
+		fieldValue{at + ".metadata.namespace", meta.GetNamespace()},
+		fieldValue{at + ".metadata.uid", meta.GetUid()},
+	); err != nil {
+		return err
+	}
+	if err := validateHostname(at+".hostname", cfg.GetHostname()); err != nil {
+		return err
+	}
+	if dir := cfg.GetLogDirectory(); dir != "" && (!path.IsAbs(dir) || upward(dir) || controls(dir)) {
+		return invalid(at+".log_directory", dir, "is not an absolute path without '..' and control characters")
+	}
+	if err := validateDNS(at+".dns_config", cfg.GetDnsConfig()); err != nil {
+		return err
+	}
+	for i, p := range cfg.GetPortMappings() {
+		if err := validatePort(index(at+".port_mappings", i), p); err != nil {
+			return err
+		}
+	}
+	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" && (!path.IsAbs(parent) || upward(parent) || controls(parent)) {
+		return invalid(at+".linux.cgroup_parent", parent, "is not an absolute path without '..' and control characters")
+	}
+	if _, err := sandboxSysctls(at+".linux.sysctls", cfg); err != nil {
+		return err
+	}
+	return validateSandboxSecurity(at+".linux.security_context", cfg.GetLinux().GetSecurityContext())
+}
+
+func validateSandboxSecurity(at string, sc *cri.LinuxSandboxSecurityContext) error {
+	ns := sc.GetNamespaceOptions()
+	if err := validateNamespaceModes(at+".namespace_options", ns); err != nil {
+		return err
+	}
+	if err := validateUserFields(at, sc.GetRunAsUser(), sc.GetRunAsGroup(), sc.GetSupplementalGroups(),
+		sc.GetSupplementalGroupsPolicy()); err != nil {
+		return err
+	}
+	if err := validateProfile(at+".seccomp", sc.GetSeccomp()); err != nil {
+		return err
+	}
+	if err := validateProfile(at+".apparmor", sc.GetApparmor()); err != nil {
+		return err
+	}
+	userns := at + ".namespace_options.userns_options"
+	if err := validateUserns(userns, ns.GetUsernsOptions()); err != nil {
+		return err
+	}
+	return noUserns(userns, ns.GetUsernsOptions())
+}
+
+func validatePort(at string, p *cri.PortMapping) error {
+	switch p.GetProtocol() {
+	case cri.Protocol_TCP, cri.Protocol_UDP, cri.Protocol_SCTP:
+	default:
+		return invalid(at+".protocol", int32(p.GetProtocol()), "is not a protocol")
+	}
+	const last = 65535
+	if n := p.GetHostPort(); n < 0 || n > last {
+		return invalid(at+".host_port", n, "is outside 0..%d", last)
+	}
+	if n := p.GetContainerPort(); n < 0 || n > last || n == 0 && p.GetHostPort() > 0 {
+		return invalid(at+".container_port", n, "is outside 1..%d", last)
+	}
+	if ip := p.GetHostIp(); ip != "" {
+		if _, err := netip.ParseAddr(ip); err != nil {
+			return invalid(at+".host_ip", ip, "is not an IP address")
+		}
+	}
+	return nil
+}
+
+// ValidateContainer refuses a container that can never run in that pod, naming field and value.
+func ValidateContainer(sandbox *cri.PodSandboxConfig, cfg *cri.ContainerConfig) error {
+	if cfg.GetMetadata().GetName() == "" {
+		return missing("config.metadata.name", "is empty")
+	}
+	if cfg.GetImage().GetImage() == "" {
+		return missing("config.image.image", "is empty")
+	}
+	if err := plainFields(
+		fieldValue{"config.metadata.name", cfg.GetMetadata().GetName()},
+		fieldValue{"config.image.image", cfg.GetImage().GetImage()},
+	); err != nil {
+		return err
+	}
+	if p := cfg.GetLogPath(); p != "" && (path.IsAbs(p) || upward(p) || controls(p)) {
+		return invalid("config.log_path", p, "is not a relative path without '..' and control characters")
+	}
+	if _, _, err := StopSignal(cfg, ""); err != nil {
+		return err
+	}
+	for _, check := range []func(*cri.ContainerConfig) error{validateProcess, validateMounts, validateDevices} {
+		if err := check(cfg); err != nil {
+			return err
+		}
+	}
+	if err := ValidateResources(resourcesField, cfg.GetLinux().GetResources()); err != nil {
+		return err
+	}
+	return validateSecurity(sandbox, cfg)
+}
+
+func validateSecurity(sandbox *cri.PodSandboxConfig, cfg *cri.ContainerConfig) error {
+	sc := cfg.GetLinux().GetSecurityContext()
+	if sc.GetPrivileged() && !sandbox.GetLinux().GetSecurityContext().GetPrivileged() {
+		return invalid(securityContext+".privileged", true, "is asked for in a pod that is not privileged")
+	}
+	if err := validateIdentity(sc); err != nil {
+		return err
+	}
+	if err := validateCapabilities(sc.GetCapabilities()); err != nil {
+		return err
+	}
+	if _, err := seccompProfile(sc); err != nil {
+		return err
+	}
+	if err := validateProfile(apparmorField, sc.GetApparmor()); err != nil {
+		return err
+	}
+	for at, paths := range map[string][]string{".masked_paths": sc.GetMaskedPaths(), ".readonly_paths": sc.GetReadonlyPaths()} {
+		for i, p := range paths {
+			if err := absolute(index(securityContext+at, i), p); err != nil {
+				return err
+			}
+		}
+	}
+	if err := validateContainerNamespaces(sandbox, sc); err != nil {
+		return err
+	}
+	const userns = securityContext + ".namespace_options.userns_options"
+	own, pods := sc.GetNamespaceOptions().GetUsernsOptions(), sandboxNamespaces(sandbox).GetUsernsOptions()
+	if err := validateUserns(userns, own); err != nil {
+		return err
+	}
+	if !sameUserns(own, pods) {
+		return invalid(userns, nil, "differs from the pod's")
+	}
+	return noUserns(userns, own)
+}
+
+type fieldValue struct{ at, value string }
+
+// plainFields refuses control characters in any of them.
+func plainFields(fields ...fieldValue) error {
+	for _, f := range fields {
+		if err := plain(f.at, f.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// upward says whether a path has a ".." in it, which no honest request needs.
+func upward(p string) bool { return slices.Contains(strings.Split(p, "/"), "..") }
