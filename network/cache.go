@@ -1,0 +1,173 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/libcni"
+	cnitypes "github.com/containernetworking/cni/pkg/types"
+)
+
+// attachment is a file of libcni's cache: one network that one pod was added to.
+type attachment struct {
+	file     string
+	id       string
+	conflist *conflist // nil if the file is torn, or has no configuration that can be used
+	netns    string
+	args     [][2]string
+	caps     map[string]any
+}
+
+// attachments reads the cache. A power cut leaves files of no bytes, or of some (containernetworking/cni#1055): these
+// still have the pod's id in their names.
+func (m *Manager) attachments() ([]attachment, error) {
+	dir := filepath.Join(m.CacheDir, "results")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("results of plugins: %w", err)
+	}
+	var all []attachment
+	for _, e := range entries {
+		// NETWORK-ID-IFNAME, where only the network may have dashes in berth's use.
+		parts := strings.Split(e.Name(), "-")
+		if len(parts) < 3 || !e.Type().IsRegular() {
+			continue
+		}
+		a := attachment{file: filepath.Join(dir, e.Name()), id: parts[len(parts)-2]}
+		if err := a.read(); err != nil {
+			m.Log.Warn("cached result of a plugin cannot be used", "file", a.file, "error", err)
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+func (a *attachment) read() error {
+	data, err := readBounded(a.file)
+	if err != nil {
+		return err
+	}
+	var c struct {
+		Kind           string         `json:"kind"`
+		ContainerID    string         `json:"containerId"`
+		Config         []byte         `json:"config"`
+		NetNS          string         `json:"netns"`
+		CNIArgs        [][2]string    `json:"cniArgs"`
+		CapabilityArgs map[string]any `json:"capabilityArgs"`
+	}
+	if err := json.Unmarshal(data, &c); err != nil {
+		return err
+	}
+	if c.Kind != libcni.CNICacheV1 || c.ContainerID != a.id {
+		return fmt.Errorf("kind %q, container %q", c.Kind, c.ContainerID)
+	}
+	list, err := parseConflist(c.Config, nil)
+	if err != nil {
+		return err
+	}
+	list.file = a.file
+	a.conflist, a.netns, a.args, a.caps = list, c.NetNS, c.CNIArgs, c.CapabilityArgs
+	return nil
+}
+
+// cached are the configurations that a pod was added with, as far as the cache can be read.
+func (m *Manager) cached(id string) ([]*conflist, error) {
+	all, err := m.attachments()
+	if err != nil {
+		return nil, err
+	}
+	var lists []*conflist
+	for _, a := range all {
+		if a.id == id && a.conflist != nil {
+			lists = append(lists, a.conflist)
+		}
+	}
+	return lists, nil
+}
+
+// dropTornCache removes a cached result that cannot be read, so that DEL runs without one rather than not at all.
+func (m *Manager) dropTornCache(c *conflist, rt *libcni.RuntimeConf) {
+	if _, err := m.cni.GetNetworkListCachedResult(c.NetworkConfigList, rt); err == nil {
+		return
+	}
+	file := filepath.Join(m.CacheDir, "results", c.Name+"-"+rt.ContainerID+"-"+rt.IfName)
+	m.Log.Warn("cached result of a plugin is torn and dropped", "file", file)
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		m.Log.Warn("cached result of a plugin stays", "error", err)
+	}
+}
+
+// GC tears down what was set up for pods that are not in live, as far as cached results tell; and, where the networks are
+// exclusive, has the plugins release what belongs to no pod in live (the verb GC of CNI 1.1). No Setup of a pod that is not
+// in live may be under way.
+func (m *Manager) GC(ctx context.Context, live []string) error {
+	all, err := m.attachments()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, a := range all {
+		if slices.Contains(live, a.id) {
+			continue
+		}
+		if err := m.collect(ctx, a); err != nil {
+			errs = append(errs, fmt.Errorf("network of lost pod %s: %w", a.id, withContext(ctx, err)))
+		}
+	}
+	if err := m.collectByPlugins(ctx, live); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manager) collect(ctx context.Context, a attachment) error {
+	if a.conflist == nil {
+		// The file says no more than the id; what else there is to know is on the node, if not now then later.
+		if _, err := m.current(); err != nil {
+			return nil //nolint:nilerr // the reason is shown by Ready
+		}
+		if err := m.Teardown(ctx, Pod{ID: a.id}); err != nil {
+			return err
+		}
+		if err := os.Remove(a.file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	rt := &libcni.RuntimeConf{ContainerID: a.id, IfName: IfName, Args: a.args, CapabilityArgs: a.caps}
+	if Pinned(a.netns) {
+		rt.NetNS = a.netns
+	}
+	m.dropTornCache(a.conflist, rt)
+	if err := m.cni.DelNetworkList(ctx, a.conflist.NetworkConfigList, rt); err != nil {
+		return fmt.Errorf("network %s: %w", a.conflist.Name, err)
+	}
+	return nil
+}
+
+func (m *Manager) collectByPlugins(ctx context.Context, live []string) error {
+	if !m.ExclusiveNetworks {
+		return nil
+	}
+	c, err := m.current()
+	if err != nil {
+		return nil //nolint:nilerr // the reason is shown by Ready; there is nothing to run
+	}
+	args := &libcni.GCArgs{ValidAttachments: []cnitypes.GCAttachment{}}
+	for _, id := range live {
+		args.ValidAttachments = append(args.ValidAttachments, cnitypes.GCAttachment{ContainerID: id, IfName: IfName})
+	}
+	if err := m.cni.GCNetworkList(ctx, c.NetworkConfigList, args); err != nil {
+		return fmt.Errorf("network %s: %w", c.Name, withContext(ctx, err))
+	}
+	return nil
+}

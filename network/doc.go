@@ -1,0 +1,29 @@
+// Package network gives pods their network through CNI, and makes and pins their namespaces.
+//
+// [Manager] runs the plugins of the configuration that the node has. It promises:
+//   - the first configuration in lexical order is used; one that appears, changes or vanishes later, and a plugin that is
+//     installed later, is seen within seconds and without a restart, also when the directories were made anew; until then
+//     [Manager.Ready] says what is missing;
+//   - [Manager.Teardown] works where it matters: after a crash in [Manager.Setup], after a reboot (the namespace is gone),
+//     with a torn result cache, and with no configuration on the node any more, from the bytes that the caller kept;
+//   - a plugin that hangs ends with the caller's context, with all processes of its group; one that says too much is
+//     stopped; its type is a name, never a path (CVE-2021-20206);
+//   - errors name pod, network and plugin. Classes: errdefs.ErrUnavailable where the node is not ready for the pod (yet),
+//     errdefs.ErrInvalidArgument where the request is wrong.
+//
+// [Pin] makes network, IPC and UTS namespaces without starting a process and without leaving a thread in them, and keeps
+// them by bind mounts. A pin that exists is whole: hostname, loopback and sysctls are set before. [Unpin] releases the
+// namespaces in every mount namespace that had come to hold a copy of the pin.
+//
+// It does not serialise calls for one pod (the caller holds a lock for each), does not retry, and does not watch the
+// network of a pod that runs.
+//
+//	m, err := network.Open(network.Options{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"}, CacheDir: dir})
+//	...
+//	err = network.Pin(network.NamespaceSet{Net: net, IPC: ipc, UTS: uts, Hostname: "web-0"})
+//	pod.Conflist, err = m.Conflist() // kept in the pod's record before the plugins run
+//	res, err := m.Setup(ctx, pod)
+//	...
+//	err = m.Teardown(ctx, pod)
+//	err = network.Unpin(net, ipc, uts)
+package network

@@ -1,0 +1,191 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+	"github.com/fsnotify/fsnotify"
+)
+
+// DefaultCacheDir is where the results of plugins are kept. It is not CNI's own /var/lib/cni: whatever is in there and
+// belongs to no pod of ours is torn down by [Manager.GC].
+const DefaultCacheDir = "/var/lib/berth/cni"
+
+const (
+	// pollEvery finds what inotify cannot tell: directories that were made anew, and networks without inotify.
+	pollEvery = 2 * time.Second
+	// settle is how long a burst of changes (an installation) may take to be seen as one.
+	settle = 50 * time.Millisecond
+)
+
+// Options of a [Manager].
+type Options struct {
+	// ConfDir has the network configuration; it need not exist yet.
+	ConfDir string
+	// BinDirs have the plugins; they need not exist yet.
+	BinDirs []string
+	// CacheDir keeps the results of plugins for their DEL, for this manager alone. Empty means DefaultCacheDir.
+	CacheDir string
+	// ExclusiveNetworks says that nobody else on this node uses the networks of ConfDir, so that GC may also tell the
+	// plugins (CNI 1.1) to release what belongs to none of our pods.
+	ExclusiveNetworks bool
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// Manager runs the CNI plugins of a node.
+type Manager struct {
+	Options
+	cni     *libcni.CNIConfig
+	plugins *plugins
+	stop    chan struct{}
+	stopped sync.WaitGroup
+
+	mu       sync.Mutex
+	conflist *conflist // the current one, nil if none can be read
+	notReady error
+}
+
+// Open starts to watch the configuration. It succeeds without one.
+func Open(o Options) (*Manager, error) {
+	if o.ConfDir == "" || len(o.BinDirs) == 0 {
+		return nil, fmt.Errorf("network: no configuration or no plugin directory given: %w", errdefs.ErrInvalidArgument)
+	}
+	if o.CacheDir == "" {
+		o.CacheDir = DefaultCacheDir
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &plugins{log: o.Log}
+	m := &Manager{
+		Options:  o,
+		cni:      libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, p),
+		plugins:  p,
+		stop:     make(chan struct{}),
+		notReady: errors.New("network configuration not read yet"),
+	}
+	m.refresh()
+	m.stopped.Go(m.watch)
+	return m, nil
+}
+
+// Close ends the watch. Calls under way are not affected.
+func (m *Manager) Close() error {
+	close(m.stop)
+	m.stopped.Wait()
+	return nil
+}
+
+// Ready returns nil when pods can be set up, and otherwise the reason why not, for people.
+func (m *Manager) Ready() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.notReady
+}
+
+// Conflist returns the bytes of the configuration that a Setup would use now. Keep them with the pod's record before
+// Setup and pass them to it, and Teardown can do its work whatever happens in between.
+func (m *Manager) Conflist() ([]byte, error) {
+	c, err := m.current()
+	if err != nil {
+		return nil, err
+	}
+	return slices.Clone(c.Bytes), nil
+}
+
+// current is the configuration to use, if the network is ready. Whoever asks when it is not may know more than we do yet.
+func (m *Manager) current() (*conflist, error) {
+	if m.Ready() != nil {
+		m.refresh()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.notReady != nil {
+		return nil, fmt.Errorf("network is not ready: %w: %w", m.notReady, errdefs.ErrUnavailable)
+	}
+	return m.conflist, nil
+}
+
+// refresh reads the configuration and looks for its plugins.
+func (m *Manager) refresh() {
+	c, reason := loadDir(m.ConfDir)
+	if reason == nil {
+		reason = m.missing(c)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	was := m.notReady
+	switch {
+	case reason == nil && was != nil:
+		m.Log.Info("network is ready", "network", c.Name, "file", c.file)
+	case reason == nil && m.conflist != nil && string(m.conflist.Bytes) != string(c.Bytes):
+		m.Log.Info("network configuration changed", "network", c.Name, "file", c.file)
+	case reason != nil && (was == nil || was.Error() != reason.Error()):
+		m.Log.Warn("network is not ready", "reason", reason)
+	}
+	m.conflist, m.notReady = c, reason
+}
+
+// missing says which plugins of a network are not installed.
+func (m *Manager) missing(c *conflist) error {
+	var missing []string
+	for _, typ := range types(c.NetworkConfigList) {
+		if _, err := m.plugins.FindInPath(typ, m.BinDirs); err != nil && !slices.Contains(missing, typ) {
+			missing = append(missing, typ)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return fmt.Errorf("network %s (%s): no plugin %s in %s", c.Name, c.file, strings.Join(missing, ", "), strings.Join(m.BinDirs, ":"))
+}
+
+// watch refreshes when a directory changes, and now and then.
+func (m *Manager) watch() {
+	var events <-chan fsnotify.Event
+	var failures <-chan error
+	add := func() {}
+	if w, err := fsnotify.NewWatcher(); err != nil {
+		m.Log.Warn("no inotify; network configuration is polled", "error", err)
+	} else {
+		defer w.Close() //nolint:errcheck // nothing to lose
+		events, failures = w.Events, w.Errors
+		add = func() {
+			for _, dir := range append([]string{m.ConfDir}, m.BinDirs...) {
+				_ = w.Add(filepath.Clean(dir)) // it may not be there yet; the next round sees
+			}
+		}
+	}
+	add()
+	m.refresh() // what changed between Open and the watch
+	poll := time.NewTicker(pollEvery)
+	defer poll.Stop()
+	var settled <-chan time.Time
+	for {
+		select {
+		case <-m.stop:
+			return
+		case <-events:
+			if settled == nil {
+				settled = time.After(settle)
+			}
+		case err := <-failures:
+			m.Log.Debug("inotify", "error", err) // an overflow, at worst: the poll follows
+		case <-settled:
+			settled = nil
+			m.refresh()
+		case <-poll.C:
+			add()
+			m.refresh()
+		}
+	}
+}
