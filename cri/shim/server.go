@@ -25,6 +25,7 @@ type Server struct {
 
 	mu         sync.Mutex
 	containers map[string]*container
+	making     map[string]chan struct{} // being created; closed when that has ended
 	watchers   map[*watcher]struct{}
 	quit       chan struct{}
 }
@@ -46,7 +47,7 @@ func Serve(dir string, sharedPID bool, ready func()) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl PR_SET_CHILD_SUBREAPER", err)
 	}
-	s := &Server{dir: dir, reaper: startReaper(), containers: map[string]*container{}, watchers: map[*watcher]struct{}{}, quit: make(chan struct{})}
+	s := &Server{dir: dir, reaper: startReaper(), containers: map[string]*container{}, making: map[string]chan struct{}{}, watchers: map[*watcher]struct{}{}, quit: make(chan struct{})}
 	s.helpers.reaper = s.reaper
 	if sharedPID {
 		if err := s.startPause(); err != nil {
@@ -165,7 +166,9 @@ func (s *Server) serve(c *conn) {
 			res.Code = coded.Code
 		}
 	}
-	_ = c.send(res) // a client that has gone asks again
+	if err := c.send(res); err != nil && req.Verb == VerbCreate && res.Error == "" {
+		s.orphaned(req.Create.ID)
+	}
 	if req.Verb == VerbShutdown && res.Error == "" {
 		close(s.quit)
 	}
@@ -209,9 +212,7 @@ func (s *Server) handle(req Request, files []*os.File, res *Response) error {
 		}
 		return nil
 	}
-	s.mu.Lock()
-	c := s.containers[req.ID]
-	s.mu.Unlock()
+	c := s.container(req.ID)
 	if c == nil {
 		return &Error{CodeNotFound, "no container " + req.ID}
 	}
@@ -253,6 +254,27 @@ func (s *Server) handle(req Request, files []*os.File, res *Response) error {
 	return &Error{CodeInvalid, "unknown verb " + fmt.Sprintf("%.20q", req.Verb)}
 }
 
+// container looks a container up. One that is just being created, for a client that may have died since, is waited for.
+func (s *Server) container(id string) *container {
+	s.mu.Lock()
+	c, making := s.containers[id], s.making[id]
+	s.mu.Unlock()
+	if c == nil && making != nil {
+		<-making
+		s.mu.Lock()
+		c = s.containers[id]
+		s.mu.Unlock()
+	}
+	return c
+}
+
+// orphaned kills a container whose creator has gone before it heard of it: it has no record of it.
+func (s *Server) orphaned(id string) {
+	if c := s.container(id); c != nil {
+		_ = c.kill(int(unix.SIGKILL), true)
+	}
+}
+
 func (c *container) snapshot() State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -262,6 +284,19 @@ func (c *container) snapshot() State {
 func (s *Server) create(req CreateRequest, logFile *os.File) (int, error) {
 	s.mu.Lock()
 	_, exists := s.containers[req.ID]
+	if s.making[req.ID] != nil {
+		exists = true
+	}
+	made := make(chan struct{})
+	if !exists {
+		s.making[req.ID] = made
+		defer func() {
+			s.mu.Lock()
+			delete(s.making, req.ID)
+			s.mu.Unlock()
+			close(made)
+		}()
+	}
 	s.mu.Unlock()
 	if exists {
 		if logFile != nil {
