@@ -84,14 +84,14 @@ func (e *plugins) run(ctx context.Context, program string, stdin []byte, environ
 	case stdout.over:
 		return nil, fmt.Errorf("more than %d bytes of output: %w", maxOutput, errdefs.ErrResourceExhausted)
 	case ctx.Err() != nil && err != nil:
-		return nil, fmt.Errorf("killed: %w%s", ctx.Err(), said("stderr", stderr.Bytes()))
+		return nil, fmt.Errorf("killed: %w%s", ctx.Err(), said("stderr", stderr.buf.Bytes()))
 	case err == nil, errors.Is(err, exec.ErrWaitDelay): // a process that it left behind holds its stdout
-		if stderr.Len() > 0 {
-			e.log.Debug("cni plugin wrote to stderr", "plugin", program, "stderr", quote(stderr.Bytes()))
+		if stderr.buf.Len() > 0 {
+			e.log.Debug("cni plugin wrote to stderr", "plugin", program, "stderr", quote(stderr.buf.Bytes()))
 		}
-		return stdout.Bytes(), nil
+		return stdout.buf.Bytes(), nil
 	}
-	return nil, failure(err, stdout.Bytes(), stderr.Bytes())
+	return nil, failure(err, stdout.buf.Bytes(), stderr.buf.Bytes())
 }
 
 // failure makes an error of what a plugin left that failed.
@@ -127,20 +127,21 @@ func quote(data []byte) string {
 	return fmt.Sprintf("%q", data)
 }
 
-// bounded keeps the first max bytes. What comes after is dropped; overflow, if not nil, is called then.
+// bounded keeps the first max bytes. What comes after is dropped; overflow, if not nil, is called then. The buffer is not
+// embedded: io.Copy would find its ReadFrom, which has no bound.
 type bounded struct {
-	bytes.Buffer
+	buf      bytes.Buffer
 	max      int
 	overflow func() error
 	over     bool
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	room := max(0, b.max-b.Len())
+	room := b.max - b.buf.Len()
 	if len(p) <= room {
-		return b.Buffer.Write(p)
+		return b.buf.Write(p)
 	}
-	b.Buffer.Write(p[:room])
+	b.buf.Write(p[:room])
 	if b.overflow != nil && !b.over {
 		_ = b.overflow() // the process has ended by itself
 	}

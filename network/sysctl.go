@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -98,7 +99,11 @@ func writeSysctls(all []sysctl) error {
 	}
 	defer proc.Close() //nolint:errcheck // opened for reading
 	for _, s := range all {
-		if err := s.write(proc); err != nil {
+		err := s.write(proc)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		if err != nil {
 			return fmt.Errorf("sysctl %s = %q: %w", s.path, s.value, err)
 		}
 	}
