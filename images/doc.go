@@ -1,0 +1,36 @@
+// Package images pulls container images, keeps them, and mounts them as root file systems.
+//
+// It promises:
+//   - an image is visible only when it is whole and durable: every digest and size was verified while the bytes
+//     streamed, everything unpacked was flushed by one syncfs, and one bbolt transaction made it appear. A process killed
+//     at any step of a pull, or a power cut, leaves the image as it was before, and [Open] sweeps the rest;
+//   - a layer is unpacked once, into a directory named after its chain ID, in a staging directory of mode 0700 that
+//     nobody else can enter, and renamed into place. The layers of an image are fetched and unpacked side by side: overlay
+//     does not need a layer's parents to unpack it;
+//   - pulls of one reference with the same credentials are one pull, and unpacks of one layer are one unpack, whoever
+//     asks; a caller who gives up gets its context's error at once, and the work ends when nobody waits for it any more;
+//   - credentials go to the registry that they are for, and to token servers on that host or listed for it; never to
+//     mirrors, redirect targets or foreign token realms;
+//   - reads ([Store.Image], [Store.Images], [Store.Usage]) come from memory and wait for no pull;
+//   - a layer that a prepared root file system uses stays until [Store.Release], whatever happens to its image.
+//
+// It does not keep the compressed blobs: they are dropped while they are unpacked, so an image needs only the space of
+// its unpacked layers and cannot be pushed or exported again. It does not sign-check, decrypt, lazily load or convert
+// images, and it does not know Kubernetes: who may use which image is for the caller to decide.
+//
+// On disk, below Options.Root (mode 0700 whatever the umask):
+//
+//	meta.db              images, references and layers (bbolt)
+//	layers/ALG-HEX/      unpacked layers, named by chain ID, in overlayfs's own form (whiteouts, opaque marks)
+//	rootfs/KEY/          record.json, upper, work: one prepared root file system; no fsync, since it dies with its container
+//	views/HASH/          record.json: one read-only view, so that its layers stay
+//	tmp/ trash/          work under way; what is to be deleted. Both are emptied by Open and in the background
+//
+// Example:
+//
+//	store, err := images.Open(images.Options{Root: "/var/lib/berth/images", CertsD: "/etc/berth/certs.d", Log: log})
+//	...
+//	img, err := store.Pull(ctx, "registry.k8s.io/pause:3.10", nil)
+//	err = store.Prepare(id, img.ID)
+//	err = store.Mount(ctx, id, "/run/berth/containers/"+id+"/rootfs")
+package images

@@ -1,0 +1,123 @@
+package images
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// transferError marks what went wrong between the registry and here, as opposed to with the content or the disk.
+type transferError struct{ err error }
+
+func (e *transferError) Error() string { return e.err.Error() }
+func (e *transferError) Unwrap() error { return e.err }
+
+// errContent says that bytes are not those that a digest promised.
+var errContent = errors.New("content is not what its digest says")
+
+const fetchTries = 3
+
+// blob fetches what desc names and hands it to consume while it is verified. consume must read to the end, and begin
+// anew each time: after a failure the next mirror is asked.
+func (src *source) blob(ctx context.Context, desc ocispec.Descriptor, limit int64, consume func(io.Reader) error) error {
+	// Foreign layers name URLs that any image author chooses: fetching them would let an image reach what only this
+	// node reaches. Data is a copy that would have to be verified as well.
+	desc.URLs, desc.Data, desc.Annotations = nil, nil, nil
+	if err := checkDescriptor(desc, max(limit, 1)); err != nil {
+		return err
+	}
+	var errs []error
+	for range fetchTries {
+		who := &served{}
+		err := src.blobOnce(context.WithValue(ctx, servedKey{}, who), desc, limit, consume)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		errs = append(errs, err)
+		_, transfer := errors.AsType[*transferError](err)
+		if !transfer && !errors.Is(err, errContent) {
+			break
+		}
+		if !src.leaveOut(who.get()) && !transfer {
+			break // the only registry has other bytes: it will not have better ones in a second
+		}
+	}
+	return errs[len(errs)-1]
+}
+
+func (src *source) blobOnce(ctx context.Context, desc ocispec.Descriptor, limit int64, consume func(io.Reader) error) error {
+	ctx = context.WithValue(quietly(ctx), limitKey{}, limit)
+	fetcher, err := src.resolver.Fetcher(ctx, src.named.String())
+	if err != nil {
+		return err
+	}
+	rc, err := fetcher.Fetch(ctx, desc)
+	if err != nil {
+		return err
+	}
+	defer rc.Close()
+	v := &verifier{r: rc, desc: desc, hash: desc.Digest.Algorithm().Hash()}
+	if err := consume(v); err != nil {
+		return err
+	}
+	if !v.ended {
+		return fmt.Errorf("%s was not read to its end", desc.Digest)
+	}
+	return nil
+}
+
+// document fetches a small document whole.
+func (src *source) document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	var buf bytes.Buffer
+	err := src.blob(ctx, desc, maxDocument, func(r io.Reader) error {
+		buf.Reset()
+		_, err := io.Copy(&buf, r)
+		return err
+	})
+	return buf.Bytes(), err
+}
+
+// verifier passes bytes on while it counts and hashes them; its EOF means that they are those that the descriptor names.
+type verifier struct {
+	r     io.Reader
+	desc  ocispec.Descriptor
+	hash  hash.Hash
+	n     int64
+	ended bool
+}
+
+// Read implements io.Reader.
+func (v *verifier) Read(p []byte) (int, error) {
+	n, err := v.r.Read(p)
+	v.hash.Write(p[:n])
+	v.n += int64(n)
+	if v.n > v.desc.Size {
+		return 0, fmt.Errorf("%s: longer than %d bytes: %w", v.desc.Digest, v.desc.Size, errContent)
+	}
+	switch {
+	case err == io.EOF:
+		if v.n != v.desc.Size {
+			return n, fmt.Errorf("%s: %d bytes instead of %d: %w", v.desc.Digest, v.n, v.desc.Size, errContent)
+		}
+		if got := digest.NewDigest(v.desc.Digest.Algorithm(), v.hash); got != v.desc.Digest {
+			return n, fmt.Errorf("%s: the digest of what came is %s: %w", v.desc.Digest, got, errContent)
+		}
+		v.ended = true
+	case err != nil && errdefs.IsFailedPrecondition(err):
+		// containerd's reader noticed that there is more than the descriptor says.
+		return n, fmt.Errorf("%s: longer than %d bytes: %w", v.desc.Digest, v.desc.Size, errContent)
+	case err != nil && !errdefs.IsNotFound(err):
+		err = &transferError{err}
+	}
+	return n, err
+}

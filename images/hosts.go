@@ -1,0 +1,250 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/remotes/docker/config"
+	"github.com/containerd/errdefs"
+	clog "github.com/containerd/log"
+	"github.com/distribution/reference"
+	"github.com/pelletier/go-toml/v2"
+	"github.com/sirupsen/logrus"
+)
+
+// hostsFile is what berth itself reads of a registry's hosts.toml; the rest is containerd's to read.
+type hostsFile struct {
+	Server string `toml:"server"`
+	// TokenHosts are further hosts whose token servers get this registry's credentials. containerd does not know it
+	// and sends them to any.
+	TokenHosts []string `toml:"token_hosts"`
+	// The others are only named, so that a misspelt key is noticed.
+	Capabilities any                  `toml:"capabilities"`
+	CA           any                  `toml:"ca"`
+	Client       any                  `toml:"client"`
+	SkipVerify   any                  `toml:"skip_verify"`
+	Header       any                  `toml:"header"`
+	OverridePath any                  `toml:"override_path"`
+	DialTimeout  any                  `toml:"dial_timeout"`
+	Host         map[string]hostEntry `toml:"host"`
+}
+
+type hostEntry struct {
+	Capabilities any `toml:"capabilities"`
+	CA           any `toml:"ca"`
+	Client       any `toml:"client"`
+	SkipVerify   any `toml:"skip_verify"`
+	Header       any `toml:"header"`
+	OverridePath any `toml:"override_path"`
+	DialTimeout  any `toml:"dial_timeout"`
+}
+
+// knownTokenHosts are public registries whose token server is on another host of the same owner.
+var knownTokenHosts = map[string][]string{
+	"registry-1.docker.io": {"auth.docker.io"},
+	"registry.gitlab.com":  {"gitlab.com"},
+}
+
+// source is where one pull gets an image from: the registry and its mirrors, in order, with its credentials.
+type source struct {
+	named    reference.Named
+	resolver remotes.Resolver
+	pace     pace
+
+	mu    sync.Mutex
+	hosts []docker.RegistryHost
+	out   map[string]bool // mirrors that failed: left out for the rest of the pull
+	notes []string
+}
+
+// quiet keeps containerd's libraries from logging: they know the secrets of headers, and berth says what matters itself.
+var quiet = func() *clog.Entry {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	l.SetLevel(logrus.PanicLevel)
+	return logrus.NewEntry(l)
+}()
+
+// source reads the configuration of the registry that an image is from.
+func (s *Store) source(named reference.Named, cred credentials) (*source, error) {
+	domain := reference.Domain(named)
+	src := &source{named: named, out: map[string]bool{}, pace: s.pace}
+	opts := config.HostOptions{}
+	var file hostsFile
+	if s.certsD != "" {
+		dir, err := config.HostDirFromRoot(s.certsD)(domain)
+		switch {
+		case errdefs.IsNotFound(err):
+		case err != nil:
+			return nil, fmt.Errorf("registry configuration of %s: %w", domain, err)
+		default:
+			opts.HostDir = func(string) (string, error) { return dir, nil }
+			if file, err = s.readHostsFile(dir); err != nil {
+				return nil, err
+			}
+		}
+	}
+	hosts, err := config.ConfigureHosts(clog.WithLogger(s.ctx, quiet), opts)(domain)
+	if err != nil {
+		return nil, fmt.Errorf("registry configuration of %s: %w: %w", domain, err, errdefs.ErrFailedPrecondition)
+	}
+	if len(hosts) == 0 {
+		return nil, fmt.Errorf("registry configuration of %s names no host: %w", domain, errdefs.ErrFailedPrecondition)
+	}
+	bound := boundHosts(domain, file.Server, cred.server)
+	for i := range hosts {
+		src.guard(&hosts[i], hosts, file, bound, cred)
+	}
+	src.hosts = hosts
+	src.resolver = docker.NewResolver(docker.ResolverOptions{
+		Hosts:   func(string) ([]docker.RegistryHost, error) { return src.usable(), nil },
+		Headers: http.Header{"User-Agent": {"berth"}},
+	})
+	return src, nil
+}
+
+// readHostsFile reads hosts.toml strictly where containerd silently ignores the whole file, or a key of it, and pulls
+// from somewhere else than its author meant (containerd#12636).
+func (s *Store) readHostsFile(dir string) (file hostsFile, err error) {
+	path := filepath.Join(dir, "hosts.toml")
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return file, nil
+	}
+	if err != nil {
+		return file, fmt.Errorf("registry configuration: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return file, fmt.Errorf("registry configuration: %w", err)
+	}
+	dec := toml.NewDecoder(strings.NewReader(string(data))).DisallowUnknownFields()
+	err = dec.Decode(&file)
+	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		for _, e := range unknown.Errors {
+			row, _ := e.Position()
+			s.log.Warn("unknown key in registry configuration", "file", path, "line", row, "key", strings.Join(e.Key(), "."))
+		}
+		err = nil
+	}
+	if bad, ok := errors.AsType[*toml.DecodeError](err); ok {
+		row, column := bad.Position()
+		return file, fmt.Errorf("registry configuration %s: line %d, column %d: %w: %w", path, row, column, err, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return file, fmt.Errorf("registry configuration %s: %w: %w", path, err, errdefs.ErrFailedPrecondition)
+	}
+	return file, nil
+}
+
+// boundHosts returns the hosts that credentials are for: the one they name, or the registry of the image, by the name
+// of the reference, of Docker Hub's service, or of the server that hosts.toml says is the registry. A mirror is none.
+func boundHosts(domain, server, named string) map[string]bool {
+	if named != "" {
+		return map[string]bool{canonicalHost(named): true}
+	}
+	bound := map[string]bool{canonicalHost(domain): true}
+	if server != "" {
+		bound[canonicalHost(server)] = true
+	}
+	return bound
+}
+
+// canonicalHost makes host:port of a URL or host, with Docker Hub's many names as one. Without a scheme it is https's.
+func canonicalHost(s string) string {
+	scheme := "https"
+	if before, after, ok := strings.Cut(s, "://"); ok {
+		scheme, s = strings.ToLower(before), after
+	}
+	host, _, _ := strings.Cut(s, "/")
+	host = strings.ToLower(host)
+	switch host {
+	case "docker.io", "index.docker.io", "registry-1.docker.io":
+		host = "registry-1.docker.io"
+	}
+	return withPort(host, scheme)
+}
+
+func withPort(host, scheme string) string {
+	if _, _, err := net.SplitHostPort(host); err == nil {
+		return host
+	}
+	port := "443"
+	if scheme == "http" {
+		port = "80"
+	}
+	return net.JoinHostPort(strings.Trim(host, "[]"), port)
+}
+
+// urlHost returns host:port of a URL.
+func urlHost(u *url.URL) string { return withPort(strings.ToLower(u.Host), strings.ToLower(u.Scheme)) }
+
+// usable returns the hosts that did not fail in this pull.
+func (src *source) usable() []docker.RegistryHost {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	var hosts []docker.RegistryHost
+	for _, h := range src.hosts {
+		if !src.out[h.Host] {
+			hosts = append(hosts, h)
+		}
+	}
+	return hosts
+}
+
+// leaveOut leaves a host out for the rest of the pull. It returns false where there is no other.
+func (src *source) leaveOut(host string) bool {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	left := 0
+	for _, h := range src.hosts {
+		if h.Host != host && !src.out[h.Host] {
+			left++
+		}
+	}
+	if left == 0 {
+		return false
+	}
+	src.out[host] = true
+	return true
+}
+
+// note keeps something that the error of the pull, if there is one, should say.
+func (src *source) note(text string) {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	for _, n := range src.notes {
+		if n == text {
+			return
+		}
+	}
+	src.notes = append(src.notes, text)
+}
+
+func (src *source) allNotes() []string {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	return append([]string(nil), src.notes...)
+}
+
+// close drops the connections.
+func (src *source) close() {
+	for _, h := range src.hosts {
+		h.Client.CloseIdleConnections()
+	}
+}
+
+// quietly gives the libraries a logger that says nothing.
+func quietly(ctx context.Context) context.Context { return clog.WithLogger(ctx, quiet) }

@@ -1,0 +1,171 @@
+package images
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Image is an image that is whole on this node, as it was when it was asked for. The caller owns it.
+type Image struct {
+	// ID is the digest of the configuration, so that one image from two registries is one.
+	ID digest.Digest
+	// RepoTags and RepoDigests are normalised references, sorted. An image whose tag moved on has only digests.
+	RepoTags, RepoDigests []string
+	// Size is that of the compressed layers and the configuration.
+	Size   int64
+	Config ocispec.Image
+	// Pinned: the kubelet must not garbage-collect it.
+	Pinned bool
+	// Layers are the chain IDs, bottom first.
+	Layers []ChainID
+}
+
+// Image returns the image that name means: a tag, a digest reference, an id, a prefix of one id (with or without
+// "sha256:"); a name without tag means :latest. It returns errdefs.ErrNotFound, or errdefs.ErrInvalidArgument for what
+// can be none of these.
+func (s *Store) Image(name string) (*Image, error) {
+	id, err := s.find(name)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	img, err := s.describe(id, s.refsOf(id))
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", quote(name), err)
+	}
+	return img, nil
+}
+
+// Images returns all images, ordered by id.
+func (s *Store) Images() []*Image {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	refs := make(map[digest.Digest][]string, len(s.images))
+	for ref, id := range s.refs {
+		refs[id] = append(refs[id], ref)
+	}
+	all := make([]*Image, 0, len(s.images))
+	for id := range s.images {
+		slices.Sort(refs[id])
+		if img, err := s.describe(id, refs[id]); err == nil {
+			all = append(all, img)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Image) int { return cmp.Compare(a.ID, b.ID) })
+	return all
+}
+
+// describe builds an Image from its record. Each caller gets its own, so that none can change another's environment
+// (CVE-2021-21334). The caller holds s.mu.
+func (s *Store) describe(id digest.Digest, refs []string) (*Image, error) {
+	rec := s.images[id]
+	if rec == nil {
+		return nil, errdefs.ErrNotFound
+	}
+	img := &Image{ID: id, Size: rec.Size, Layers: slices.Clone(rec.Layers)}
+	if err := json.Unmarshal(rec.Config, &img.Config); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	for _, ref := range refs {
+		if strings.Contains(ref, "@") {
+			img.RepoDigests = append(img.RepoDigests, ref)
+		} else {
+			img.RepoTags = append(img.RepoTags, ref)
+		}
+		img.Pinned = img.Pinned || isPause(ref)
+	}
+	return img, nil
+}
+
+// isPause says whether a reference is that of a pause image, whatever its registry. No runtime but berth lacks one, and
+// a kubelet's garbage collection that removes it breaks the other (kubernetes#81756).
+func isPause(ref string) bool {
+	named, err := reference.ParseNormalizedNamed(ref)
+	return err == nil && path.Base(reference.Path(named)) == "pause"
+}
+
+// Remove removes the image that name means with all its references. Nil if there is none. Layers that a prepared root
+// file system uses stay until it is released.
+func (s *Store) Remove(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.change.Lock()
+	defer s.change.Unlock()
+	id, err := s.find(name)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.mu.RLock()
+	refs := s.refsOf(id)
+	s.mu.RUnlock()
+	if err := s.apply(changes{deleteImages: []digest.Digest{id}, deleteRefs: refs}); err != nil {
+		return fmt.Errorf("remove image %s: %w", quote(name), err)
+	}
+	if err := s.collect(); err != nil {
+		return fmt.Errorf("remove layers of image %s: %w", quote(name), err)
+	}
+	s.log.Info("image removed", "image", id, "references", refs)
+	return nil
+}
+
+// hold keeps layers from being deleted; it returns false, holding none, if one of them is not there.
+func (s *Store) hold(chains ...ChainID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, chain := range chains {
+		if s.layers[chain] == nil {
+			return false
+		}
+	}
+	for _, chain := range chains {
+		s.holds[chain]++
+	}
+	return true
+}
+
+// unhold gives up what hold took.
+func (s *Store) unhold(chains ...ChainID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, chain := range chains {
+		if s.holds[chain]--; s.holds[chain] <= 0 {
+			delete(s.holds, chain)
+		}
+	}
+}
+
+// opaqueBelow returns the layers that are seen, top first, as overlayfs wants them: what lies below an opaque layer is
+// not mounted.
+func (s *Store) lowers(chains []ChainID) ([]string, error) {
+	s.mu.RLock()
+	recs := maps.Clone(s.layers)
+	s.mu.RUnlock()
+	var dirs []string
+	for _, chain := range slices.Backward(chains) {
+		rec := recs[chain]
+		if rec == nil {
+			return nil, fmt.Errorf("layer %s: %w", chain, errdefs.ErrNotFound)
+		}
+		dirs = append(dirs, s.path(layersDir, chain.dir()))
+		if rec.Opaque {
+			break
+		}
+	}
+	return dirs, nil
+}

@@ -1,0 +1,436 @@
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/step"
+)
+
+// layersAtOnce is how many layers of one pull are fetched and unpacked at a time.
+const layersAtOnce = 3
+
+// Deadlines of steps. A pull as a whole has none: its pace is watched instead.
+const (
+	shortStep = 10 * time.Minute
+	longStep  = 24 * time.Hour
+)
+
+// pullKey tells pulls apart: by reference, and by who asks, so that nobody gets what another's credentials opened.
+type pullKey struct {
+	ref  string
+	cred credentials
+}
+
+// Pull pulls an image and returns it once it is whole and durable. What is here already is not fetched again, but the
+// registry is asked each time, so that tags are up to date and credentials are checked.
+//
+// It returns errdefs.ErrInvalidArgument for a bad reference, errdefs.ErrNotFound for an image that is not in the
+// registry or not for this platform, ErrRegistryUnavailable where the registry cannot be reached, and the context's
+// error as soon as the context ends.
+func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (*Image, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	named, err := parseReference(ref)
+	if err != nil {
+		return nil, err
+	}
+	cred, err := auth.parse()
+	if err != nil {
+		return nil, err
+	}
+	img, release, _, err := s.pulls.acquire(ctx, s.ctx, pullKey{named.String(), cred}, func(ctx context.Context) (*Image, error) {
+		return s.pull(ctx, named, cred)
+	})
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("pull %s: %w", named, ctx.Err())
+		}
+		return nil, err
+	}
+	defer release()
+	if own, err := s.Image(string(img.ID)); err == nil {
+		return own, nil
+	}
+	return img, nil // removed meanwhile
+}
+
+// pull is one pull under way.
+type pull struct {
+	s     *Store
+	named reference.Named
+	src   *source
+
+	top      ocispec.Descriptor
+	manifest digest.Digest
+	id       digest.Digest
+	config   []byte
+	size     int64
+	layers   []ocispec.Descriptor
+	diffIDs  []digest.Digest
+	chains   []ChainID
+	parts    []part
+	known    bool // the image is here
+	slots    chan struct{}
+}
+
+// errRemoved says that an image which was here, and therefore not fetched, was removed before it got its new reference.
+var errRemoved = fmt.Errorf("the image was removed while it was pulled again: %w", errdefs.ErrUnavailable)
+
+// removedTries is how often a pull begins again because of that.
+const removedTries = 3
+
+// part is one layer of a pull: staged, or here already and held.
+type part struct {
+	staged  *stagedLayer
+	root    *os.File
+	release func()
+}
+
+func (s *Store) pull(ctx context.Context, named reference.Named, cred credentials) (*Image, error) {
+	start := time.Now()
+	src, err := s.source(named, cred)
+	if err != nil {
+		return nil, err
+	}
+	defer src.close()
+	var p *pull
+	var img *Image
+	for range removedTries {
+		p = &pull{s: s, named: named, src: src, slots: make(chan struct{}, layersAtOnce)}
+		stack := &step.Stack{Call: "PullImage", Owner: named.String(), Observe: s.observe}
+		img, err = p.run(ctx, stack)
+		if err != nil {
+			err = errors.Join(err, stack.Unwind(ctx))
+		}
+		p.releaseAll()
+		if !errors.Is(err, errRemoved) {
+			break
+		}
+	}
+	if err != nil {
+		err = p.explain(ctx, cred, err)
+		s.log.Warn("pull failed", "image", named.String(), "error", err, "after", time.Since(start).Round(time.Millisecond))
+		return nil, err
+	}
+	s.log.Info("image pulled", "image", named.String(), "id", img.ID, "layers", len(p.chains), "compressed", p.size,
+		"took", time.Since(start).Round(time.Millisecond))
+	return img, nil
+}
+
+// run does the steps. The layers are begun before it is known what their image is called, and the last two steps are
+// not cut short: what they do is either done or not.
+func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
+	if err := stack.Run(ctx,
+		step.Step{Name: "resolve", Timeout: shortStep, Do: p.resolve},
+		step.Step{Name: "manifest", Timeout: shortStep, Do: p.documents},
+	); err != nil {
+		return nil, err
+	}
+	if !p.known {
+		if err := stack.RunAll(ctx, p.layerSteps()...); err != nil {
+			return nil, err
+		}
+		if err := stack.Run(ctx,
+			step.Step{Name: "inherit", Timeout: shortStep, Do: p.inherit},
+			step.Step{Name: "sync", Timeout: shortStep, Do: p.sync},
+		); err != nil {
+			return nil, err
+		}
+	}
+	p.s.change.Lock()
+	defer p.s.change.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := stack.Run(context.WithoutCancel(ctx),
+		step.Step{Name: "publish", Timeout: longStep, Do: p.publish, Undo: p.unpublish},
+		step.Step{Name: "commit", Timeout: longStep, Do: p.commit},
+	); err != nil {
+		// Here and not later: nobody else may see the store between.
+		return nil, errors.Join(err, stack.Unwind(ctx))
+	}
+	img, err := p.s.Image(string(p.id))
+	if err != nil {
+		return nil, err
+	}
+	return img, nil
+}
+
+// resolve asks the registry what the reference means today.
+func (p *pull) resolve(ctx context.Context) error {
+	_, desc, err := p.src.resolver.Resolve(context.WithValue(quietly(ctx), limitKey{}, int64(maxDocument)), p.named.String())
+	if err != nil {
+		return err
+	}
+	if d, ok := p.named.(reference.Digested); ok && d.Digest() != desc.Digest {
+		return badImage("the registry gives %s for it", desc.Digest)
+	}
+	if desc.MediaType == dockerSchema1 || desc.MediaType == dockerSchema1Sig {
+		_, err := parseDocument(nil, dockerSchema1)
+		return err
+	}
+	if err := checkDescriptor(desc, maxDocument); err != nil {
+		return err
+	}
+	if !isIndexType(desc.MediaType) {
+		// Some registries call everything application/json; the document's own media type is checked instead. The
+		// fetcher asks for manifests only at a media type of a manifest.
+		if !isManifestType(desc.MediaType) {
+			desc.MediaType = ocispec.MediaTypeImageManifest
+			p.top = desc
+			p.top.ArtifactType = untyped
+			return nil
+		}
+	}
+	p.top = desc
+	return nil
+}
+
+// untyped marks a descriptor whose media type was made up.
+const untyped = "untyped"
+
+// documents fetches the index, the manifest for this platform and the configuration.
+func (p *pull) documents(ctx context.Context) error {
+	if p.s.knownManifest(p.named, p.top.Digest, p) {
+		return nil
+	}
+	w := &documentWalk{src: p.src, want: platforms.Only(platforms.DefaultSpec())}
+	found, err := w.find(ctx, p.top, 0)
+	if err != nil {
+		return err
+	}
+	if found == nil {
+		return fmt.Errorf("it is not for %s, but for %v: %w", platforms.Format(platforms.DefaultSpec()), w.present, errdefs.ErrNotFound)
+	}
+	p.manifest, p.id, p.config = found.digest, found.manifest.Config.Digest, found.config
+	p.layers, p.diffIDs = found.manifest.Layers, found.image.RootFS.DiffIDs
+	p.size = found.manifest.Config.Size
+	for _, l := range p.layers {
+		p.size += l.Size
+	}
+	chain := identity.ChainIDs(append([]digest.Digest(nil), p.diffIDs...))
+	for _, c := range chain {
+		p.chains = append(p.chains, ChainID(c))
+	}
+	p.s.mu.RLock()
+	p.known = p.s.images[p.id] != nil
+	p.s.mu.RUnlock()
+	return nil
+}
+
+// knownManifest recognises a manifest or index that was pulled before, from whatever registry.
+func (s *Store) knownManifest(_ reference.Named, d digest.Digest, p *pull) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for ref, id := range s.refs {
+		if rec := s.images[id]; rec != nil && hasDigest(ref, d) {
+			p.id, p.config, p.size, p.chains, p.manifest, p.known = id, rec.Config, rec.Size, rec.Layers, rec.Manifest, true
+			return true
+		}
+	}
+	return false
+}
+
+func hasDigest(ref string, d digest.Digest) bool {
+	n := len(ref) - len(d)
+	return n > 0 && ref[n:] == string(d) && ref[n-1] == '@'
+}
+
+// layerSteps makes a step of each layer.
+func (p *pull) layerSteps() []step.Step {
+	p.parts = make([]part, len(p.chains))
+	steps := make([]step.Step, len(p.chains))
+	for i := range p.chains {
+		steps[i] = step.Step{
+			Name: fmt.Sprintf("layer-%d", i+1), Timeout: longStep,
+			Do:   func(ctx context.Context) error { return p.layer(ctx, i) },
+			Undo: func(context.Context) error { p.release(i); return nil },
+		}
+	}
+	return steps
+}
+
+// layer gets one layer: it is here, somebody is at it, or it is fetched and unpacked.
+func (p *pull) layer(ctx context.Context, i int) error {
+	chain := p.chains[i]
+	for {
+		if p.s.hold(chain) {
+			root, err := os.Open(p.s.path(layersDir, chain.dir()))
+			if err != nil {
+				p.s.unhold(chain)
+				return err
+			}
+			p.parts[i] = part{root: root, release: func() { root.Close(); p.s.unhold(chain) }}
+			return nil
+		}
+		staged, release, own, err := p.s.unpacks.acquire(ctx, p.s.ctx, chain, func(ctx context.Context) (*stagedLayer, error) {
+			select {
+			case p.slots <- struct{}{}:
+				defer func() { <-p.slots }()
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+			return p.s.unpack(ctx, p.src, p.layers[i], p.diffIDs[i], chain)
+		})
+		if err == nil {
+			// Held as well, so that it stays should another pull record it and its image be removed at once.
+			p.s.mu.Lock()
+			p.s.holds[chain]++
+			p.s.mu.Unlock()
+			p.parts[i] = part{staged: staged, root: staged.root, release: func() { release(); p.s.unhold(chain) }}
+			return nil
+		}
+		if own || ctx.Err() != nil {
+			return fmt.Errorf("layer %d of %d: %w", i+1, len(p.chains), err)
+		}
+		// Another pull's try failed, perhaps for reasons of its own: its registry, its credentials.
+	}
+}
+
+func (p *pull) release(i int) {
+	if r := p.parts[i].release; r != nil {
+		p.parts[i].release = nil
+		r()
+	}
+}
+
+func (p *pull) releaseAll() {
+	for i := range p.parts {
+		p.release(i)
+	}
+}
+
+// inherit gives directories that a layer has no entry for the attributes that they have below it: the only thing for
+// which a layer needs those below.
+func (p *pull) inherit(ctx context.Context) error {
+	for i, part := range p.parts {
+		if part.staged == nil {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		part.staged.inherit.Do(func() {
+			var below []*os.File
+			for j := i - 1; j >= 0 && !part.staged.rec.Opaque; j-- {
+				below = append(below, p.parts[j].root)
+			}
+			part.staged.err = inheritDirs(part.staged.root, part.staged.implicit, below)
+		})
+		if err := part.staged.err; err != nil {
+			return fmt.Errorf("layer %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+// sync makes everything unpacked durable, in one go for all layers.
+func (p *pull) sync(context.Context) error {
+	if err := unix.Syncfs(int(p.s.rootDir.Fd())); err != nil {
+		return fmt.Errorf("syncfs %s: %w", p.s.root, err)
+	}
+	return nil
+}
+
+// publish renames the staged layers into place. Nothing refers to them yet.
+func (p *pull) publish(context.Context) error {
+	renamed := false
+	for i, part := range p.parts {
+		if part.staged == nil || part.staged.published {
+			continue
+		}
+		p.s.mu.RLock()
+		there := p.s.layers[p.chains[i]] != nil
+		p.s.mu.RUnlock()
+		if there {
+			continue // another pull was first
+		}
+		at := p.s.path(layersDir, p.chains[i].dir())
+		if err := p.s.trash(at); err != nil { // what a failed publish may have left
+			return err
+		}
+		if err := os.Rename(part.staged.path, at); err != nil {
+			return err
+		}
+		part.staged.published = true
+		renamed = true
+	}
+	if !renamed {
+		return nil
+	}
+	return syncDir(p.s.path(layersDir))
+}
+
+// unpublish takes back what publish put in place and commit did not record. Another pull may still want it.
+func (p *pull) unpublish(context.Context) error {
+	var errs []error
+	for i, part := range p.parts {
+		if part.staged == nil || !part.staged.published {
+			continue
+		}
+		p.s.mu.RLock()
+		recorded := p.s.layers[p.chains[i]] != nil
+		p.s.mu.RUnlock()
+		if recorded {
+			continue
+		}
+		if err := os.Rename(p.s.path(layersDir, p.chains[i].dir()), part.staged.path); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		part.staged.published = false
+	}
+	return errors.Join(errs...)
+}
+
+// commit makes the image visible: one transaction.
+func (p *pull) commit(context.Context) error {
+	s := p.s
+	c := changes{
+		putImages: map[digest.Digest]*imageRecord{}, putRefs: map[string]digest.Digest{}, putLayers: map[ChainID]*layerRecord{},
+	}
+	s.mu.RLock()
+	if s.images[p.id] == nil {
+		for i, chain := range p.chains {
+			if s.layers[chain] != nil {
+				continue
+			}
+			if i >= len(p.parts) || p.parts[i].staged == nil {
+				s.mu.RUnlock()
+				return errRemoved
+			}
+			rec := p.parts[i].staged.rec
+			c.putLayers[chain] = &rec
+		}
+		c.putImages[p.id] = &imageRecord{Manifest: p.manifest, Config: json.RawMessage(p.config), Layers: p.chains, Size: p.size}
+	}
+	s.mu.RUnlock()
+	for _, ref := range p.references() {
+		c.putRefs[ref] = p.id
+	}
+	return s.apply(c)
+}
+
+// references are the names that the image has from this pull: the tag, unless a digest was asked for, and the digest.
+func (p *pull) references() []string {
+	repo := reference.TrimNamed(p.named)
+	var refs []string
+	if tagged, ok := p.named.(reference.Tagged); ok {
+		refs = append(refs, repo.Name()+":"+tagged.Tag())
+	}
+	return append(refs, repo.Name()+"@"+p.top.Digest.String())
+}

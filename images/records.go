@@ -1,0 +1,181 @@
+package images
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+)
+
+// ChainID names a layer together with all layers below it, as the OCI image specification defines it.
+type ChainID digest.Digest
+
+// String returns the digest in its usual form.
+func (c ChainID) String() string { return string(c) }
+
+// dir is the name of the layer's directory: the colon would have to be escaped in overlay's options.
+func (c ChainID) dir() string {
+	d := digest.Digest(c)
+	return d.Algorithm().String() + "-" + d.Encoded()
+}
+
+// imageRecord is what the database holds of an image. It is not changed once it is stored.
+type imageRecord struct {
+	// Manifest is the digest of the manifest that was pulled first.
+	Manifest digest.Digest `json:"manifest"`
+	// Config is the image's configuration as it came from the registry.
+	Config json.RawMessage `json:"config"`
+	Layers []ChainID       `json:"layers"`
+	Size   int64           `json:"size"`
+}
+
+// layerRecord is what the database holds of an unpacked layer.
+type layerRecord struct {
+	DiffID digest.Digest `json:"diffID"`
+	Bytes  uint64        `json:"bytes"`
+	Inodes uint64        `json:"inodes"`
+	// Opaque: the layer hides all layers below. Overlayfs knows no opaque root directory, so the mount leaves them out.
+	Opaque bool `json:"opaque,omitempty"`
+}
+
+var (
+	imagesBucket = []byte("images") // config digest → imageRecord
+	refsBucket   = []byte("refs")   // normalised tag or digest reference → config digest
+	layersBucket = []byte("layers") // chain ID → layerRecord
+)
+
+// changes are applied to the database in one transaction, then to memory.
+type changes struct {
+	putImages    map[digest.Digest]*imageRecord
+	putRefs      map[string]digest.Digest
+	putLayers    map[ChainID]*layerRecord
+	deleteImages []digest.Digest
+	deleteRefs   []string
+	deleteLayers []ChainID
+}
+
+// apply makes changes durable and then visible. The caller holds s.change.
+func (s *Store) apply(c changes) error {
+	err := s.db.Update(func(tx *bolt.Tx) error {
+		images, refs, layers := tx.Bucket(imagesBucket), tx.Bucket(refsBucket), tx.Bucket(layersBucket)
+		for _, id := range c.deleteImages {
+			if err := images.Delete([]byte(id)); err != nil {
+				return err
+			}
+		}
+		for _, ref := range c.deleteRefs {
+			if err := refs.Delete([]byte(ref)); err != nil {
+				return err
+			}
+		}
+		for _, chain := range c.deleteLayers {
+			if err := layers.Delete([]byte(chain)); err != nil {
+				return err
+			}
+		}
+		for chain, rec := range c.putLayers {
+			if err := putJSON(layers, string(chain), rec); err != nil {
+				return err
+			}
+		}
+		for id, rec := range c.putImages {
+			if err := putJSON(images, string(id), rec); err != nil {
+				return err
+			}
+		}
+		for ref, id := range c.putRefs {
+			if err := refs.Put([]byte(ref), []byte(id)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("write %s: %w", dbName, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range c.deleteImages {
+		delete(s.images, id)
+	}
+	for _, ref := range c.deleteRefs {
+		delete(s.refs, ref)
+	}
+	for _, chain := range c.deleteLayers {
+		delete(s.layers, chain)
+	}
+	maps.Copy(s.layers, c.putLayers)
+	maps.Copy(s.images, c.putImages)
+	maps.Copy(s.refs, c.putRefs)
+	return nil
+}
+
+func putJSON(b *bolt.Bucket, key string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return b.Put([]byte(key), data)
+}
+
+// load reads the database into memory. What cannot be read is left out and said: an image that is not listed is pulled
+// again, one that is listed must be whole.
+func (s *Store) load() (broken changes, err error) {
+	err = s.db.Update(func(tx *bolt.Tx) error {
+		for _, name := range [][]byte{imagesBucket, refsBucket, layersBucket} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return broken, err
+	}
+	err = s.db.View(func(tx *bolt.Tx) error {
+		if err := tx.Bucket(layersBucket).ForEach(func(k, v []byte) error {
+			rec, chain := new(layerRecord), ChainID(k)
+			if err := json.Unmarshal(v, rec); err != nil || digest.Digest(chain).Validate() != nil {
+				s.log.Error("unreadable layer record dropped", "layer", string(k), "error", err)
+				broken.deleteLayers = append(broken.deleteLayers, chain)
+				return nil
+			}
+			s.layers[chain] = rec
+			return nil
+		}); err != nil {
+			return err
+		}
+		if err := tx.Bucket(imagesBucket).ForEach(func(k, v []byte) error {
+			rec, id := new(imageRecord), digest.Digest(k)
+			if err := json.Unmarshal(v, rec); err != nil || id.Validate() != nil {
+				s.log.Error("unreadable image record dropped", "image", string(k), "error", err)
+				broken.deleteImages = append(broken.deleteImages, id)
+				return nil
+			}
+			s.images[id] = rec
+			return nil
+		}); err != nil {
+			return err
+		}
+		return tx.Bucket(refsBucket).ForEach(func(k, v []byte) error {
+			s.refs[string(k)] = digest.Digest(v)
+			return nil
+		})
+	})
+	return broken, err
+}
+
+// refsOf returns the references of an image, sorted. The caller holds s.mu.
+func (s *Store) refsOf(id digest.Digest) []string {
+	var refs []string
+	for ref, to := range s.refs {
+		if to == id {
+			refs = append(refs, ref)
+		}
+	}
+	slices.Sort(refs)
+	return refs
+}

@@ -1,0 +1,198 @@
+package images
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// recover brings memory, database and directories into agreement. Only what the database names counts: staging
+// directories, and layers that were renamed but not yet recorded, are what a killed pull left, and go.
+func (s *Store) recover() error {
+	broken, err := s.load()
+	if err != nil {
+		return err
+	}
+	if err := s.trashAll(tmpDir, func(string) bool { return false }); err != nil {
+		return err
+	}
+	onDisk := map[string]bool{}
+	known := map[string]bool{}
+	for chain := range s.layers {
+		known[chain.dir()] = true
+	}
+	if err := s.trashAll(layersDir, func(name string) bool {
+		onDisk[name] = true
+		return known[name]
+	}); err != nil {
+		return err
+	}
+	for chain := range s.layers {
+		if !onDisk[chain.dir()] {
+			s.log.Error("layer is recorded but not on disk", "layer", chain)
+			broken.deleteLayers = append(broken.deleteLayers, chain)
+			delete(s.layers, chain)
+		}
+	}
+	// Listed means complete: an image that lost a layer is not listed, so that the kubelet pulls it again.
+	for id, rec := range s.images {
+		for _, chain := range rec.Layers {
+			if s.layers[chain] == nil {
+				s.log.Error("image lost a layer and is dropped", "image", id, "layer", chain)
+				broken.deleteImages = append(broken.deleteImages, id)
+				delete(s.images, id)
+				break
+			}
+		}
+	}
+	for ref, id := range s.refs {
+		if s.images[id] == nil {
+			broken.deleteRefs = append(broken.deleteRefs, ref)
+		}
+	}
+	if err := s.loadRootfs(); err != nil {
+		return err
+	}
+	if err := s.loadViews(); err != nil {
+		return err
+	}
+	if len(broken.deleteImages)+len(broken.deleteLayers)+len(broken.deleteRefs) > 0 {
+		if err := s.apply(broken); err != nil {
+			return err
+		}
+	}
+	// Layers whose image went while a root file system used them, which is now gone, too.
+	return s.collect()
+}
+
+// trashAll moves the entries of a directory that keep refuses to the trash.
+func (s *Store) trashAll(dir string, keep func(name string) bool) error {
+	entries, err := os.ReadDir(s.path(dir))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if keep(e.Name()) {
+			continue
+		}
+		if err := s.trash(s.path(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var trashCount atomic.Uint64
+
+// unique returns a name that was not used before in this store's tmp or trash.
+func unique() string {
+	return strconv.FormatInt(time.Now().UnixNano(), 36) + "-" + strconv.Itoa(os.Getpid()) + "-" + strconv.FormatUint(trashCount.Add(1), 36)
+}
+
+// trash moves a tree away at once; it is deleted in the background. Nil if it is absent.
+func (s *Store) trash(path string) error {
+	err := os.Rename(path, s.path(trashDir, unique()))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("discard %s: %w", filepath.Base(path), err)
+	}
+	s.discard()
+	return nil
+}
+
+// discard wakes the worker that empties the trash.
+func (s *Store) discard() {
+	select {
+	case s.trashed <- struct{}{}:
+	default:
+	}
+}
+
+// emptyTrash deletes what was moved to the trash, until the store is closed. What is left then goes at the next Open.
+func (s *Store) emptyTrash() {
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.trashed:
+		}
+		entries, err := os.ReadDir(s.path(trashDir))
+		if err != nil {
+			s.log.Error("read trash", "error", err)
+			continue
+		}
+		for _, e := range entries {
+			if s.ctx.Err() != nil {
+				return
+			}
+			if err := os.RemoveAll(s.path(trashDir, e.Name())); err != nil {
+				s.log.Warn("delete discarded layer", "error", err)
+			}
+		}
+	}
+}
+
+// collect deletes the layers that nobody needs. The caller holds s.change, or is alone.
+func (s *Store) collect() error {
+	s.mu.RLock()
+	used := map[ChainID]bool{}
+	for _, rec := range s.images {
+		for _, chain := range rec.Layers {
+			used[chain] = true
+		}
+	}
+	var unused []ChainID
+	for chain := range s.layers {
+		if !used[chain] && s.holds[chain] == 0 {
+			unused = append(unused, chain)
+		}
+	}
+	s.mu.RUnlock()
+	if len(unused) == 0 {
+		return nil
+	}
+	// From here no pull finds them any more: what one already holds was just left out.
+	s.mu.Lock()
+	gone := unused[:0]
+	for _, chain := range unused {
+		if s.holds[chain] == 0 {
+			gone = append(gone, chain)
+			delete(s.layers, chain)
+		}
+	}
+	s.mu.Unlock()
+	if err := s.apply(changes{deleteLayers: gone}); err != nil {
+		// The records are still there, and so are the directories: the next Open, or a pull, takes them up.
+		return err
+	}
+	var errs []error
+	for _, chain := range gone {
+		errs = append(errs, s.trash(s.path(layersDir, chain.dir())))
+	}
+	return errors.Join(errs...)
+}
+
+// writeRecord puts a small record into a directory. It is not flushed: what it describes does not outlive a power cut.
+func writeRecord(dir string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, recordName), data, 0o600)
+}
+
+func readRecord(dir string, v any) error {
+	data, err := os.ReadFile(filepath.Join(dir, recordName))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%s: %w", strings.TrimSuffix(dir, "/"), err)
+	}
+	return nil
+}

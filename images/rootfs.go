@@ -1,0 +1,335 @@
+package images
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// rootfsRecord says what a prepared root file system is made of. It lies beside its upper directory and not in the
+// database, since it is on the way of every container's start and needs no fsync: it dies with its container.
+type rootfsRecord struct {
+	Image  digest.Digest `json:"image"`
+	Layers []ChainID     `json:"layers"`
+}
+
+// viewRecord is the same for a read-only view.
+type viewRecord struct {
+	rootfsRecord
+	Target string `json:"target"`
+}
+
+var keyPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]{0,127}$`)
+
+func checkKey(key string) error {
+	if !keyPattern.MatchString(key) {
+		return fmt.Errorf("root file system key %s: %w", quote(key), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// Prepare makes a writable root file system of an image, named key, and keeps the image's layers from being deleted
+// until Release. A second call with the same image changes nothing.
+func (s *Store) Prepare(key string, image digest.Digest) error {
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	rec, err := s.holdImage(image)
+	if err != nil {
+		return fmt.Errorf("prepare root file system %s: %w", key, err)
+	}
+	s.mu.Lock()
+	have := s.rootfs[key]
+	if have == nil {
+		s.rootfs[key] = rec // claimed, so that of two calls one makes it
+	}
+	s.mu.Unlock()
+	if have != nil {
+		s.unhold(rec.Layers...)
+		if have.Image != image {
+			return fmt.Errorf("root file system %s is of image %s: %w", key, have.Image, errdefs.ErrAlreadyExists)
+		}
+		return nil
+	}
+	if err := s.makeRootfs(key, rec); err != nil {
+		s.mu.Lock()
+		delete(s.rootfs, key)
+		s.mu.Unlock()
+		s.unhold(rec.Layers...)
+		return fmt.Errorf("prepare root file system %s: %w", key, err)
+	}
+	s.mu.Lock()
+	if s.rootfs[key] == rec {
+		s.usage[key] = Usage{Mountpoint: s.root, Bytes: 4096, Inodes: 1} // its root directory; counted from now on
+	}
+	s.mu.Unlock()
+	return nil
+}
+
+// holdImage returns what an image is made of, with its layers held.
+func (s *Store) holdImage(image digest.Digest) (*rootfsRecord, error) {
+	s.mu.RLock()
+	img := s.images[image]
+	s.mu.RUnlock()
+	if img == nil || !s.hold(img.Layers...) {
+		return nil, fmt.Errorf("image %s: %w", quote(string(image)), errdefs.ErrNotFound)
+	}
+	return &rootfsRecord{Image: image, Layers: slices.Clone(img.Layers)}, nil
+}
+
+// makeRootfs makes the directories in tmp and renames them into place, so that whatever is in place has a record.
+func (s *Store) makeRootfs(key string, rec *rootfsRecord) (err error) {
+	tmp := s.path(tmpDir, unique())
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.trash(tmp))
+		}
+	}()
+	upper := filepath.Join(tmp, "upper")
+	for _, dir := range []string{tmp, upper, filepath.Join(tmp, "work")} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	// The root directory that a container sees has the attributes of upper: those of the image's topmost layer.
+	lowers, err := s.lowers(rec.Layers)
+	if err != nil {
+		return err
+	}
+	top := s.path(emptyDir)
+	if len(lowers) > 0 {
+		top = lowers[0]
+	}
+	from, err := os.Open(top)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := os.Open(upper)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := copyMeta(int(to.Fd()), int(from.Fd())); err != nil {
+		return fmt.Errorf("attributes of the root directory: %w", err)
+	}
+	if err := writeRecord(tmp, rec); err != nil {
+		return err
+	}
+	return os.Rename(tmp, s.path(rootfsDir, key))
+}
+
+// Mount mounts the root file system key at target, a directory. Nil if it is mounted there already.
+func (s *Store) Mount(ctx context.Context, key, target string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.RLock()
+	rec := s.rootfs[key]
+	s.mu.RUnlock()
+	if rec == nil {
+		return fmt.Errorf("root file system %s: %w", quote(key), errdefs.ErrNotFound)
+	}
+	if mounted, err := isMountPoint(target); err != nil || mounted {
+		return err
+	}
+	lowers, err := s.lowers(rec.Layers)
+	if err != nil {
+		return fmt.Errorf("mount root file system %s: %w", key, err)
+	}
+	if len(lowers) == 0 {
+		lowers = []string{s.path(emptyDir)}
+	}
+	work := s.path(rootfsDir, key, "work")
+	// Left by a mount that was not undone in order, such as by a reboot; overlayfs refuses such a work directory,
+	// because of what upper may have lost. What a container wrote before a reboot is not looked at again.
+	if err := os.RemoveAll(filepath.Join(work, "work", "incompat")); err != nil {
+		return fmt.Errorf("mount root file system %s: %w", key, err)
+	}
+	o := overlay{lowers: lowers, upper: s.UpperDir(key), work: work}
+	if err := o.mount(target); err != nil {
+		return fmt.Errorf("mount root file system %s at %s: %w", key, target, err)
+	}
+	return nil
+}
+
+// MountView mounts an image alone, read-only, at target. Its layers stay until Unmount of that target.
+func (s *Store) MountView(ctx context.Context, image digest.Digest, target string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if mounted, err := isMountPoint(target); err != nil || mounted {
+		return err
+	}
+	rec, err := s.holdImage(image)
+	if err != nil {
+		return fmt.Errorf("view: %w", err)
+	}
+	name := viewName(target)
+	view := &viewRecord{rootfsRecord: *rec, Target: target}
+	s.mu.Lock()
+	old := s.views[name]
+	s.views[name] = view
+	s.mu.Unlock()
+	if old != nil {
+		s.unhold(old.Layers...)
+	}
+	err = s.makeView(name, view)
+	if err != nil {
+		return errors.Join(fmt.Errorf("view of image %s at %s: %w", image, target, err), s.dropView(target))
+	}
+	return nil
+}
+
+func (s *Store) makeView(name string, view *viewRecord) error {
+	dir := s.path(viewsDir, name)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := writeRecord(dir, view); err != nil {
+		return err
+	}
+	lowers, err := s.lowers(view.Layers)
+	if err != nil {
+		return err
+	}
+	// Without an upper directory overlayfs wants two lower ones.
+	for len(lowers) < 2 {
+		lowers = append(lowers, s.path(emptyDir))
+	}
+	return overlay{lowers: lowers}.mount(view.Target)
+}
+
+func viewName(target string) string {
+	sum := sha256.Sum256([]byte(filepath.Clean(target)))
+	return hex.EncodeToString(sum[:])
+}
+
+// dropView gives up what a view holds. Nil if there is none at target.
+func (s *Store) dropView(target string) error {
+	name := viewName(target)
+	s.mu.Lock()
+	view := s.views[name]
+	delete(s.views, name)
+	s.mu.Unlock()
+	if view == nil {
+		return nil
+	}
+	s.unhold(view.Layers...)
+	if err := s.trash(s.path(viewsDir, name)); err != nil {
+		return err
+	}
+	return s.collectAfter(view.Image)
+}
+
+// Unmount unmounts what is mounted at target. Nil if nothing is.
+func (s *Store) Unmount(target string) error {
+	if err := unmount(target); err != nil {
+		return err
+	}
+	return s.dropView(target)
+}
+
+// Release deletes a root file system, which must not be mounted any more, and gives its layers up. Nil if it is absent.
+func (s *Store) Release(key string) error {
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	rec := s.rootfs[key]
+	delete(s.usage, key)
+	s.mu.Unlock()
+	if rec == nil {
+		return nil
+	}
+	if err := s.trash(s.path(rootfsDir, key)); err != nil {
+		return fmt.Errorf("release root file system %s: %w", key, err)
+	}
+	s.mu.Lock()
+	mine := s.rootfs[key] == rec
+	if mine {
+		delete(s.rootfs, key)
+	}
+	s.mu.Unlock()
+	if !mine {
+		return nil // released by another call
+	}
+	s.unhold(rec.Layers...)
+	if err := s.collectAfter(rec.Image); err != nil {
+		return fmt.Errorf("release root file system %s: %w", key, err)
+	}
+	return nil
+}
+
+// collectAfter deletes unused layers when an image's user has gone, which is only to be looked for when the image itself
+// is gone, too.
+func (s *Store) collectAfter(image digest.Digest) error {
+	s.mu.RLock()
+	there := s.images[image] != nil
+	s.mu.RUnlock()
+	if there {
+		return nil
+	}
+	s.change.Lock()
+	defer s.change.Unlock()
+	return s.collect()
+}
+
+// Keys returns the keys of all prepared root file systems, sorted.
+func (s *Store) Keys() []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	keys := make([]string, 0, len(s.rootfs))
+	for key := range s.rootfs {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// UpperDir is where what a container writes to its root file system is kept.
+func (s *Store) UpperDir(key string) string { return s.path(rootfsDir, key, "upper") }
+
+// loadRootfs reads the records of root file systems at Open. One that is torn, or whose layers are gone, cannot be
+// mounted again: it goes.
+func (s *Store) loadRootfs() error {
+	return s.trashAll(rootfsDir, func(key string) bool {
+		rec := new(rootfsRecord)
+		if err := readRecord(s.path(rootfsDir, key), rec); err != nil {
+			s.log.Warn("unreadable root file system discarded", "key", key, "error", err)
+			return false
+		}
+		if checkKey(key) != nil || !s.hold(rec.Layers...) {
+			s.log.Warn("root file system without its layers discarded", "key", key)
+			return false
+		}
+		s.rootfs[key] = rec
+		return true
+	})
+}
+
+// loadViews keeps the records of views that are still mounted.
+func (s *Store) loadViews() error {
+	return s.trashAll(viewsDir, func(name string) bool {
+		view := new(viewRecord)
+		if err := readRecord(s.path(viewsDir, name), view); err != nil {
+			return false
+		}
+		var fs unix.Statfs_t
+		if err := unix.Statfs(view.Target, &fs); err != nil || fs.Type != unix.OVERLAYFS_SUPER_MAGIC || !s.hold(view.Layers...) {
+			return false
+		}
+		s.views[name] = view
+		return true
+	})
+}

@@ -1,0 +1,181 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/step"
+)
+
+// Options say where a store lives and whom it tells.
+type Options struct {
+	// Root is the store's directory. It is made, and given mode 0700.
+	Root string
+	// CertsD is the directory of registry configuration (HOST/hosts.toml, containerd's format); "" for none.
+	CertsD string
+	// Log may be nil.
+	Log *slog.Logger
+	// Observe, if not nil, is told the end of each step of a pull.
+	Observe func(step.Event)
+}
+
+// Store is the images of one node. Its methods may be called side by side.
+type Store struct {
+	root    string
+	rootDir *os.File
+	certsD  string
+	log     *slog.Logger
+	observe func(step.Event)
+	db      *bolt.DB
+	pace    pace
+	bounds  bounds
+
+	ctx     context.Context
+	stop    context.CancelFunc
+	workers sync.WaitGroup
+	trashed chan struct{}
+
+	pulls   shared[pullKey, *Image]
+	unpacks shared[ChainID, *stagedLayer]
+
+	// change lets one change of the store happen at a time. It is taken before mu, and held over I/O.
+	change sync.Mutex
+	// mu guards what follows and is never held over I/O, so that reads never wait for a pull.
+	mu     sync.RWMutex
+	images map[digest.Digest]*imageRecord
+	refs   map[string]digest.Digest
+	layers map[ChainID]*layerRecord
+	// holds counts who, other than images, needs a layer: prepared root file systems, views and pulls under way.
+	holds  map[ChainID]int
+	rootfs map[string]*rootfsRecord
+	views  map[string]*viewRecord
+	usage  map[string]Usage // of the writable layers, as last counted
+}
+
+// Names of the directories and files of a store.
+const (
+	dbName     = "meta.db"
+	layersDir  = "layers"
+	rootfsDir  = "rootfs"
+	viewsDir   = "views"
+	tmpDir     = "tmp"
+	trashDir   = "trash"
+	emptyDir   = "empty" // a lower directory for what has no layers
+	recordName = "record.json"
+)
+
+// Open opens the store at o.Root, making it if need be, and undoes whatever a killed process left half done.
+func Open(o Options) (*Store, error) {
+	log := o.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	root, err := filepath.Abs(o.Root)
+	if err != nil || o.Root == "" {
+		return nil, fmt.Errorf("image store: root %q: %w", o.Root, errdefs.ErrInvalidArgument)
+	}
+	if err := makeRoot(root); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	rootDir, err := os.Open(root)
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	db, err := bolt.Open(filepath.Join(root, dbName), 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
+	if err != nil {
+		rootDir.Close()
+		if errors.Is(err, bolt.ErrTimeout) {
+			return nil, fmt.Errorf("image store: %s is in use by another process: %w", root, errdefs.ErrFailedPrecondition)
+		}
+		return nil, fmt.Errorf("image store: open %s: %w", filepath.Join(root, dbName), err)
+	}
+	s := &Store{
+		root: root, rootDir: rootDir, certsD: o.CertsD, log: log, observe: o.Observe, db: db,
+		pace: defaultPace, bounds: defaultBounds,
+		trashed: make(chan struct{}, 1),
+		images:  map[digest.Digest]*imageRecord{}, refs: map[string]digest.Digest{}, layers: map[ChainID]*layerRecord{},
+		holds: map[ChainID]int{}, rootfs: map[string]*rootfsRecord{}, views: map[string]*viewRecord{}, usage: map[string]Usage{},
+	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.pulls.destroy = func(*Image) {}
+	s.unpacks.destroy = s.discardStaged
+	if err := s.recover(); err != nil {
+		s.stop()
+		db.Close()
+		rootDir.Close()
+		return nil, fmt.Errorf("image store: recover %s: %w", root, err)
+	}
+	s.workers.Go(s.emptyTrash)
+	s.workers.Go(s.countWritables)
+	s.discard()
+	return s, nil
+}
+
+// Close cancels the pulls under way, waits for them and closes the store. Mounts stay.
+func (s *Store) Close() error {
+	s.stop()
+	s.pulls.wait()
+	s.unpacks.wait()
+	s.workers.Wait()
+	return errors.Join(s.db.Close(), s.rootDir.Close())
+}
+
+// makeRoot makes the directories of a store. Mode 0700 keeps setuid files of layers and half-unpacked trees from other
+// users of the host (CVE-2021-41103), so it holds for roots that were there before, too.
+func makeRoot(root string) error {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return err
+	}
+	info, err := os.Stat(root)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is not a directory: %w", root, errdefs.ErrFailedPrecondition)
+	}
+	if err := os.Chmod(root, 0o700); err != nil {
+		return err
+	}
+	for _, dir := range []string{layersDir, rootfsDir, viewsDir, tmpDir, trashDir, emptyDir} {
+		path := filepath.Join(root, dir)
+		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		mode := os.FileMode(0o700)
+		if dir == emptyDir {
+			mode = 0o755 // its mode is seen as that of the root directory of an image without layers
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) path(parts ...string) string {
+	return filepath.Join(append([]string{s.root}, parts...)...)
+}
+
+// syncDir makes renames into a directory durable.
+func syncDir(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := unix.Fsync(fd); err != nil {
+		return &os.PathError{Op: "fsync", Path: path, Err: err}
+	}
+	return nil
+}

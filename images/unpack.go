@@ -1,0 +1,175 @@
+package images
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// bounds are what a layer may grow to.
+type bounds struct {
+	bytes   int64 // unpacked; free space less a tenth, if that is less
+	entries int64
+}
+
+const maxUnpacked = 100 << 30
+
+var defaultBounds = bounds{bytes: maxUnpacked, entries: 1_000_000}
+
+// stagedLayer is a layer that is unpacked but not recorded yet.
+type stagedLayer struct {
+	chain ChainID
+	rec   layerRecord
+	path  string // in tmp, until published
+	root  *os.File
+	// implicit are the directories that the layer has no entry for, parents first; "" is its root.
+	implicit []string
+	inherit  sync.Once
+	err      error // of inherit
+
+	published bool // guarded by Store.change, and not changed any more when nobody holds the layer
+}
+
+// discardStaged gives a staged layer up. If it was published, only the descriptor is closed.
+func (s *Store) discardStaged(l *stagedLayer) {
+	l.root.Close()
+	if !l.published {
+		if err := s.trash(l.path); err != nil {
+			s.log.Warn("discard staged layer", "layer", l.chain, "error", err)
+		}
+	}
+}
+
+// unpack fetches a layer and unpacks it into a directory of its own.
+func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor, diffID digest.Digest, chain ChainID) (*stagedLayer, error) {
+	limit, err := s.unpackLimit()
+	if err != nil {
+		return nil, err
+	}
+	l := &stagedLayer{chain: chain}
+	clean := func() {
+		if l.root != nil {
+			l.root.Close()
+			l.root = nil
+		}
+		if l.path != "" {
+			if err := s.trash(l.path); err != nil {
+				s.log.Warn("discard half-unpacked layer", "layer", chain, "error", err)
+			}
+			l.path = ""
+		}
+	}
+	err = src.blob(ctx, desc, maxUnpacked, func(r io.Reader) error {
+		clean() // what an earlier try left
+		l.path = s.path(tmpDir, unique())
+		// The parent is 0700; this mode is seen inside as that of "/", unless the layer says another.
+		if err := os.Mkdir(l.path, 0o700); err != nil {
+			return err
+		}
+		if err := os.Chmod(l.path, 0o755); err != nil {
+			return err
+		}
+		if l.root, err = os.Open(l.path); err != nil {
+			return err
+		}
+		return l.fill(ctx, r, diffID, limit)
+	})
+	if err != nil {
+		clean()
+		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
+	}
+	return l, nil
+}
+
+// unpackLimit returns the bounds of a layer, with what the file system has left.
+func (s *Store) unpackLimit() (bounds, error) {
+	limit := s.bounds
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(s.rootDir.Fd()), &fs); err != nil {
+		return limit, fmt.Errorf("statfs %s: %w", s.root, err)
+	}
+	free := int64(fs.Bavail) * fs.Bsize
+	limit.bytes = min(limit.bytes, free-free/10)
+	return limit, nil
+}
+
+// fill unpacks a compressed stream and verifies its diff ID.
+func (l *stagedLayer) fill(ctx context.Context, r io.Reader, diffID digest.Digest, limit bounds) error {
+	in := bufio.NewReaderSize(r, 256<<10)
+	plain, err := decompress(in)
+	if err != nil {
+		return blame(err)
+	}
+	defer plain.Close()
+	hash := diffID.Algorithm().Hash()
+	stream := &streamCounter{r: plain, ctx: ctx, hash: hash, left: limit.bytes + limit.bytes/8 + 64<<20}
+	out := bufio.NewReaderSize(stream, 256<<10)
+	a := newApplier(l.root, limit)
+	defer a.close()
+	if err := a.apply(ctx, out); err != nil {
+		return blame(err)
+	}
+	// What follows the end of the archive belongs to the diff ID, and what follows the compressed stream to the digest.
+	if _, err := io.Copy(io.Discard, out); err != nil {
+		return blame(err)
+	}
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return err
+	}
+	if got := digest.NewDigest(diffID.Algorithm(), hash); got != diffID {
+		return badImage("unpacked it has the diff id %s, the configuration says %s", got, diffID)
+	}
+	l.rec = layerRecord{DiffID: diffID, Bytes: a.bytes, Inodes: a.inodes, Opaque: a.opaqueRoot}
+	l.implicit = a.implicitDirs()
+	return nil
+}
+
+// blame makes errors of a layer's content those of the image, and leaves those of network, disk and context alone.
+func blame(err error) error {
+	if _, ok := errors.AsType[*transferError](err); ok {
+		return err
+	}
+	if errors.Is(err, errContent) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, errImage) || errdefs.IsResourceExhausted(err) {
+		return err
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOMEM) {
+		return err
+	}
+	return badImage("%w", err)
+}
+
+// streamCounter hashes and bounds the unpacked stream, and ends with the context.
+type streamCounter struct {
+	r    io.Reader
+	ctx  context.Context
+	hash io.Writer
+	left int64
+}
+
+// Read implements io.Reader.
+func (c *streamCounter) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := c.r.Read(p)
+	if c.left -= int64(n); c.left < 0 {
+		return 0, fmt.Errorf("unpacks to more than is allowed: %w", errdefs.ErrResourceExhausted)
+	}
+	if _, herr := c.hash.Write(p[:n]); herr != nil {
+		return 0, herr
+	}
+	return n, err
+}

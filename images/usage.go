@@ -1,0 +1,114 @@
+package images
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Usage is what something takes of the file system that is mounted at Mountpoint.
+type Usage struct {
+	Mountpoint    string
+	Bytes, Inodes uint64
+}
+
+// Usage returns what the layers of all images take. It was counted when they were unpacked.
+func (s *Store) Usage() Usage {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	u := Usage{Mountpoint: s.root}
+	for _, rec := range s.layers {
+		u.Bytes += rec.Bytes
+		u.Inodes += rec.Inodes
+	}
+	return u
+}
+
+// WritableUsage returns what a prepared root file system's own writes take, as last counted; false if it was not yet.
+func (s *Store) WritableUsage(key string) (Usage, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	u, ok := s.usage[key]
+	return u, ok
+}
+
+// countEvery is how often writable layers are counted, as often as the kubelet looks for pods to evict. Counting takes
+// at most a tenth of the time.
+const countEvery = 10 * time.Second
+
+// countWritables counts the writable layers, one after the other, until the store is closed.
+func (s *Store) countWritables() {
+	for {
+		start := time.Now()
+		for _, key := range s.Keys() {
+			s.countWritable(key)
+		}
+		timer := time.NewTimer(max(countEvery, 10*time.Since(start)))
+		select {
+		case <-s.ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
+}
+
+// countWritable counts one. One that was released meanwhile is left out.
+func (s *Store) countWritable(key string) {
+	u := Usage{Mountpoint: s.root}
+	fd, err := unix.Open(s.UpperDir(key), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	countTree(s.ctx, os.NewFile(uintptr(fd), key), &u, map[uint64]bool{}, 0)
+	if s.ctx.Err() != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rootfs[key] != nil {
+		s.usage[key] = u
+	}
+}
+
+// countTree adds up a directory that a container may change meanwhile: it goes down by descriptor and follows no link,
+// so that nothing outside is counted. What cannot be read is left out.
+func countTree(ctx context.Context, dir *os.File, u *Usage, linked map[uint64]bool, depth int) {
+	defer dir.Close()
+	var st unix.Stat_t
+	if unix.Fstat(int(dir.Fd()), &st) == nil {
+		u.add(&st)
+	}
+	for ctx.Err() == nil && depth < 512 {
+		names, err := dir.Readdirnames(512)
+		for _, name := range names {
+			if unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+				continue
+			}
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+				if err == nil {
+					countTree(ctx, os.NewFile(uintptr(fd), name), u, linked, depth+1)
+				}
+				continue
+			}
+			if st.Nlink > 1 {
+				if linked[st.Ino] {
+					continue
+				}
+				linked[st.Ino] = true
+			}
+			u.add(&st)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (u *Usage) add(st *unix.Stat_t) {
+	u.Bytes += uint64(st.Blocks) * 512
+	u.Inodes++
+}

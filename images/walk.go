@@ -1,0 +1,85 @@
+package images
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// documentWalk goes from a reference's document down to one manifest for this platform.
+type documentWalk struct {
+	src     *source
+	want    platforms.MatchComparer
+	fetched int
+	refs    int
+	present []string // platforms that were seen and do not fit
+}
+
+type foundImage struct {
+	digest   digest.Digest
+	manifest *ocispec.Manifest
+	image    *ocispec.Image
+	config   []byte
+}
+
+// maxDocuments bounds how many documents one pull fetches.
+const maxDocuments = 32
+
+// find returns nil if there is nothing for this platform below desc.
+func (w *documentWalk) find(ctx context.Context, desc ocispec.Descriptor, depth int) (*foundImage, error) {
+	if w.fetched++; w.fetched > maxDocuments {
+		return nil, fmt.Errorf("more than %d indexes and manifests have to be read: %w", maxDocuments, errdefs.ErrResourceExhausted)
+	}
+	if depth > maxIndexDepth {
+		return nil, fmt.Errorf("indexes are nested more than %d deep: %w", maxIndexDepth, errdefs.ErrResourceExhausted)
+	}
+	data, err := w.src.document(ctx, desc)
+	if err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	}
+	mediaType := desc.MediaType
+	if desc.ArtifactType == untyped {
+		mediaType = ""
+	}
+	doc, err := parseDocument(data, mediaType)
+	if err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	}
+	if doc.Manifest != nil {
+		return w.image(ctx, desc, doc.Manifest)
+	}
+	if w.refs += len(doc.Index.Manifests); w.refs > maxReferences {
+		return nil, fmt.Errorf("indexes name more than %d manifests: %w", maxReferences, errdefs.ErrResourceExhausted)
+	}
+	for _, child := range candidates(doc.Index, w.want) {
+		found, err := w.find(ctx, child, depth+1)
+		if err != nil || found != nil {
+			return found, err
+		}
+	}
+	w.present = append(w.present, platformsOf(doc.Index)...)
+	return nil, nil
+}
+
+// image fetches the configuration, which has the last word about the platform.
+func (w *documentWalk) image(ctx context.Context, desc ocispec.Descriptor, m *ocispec.Manifest) (*foundImage, error) {
+	config, err := w.src.document(ctx, m.Config)
+	if err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", m.Config.Digest, err)
+	}
+	image, err := parseConfig(config, len(m.Layers))
+	if err != nil {
+		return nil, err
+	}
+	if image.OS != "" || image.Architecture != "" {
+		if !w.want.Match(platforms.Normalize(image.Platform)) {
+			w.present = append(w.present, quote(platforms.Format(image.Platform)))
+			return nil, nil
+		}
+	}
+	return &foundImage{digest: desc.Digest, manifest: m, image: image, config: config}, nil
+}
