@@ -36,6 +36,12 @@ func CreateSandbox(p Path) error {
 	if err = m.Apply(-1); err == nil {
 		err = m.Set(r)
 	}
+	for _, dir := range l.dirs(p) {
+		// The library leaves out the devices hierarchy of v1 when it is to set no rules there.
+		if err == nil {
+			err = os.MkdirAll(dir, 0o755)
+		}
+	}
 	if err != nil {
 		err = fmt.Errorf("create cgroup %s: %w", p, err)
 		if !existed {

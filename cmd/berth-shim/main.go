@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 
+	_ "github.com/opencontainers/cgroups/devices" // lets libcontainer set device rules
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // must run before Go's runtime starts threads
 	"golang.org/x/sys/unix"
@@ -70,7 +71,12 @@ func runShim(args []string) error {
 	debug.SetMemoryLimit(idleMemory)
 	// The node's shutdown and a terminal's hang-up are not for us: only the daemon ends a sandbox.
 	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE)
-	ready := os.NewFile(3, "ready")
+	ready, start := os.NewFile(3, "ready"), os.NewFile(4, "go")
+	// The daemon puts this process into its cgroup first, so that all that it starts is there, too.
+	if _, err := start.Read(make([]byte, 1)); err != nil {
+		return fmt.Errorf("the daemon has gone: %w", err)
+	}
+	_ = start.Close()
 	return shim.Serve(args[0], len(args) > 1 && args[1] == "shared-pid", func() {
 		_, _ = ready.Write([]byte{1})
 		_ = ready.Close()

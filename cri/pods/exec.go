@@ -1,0 +1,429 @@
+package pods
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/cgroups"
+	"github.com/berth-run/berth/cri/shim"
+	"github.com/berth-run/berth/cri/spec"
+)
+
+// maxExecOutput bounds what ExecSync returns of stdout and stderr together, in bytes: the CRI allows 16 MiB for each,
+// but the kubelet's client takes no message above 16 MiB (CVE-2022-1708). The rest is read and dropped.
+const maxExecOutput = 16<<20 - 64<<10
+
+// maxExecs bounds the execs and attached clients of one pod.
+const maxExecs = 100
+
+// ExecSync runs a command in a running container and returns what it wrote, all that was written when it ended, and its
+// exit code. Processes that it left in the background are not waited for. A timeout above zero kills it, with all that
+// it has started, and returns an error of the class context.DeadlineExceeded.
+func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, exitCode int32, err error) {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("command %q timed out after %s: %w", cmd, timeout, context.DeadlineExceeded))
+		defer cancel()
+	}
+	room := &budget{left: maxExecOutput}
+	out, errs := &bounded{room: room}, &bounded{room: room}
+	code, err := m.Exec(ctx, id, cmd, Streams{Stdout: out, Stderr: errs})
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	return out.data, errs.data, int32(code), nil
+}
+
+// budget is how much may still be kept, shared by the streams of one exec.
+type budget struct {
+	mu   sync.Mutex
+	left int
+}
+
+// bounded keeps what fits into its budget and drops the rest.
+type bounded struct {
+	room *budget
+	data []byte
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	b.room.mu.Lock()
+	n := min(len(p), b.room.left)
+	b.room.left -= n
+	b.room.mu.Unlock()
+	b.data = append(b.data, p[:n]...)
+	return len(p), nil
+}
+
+// Exec runs a command in a running container with the streams of a client, and returns its exit code. When ctx ends, it
+// is killed with all that it has started.
+func (m *Manager) Exec(ctx context.Context, id string, cmd []string, s Streams) (int, error) {
+	if len(cmd) == 0 {
+		return 0, fmt.Errorf("cmd is empty: %w", errdefs.ErrInvalidArgument)
+	}
+	c, err := m.container(id)
+	if err != nil {
+		return 0, err
+	}
+	if v := c.view.Load(); v.State != cri.ContainerState_CONTAINER_RUNNING {
+		return 0, failedPrecondition("container %s is %s, not running", c.rec.ID, stateName(v.State))
+	}
+	done, err := c.pod.session()
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	base, err := c.execProcess()
+	if err != nil {
+		return 0, err
+	}
+	process, err := spec.ExecProcess(&specs.Spec{Process: base}, cmd, s.TTY)
+	if err != nil {
+		return 0, err
+	}
+	data, err := json.Marshal(process)
+	if err != nil {
+		return 0, err
+	}
+	dirs, err := cgroupDirs(cgroups.Path(c.rec.Cgroup))
+	if err != nil {
+		return 0, err
+	}
+	server, err := m.execs.get()
+	if err != nil {
+		return 0, err
+	}
+	req := shim.ExecRequest{
+		ID: c.rec.ID, StateRoot: m.stateRoot(), Process: data, Terminal: s.TTY,
+		CgroupDir: dirs.kill, CgroupController: dirs.controller,
+	}
+	var code int
+	if s.TTY {
+		code, err = execTTY(ctx, server, req, s)
+	} else {
+		code, err = execPipes(ctx, server, req, s)
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return code, err
+}
+
+// killWait is how long a killed process may take to be gone.
+const killWait = 10 * time.Second
+
+// await waits for the process to end; when ctx ends first it is killed, and awaited all the same, for the caller may
+// count on it being gone.
+func await(ctx context.Context, e *shim.Execution) (int, error) {
+	code, err := e.Wait(ctx)
+	if err == nil || ctx.Err() == nil {
+		return code, err
+	}
+	e.Kill()
+	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), killWait)
+	defer cancel()
+	if _, werr := e.Wait(late); werr != nil {
+		return 0, errors.Join(context.Cause(ctx), werr)
+	}
+	return 0, context.Cause(ctx)
+}
+
+func execPipes(ctx context.Context, server *shim.ExecServer, req shim.ExecRequest, s Streams) (int, error) {
+	var theirs, ours []*os.File
+	defer func() { closeFiles(theirs); closeFiles(ours) }()
+	add := func(wanted, weWrite bool) (*os.File, error) {
+		if !wanted {
+			null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+			theirs = append(theirs, null)
+			return nil, err
+		}
+		r, w, err := shim.Pipe(weWrite)
+		if err != nil {
+			return nil, err
+		}
+		if weWrite {
+			r, w = w, r
+		}
+		ours, theirs = append(ours, r), append(theirs, w)
+		return r, nil
+	}
+	stdin, err := add(s.Stdin != nil, true)
+	if err != nil {
+		return 0, err
+	}
+	stdout, err := add(s.Stdout != nil, false)
+	if err != nil {
+		return 0, err
+	}
+	stderr, err := add(s.Stderr != nil, false)
+	if err != nil {
+		return 0, err
+	}
+	e, err := server.Start(ctx, req, theirs...)
+	if err != nil {
+		return 0, err
+	}
+	closeFiles(theirs)
+	theirs = nil
+	if stdin != nil {
+		go func() { // ends when the client closes its side, or when the process has gone and stdin is closed below
+			_, _ = io.Copy(stdin, s.Stdin)
+			_ = stdin.Close()
+		}()
+	}
+	var outputs sync.WaitGroup
+	drainers := make([]*drainer, 0, 2)
+	for _, o := range []struct {
+		from *os.File
+		to   io.Writer
+	}{{stdout, s.Stdout}, {stderr, s.Stderr}} {
+		if o.from != nil {
+			d := &drainer{from: o.from, to: o.to}
+			drainers = append(drainers, d)
+			outputs.Go(d.run)
+		}
+	}
+	code, err := await(ctx, e)
+	for _, d := range drainers {
+		d.finish()
+	}
+	finished := make(chan struct{})
+	go func() { outputs.Wait(); close(finished) }()
+	select {
+	case <-finished:
+	case <-ctx.Done(): // a client that has stopped reading, and then gone
+	}
+	return code, err
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// drainer copies a process's output to its client until the end of file, or, once the process has ended, until nothing
+// more is in the pipe: a background child that holds the other end is not waited for.
+type drainer struct {
+	from *os.File
+	to   io.Writer
+}
+
+func (d *drainer) run() {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := d.from.Read(buf)
+		if n > 0 {
+			_, _ = d.to.Write(buf[:n]) // a client that has gone: the process must not block for it
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break // the process has ended
+		}
+		if err != nil {
+			return
+		}
+	}
+	raw, err := d.from.SyscallConn()
+	if err != nil {
+		return
+	}
+	// What it wrote is in the pipe by now. A child that goes on writing must not keep us longer than a pipe is large.
+	size := 1 << 16
+	_ = raw.Control(func(fd uintptr) {
+		if n, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0); err == nil {
+			size = n
+		}
+	})
+	for size > 0 {
+		n := 0
+		_ = raw.Control(func(fd uintptr) {
+			n, err = unix.Read(int(fd), buf[:min(len(buf), size)])
+		})
+		if n <= 0 || err != nil {
+			return
+		}
+		_, _ = d.to.Write(buf[:n])
+		size -= n
+	}
+}
+
+// finish tells that the process has ended.
+func (d *drainer) finish() { _ = d.from.SetReadDeadline(time.Unix(1, 0)) }
+
+func execTTY(ctx context.Context, server *shim.ExecServer, req shim.ExecRequest, s Streams) (int, error) {
+	socket, receive, abandon, err := shim.ConsolePair()
+	if err != nil {
+		return 0, err
+	}
+	e, err := server.Start(ctx, req, socket)
+	_ = socket.Close()
+	if err != nil {
+		abandon()
+		return 0, err
+	}
+	master, err := receive()
+	if err != nil {
+		e.Kill()
+		return 0, err
+	}
+	defer master.Close()
+	if s.Stdin != nil {
+		go func() { _, _ = io.Copy(master, s.Stdin) }()
+	}
+	stop := resizeLoop(s.Resize, func(size TerminalSize) error { return shim.SetSize(master, size.Width, size.Height) })
+	defer stop()
+	finished := make(chan struct{})
+	if s.Stdout != nil {
+		d := &drainer{from: master, to: s.Stdout}
+		go func() { d.run(); close(finished) }()
+		defer d.finish()
+	} else {
+		close(finished)
+	}
+	code, err := await(ctx, e)
+	if s.Stdout != nil {
+		_ = master.SetReadDeadline(time.Unix(1, 0))
+	}
+	select {
+	case <-finished:
+	case <-ctx.Done():
+	}
+	return code, err
+}
+
+// resizeLoop follows a client's terminal until stop is called.
+func resizeLoop(sizes <-chan TerminalSize, set func(TerminalSize) error) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case size, ok := <-sizes:
+				if !ok {
+					return
+				}
+				if size.Width > 0 && size.Height > 0 {
+					_ = set(size) // the process may have gone
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() { close(done) })
+}
+
+// session counts the execs and attached clients of a pod.
+func (p *pod) session() (done func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sessions >= maxExecs {
+		return nil, fmt.Errorf("pod sandbox %s has %d execs and attached clients: %w", p.rec.ID, p.sessions, errdefs.ErrResourceExhausted)
+	}
+	p.sessions++
+	return func() {
+		p.mu.Lock()
+		p.sessions--
+		p.mu.Unlock()
+	}, nil
+}
+
+// Attach connects a client to a container's own streams, until its output ends or ctx does.
+func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
+	c, err := m.container(id)
+	if err != nil {
+		return err
+	}
+	if v := c.view.Load(); v.State != cri.ContainerState_CONTAINER_RUNNING && v.State != cri.ContainerState_CONTAINER_CREATED {
+		return failedPrecondition("container %s is %s, not running", c.rec.ID, stateName(v.State))
+	}
+	done, err := c.pod.session()
+	if err != nil {
+		return err
+	}
+	defer done()
+	if s.TTY {
+		s.Stderr = nil // a terminal has one output
+	}
+	var theirs [3]*os.File
+	var ours []*os.File
+	defer func() { closeFiles(theirs[:]); closeFiles(ours) }()
+	var outputs sync.WaitGroup
+	var stdin *os.File
+	if s.Stdin != nil {
+		r, w, err := shim.Pipe(true)
+		if err != nil {
+			return err
+		}
+		theirs[0], stdin, ours = r, w, append(ours, w)
+	}
+	type copying struct {
+		to   io.Writer
+		from *os.File
+	}
+	var copies []copying
+	for i, to := range []io.Writer{s.Stdout, s.Stderr} {
+		if to == nil {
+			continue
+		}
+		r, w, err := shim.Pipe(false)
+		if err != nil {
+			return err
+		}
+		theirs[i+1], ours = w, append(ours, r)
+		copies = append(copies, copying{to, r})
+	}
+	if err := c.pod.shim().Attach(ctx, c.rec.ID, theirs[0], theirs[1], theirs[2]); err != nil {
+		return fmt.Errorf("container %s: %w: %w", c.rec.ID, err, errdefs.ErrFailedPrecondition)
+	}
+	closeFiles(theirs[:])
+	theirs = [3]*os.File{}
+	stop := resizeLoop(s.Resize, func(size TerminalSize) error {
+		return c.pod.shim().Resize(ctx, c.rec.ID, size.Width, size.Height)
+	})
+	defer stop()
+	ended := make(chan struct{})
+	if stdin != nil {
+		in := make(chan struct{})
+		go func() {
+			_, _ = io.Copy(stdin, s.Stdin)
+			_ = stdin.Close()
+			close(in)
+		}()
+		if len(copies) == 0 {
+			outputs.Go(func() {
+				select {
+				case <-in:
+				case <-c.exited:
+				case <-ctx.Done():
+				}
+			})
+		}
+	}
+	for _, cp := range copies {
+		outputs.Go(func() {
+			if _, err := io.Copy(cp.to, cp.from); err != nil {
+				_ = cp.from.Close() // the client has gone: the shim drops it at its next write
+			}
+		})
+	}
+	go func() { outputs.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

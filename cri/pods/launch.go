@@ -1,0 +1,253 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/cgroups"
+	"github.com/berth-run/berth/cri/shim"
+	"github.com/berth-run/berth/internal/step"
+)
+
+// launcher starts shims and exec servers from one sealed copy of the shim's program in memory: nothing that a container
+// can do changes it (CVE-2019-5736), libcontainer copies nothing per container since it sees the seals, and all shims
+// share their text.
+type launcher struct {
+	exe *os.File
+	env []string
+}
+
+// sealedFD is the least descriptor of the sealed program: children get their own files below it.
+const sealedFD = 100
+
+func newLauncher(path string) (*launcher, error) {
+	src, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	// With vm.memfd_noexec the flag must be there, and before Linux 6.3 it must not.
+	fd, err := unix.MemfdCreate("berth-shim", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
+	if err == unix.EINVAL {
+		fd, err = unix.MemfdCreate("berth-shim", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err == unix.EACCES {
+		return nil, errors.New("the kernel forbids executable memory files: set the sysctl vm.memfd_noexec to 0 or 1")
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, sealedFD)
+	_ = unix.Close(fd)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	}
+	exe := os.NewFile(uintptr(high), "berth-shim")
+	if _, err := io.Copy(exe, src); err != nil {
+		_ = exe.Close()
+		return nil, err
+	}
+	if err := unix.Fchmod(high, 0o511); err != nil {
+		_ = exe.Close()
+		return nil, os.NewSyscallError("fchmod", err)
+	}
+	if _, err := unix.FcntlInt(uintptr(high), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE); err != nil {
+		_ = exe.Close()
+		return nil, os.NewSyscallError("fcntl F_ADD_SEALS", err)
+	}
+	l := &launcher{exe: exe, env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2"}}
+	for _, name := range []string{"BERTH_SHIM_FAIL_AT", "BERTH_SHIM_FAIL_LIST"} { // the shim's own fail points
+		if v, ok := os.LookupEnv(name); ok {
+			l.env = append(l.env, strings.Replace(name, "_SHIM", "", 1)+"="+v)
+		}
+	}
+	return l, nil
+}
+
+func (l *launcher) close() { _ = l.exe.Close() }
+
+// start starts the program in a mode, with files from descriptor 3 on. Its standard output and error go to out.
+func (l *launcher) start(args []string, out *os.File, files ...*os.File) (*os.Process, error) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	return os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(l.exe.Fd())), append([]string{"berth-shim"}, args...), &os.ProcAttr{
+		Dir: "/", Env: l.env, Files: append([]*os.File{null, out, out}, files...),
+		Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+}
+
+// launch is a shim to be started.
+type launch struct {
+	dir         string
+	cgroup      cgroups.Path
+	namespaces  []string // pinned, to be in
+	sharedPID   bool
+	oomScoreAdj int
+}
+
+// startShim starts a shim and returns its pid when its socket can be connected to.
+func (l *launcher) startShim(ctx context.Context, a launch) (int, error) {
+	log, err := os.OpenFile(filepath.Join(a.dir, "shim.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer log.Close()
+	readyR, readyW, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer readyR.Close()
+	defer readyW.Close()
+	goR, goW, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer goR.Close()
+	defer goW.Close()
+	args := []string{"shim", a.dir}
+	if a.sharedPID {
+		args = append(args, "shared-pid")
+	}
+	var proc *os.Process
+	err = inNamespaces(a.namespaces, func() (err error) {
+		proc, err = l.start(args, log, readyW, goR)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	_ = readyW.Close()
+	go func() { _, _ = proc.Wait() }() // reap it, if it ends while we are its parent
+	// It waits for goW before it starts anything, so that all of it is in its cgroup.
+	err = cgroups.AddProcess(a.cgroup, proc.Pid)
+	if err == nil {
+		err = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", proc.Pid), []byte(strconv.Itoa(a.oomScoreAdj)), 0)
+	}
+	step.Point("RunPodSandbox.shim.started")
+	if err == nil {
+		_, err = goW.Write([]byte{1})
+	}
+	if err == nil {
+		err = awaitByte(ctx, readyR)
+	}
+	if err != nil {
+		_ = proc.Kill()
+		said, _ := os.ReadFile(filepath.Join(a.dir, "shim.log"))
+		return 0, fmt.Errorf("shim did not come up: %w (it said: %q)", err, said)
+	}
+	return proc.Pid, nil
+}
+
+func awaitByte(ctx context.Context, f *os.File) error {
+	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var b [1]byte
+	_, err := f.Read(b[:])
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// inNamespaces calls f on a thread that is in the namespaces and is thrown away: what f starts is in them.
+func inNamespaces(paths []string, f func() error) error {
+	if len(paths) == 0 {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for ever: the thread ends with the goroutine
+		done <- func() error {
+			for _, path := range paths {
+				fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+				if err != nil {
+					return &os.PathError{Op: "open", Path: path, Err: err}
+				}
+				err = unix.Setns(fd, 0)
+				_ = unix.Close(fd)
+				if err != nil {
+					return &os.PathError{Op: "setns", Path: path, Err: err}
+				}
+			}
+			return f()
+		}()
+	}()
+	return <-done
+}
+
+// execServers keeps one exec server at hand.
+type execServers struct {
+	launcher *launcher
+	mu       sync.Mutex
+	server   *shim.ExecServer
+	closed   bool
+}
+
+func (e *execServers) get() (*shim.ExecServer, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, errors.New("the daemon is stopping")
+	}
+	if e.server != nil && !e.server.Gone() {
+		return e.server, nil
+	}
+	ours, theirs, err := shim.ExecSocketpair()
+	if err != nil {
+		return nil, err
+	}
+	their := os.NewFile(uintptr(theirs), "exec server")
+	defer their.Close()
+	proc, err := e.launcher.start([]string{"exec"}, os.Stderr, their)
+	if err != nil {
+		_ = unix.Close(ours)
+		return nil, fmt.Errorf("start exec server: %w", err)
+	}
+	go func() { _, _ = proc.Wait() }()
+	e.server, err = shim.NewExecServer(ours)
+	return e.server, err
+}
+
+func (e *execServers) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.closed = true
+	if e.server != nil {
+		e.server.Close()
+	}
+}
+
+// cgroupDirectories are where a shim looks at a container's cgroup.
+type cgroupDirectories struct {
+	kill       string // holds all its processes
+	controller string // which hierarchy that is; "" on v2
+	memory     string // has its count of out-of-memory kills
+}
+
+// cgroupDirs chooses, on v1, the freezer's hierarchy: nobody limits or measures there, so that the cgroups of execs
+// below the container's disturb nobody.
+func cgroupDirs(p cgroups.Path) (d cgroupDirectories, err error) {
+	if cgroups.Version() == 1 {
+		d.controller = "freezer"
+	}
+	if d.kill, err = cgroups.Dir(p, d.controller); err != nil {
+		return d, err
+	}
+	d.memory, err = cgroups.Dir(p, "memory")
+	return d, err
+}

@@ -1,0 +1,311 @@
+package pods
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berth-run/berth/cri/spec"
+	"github.com/berth-run/berth/images"
+	"github.com/berth-run/berth/internal/step"
+	"github.com/berth-run/berth/network"
+)
+
+// Options say where things are and who does what.
+type Options struct {
+	Root     string // persistent: records
+	Run      string // gone after a reboot: bundles, namespaces, sockets
+	ShimPath string // the berth-shim program
+	Images   *images.Store
+	Network  *network.Manager
+	Log      *slog.Logger
+	Observe  func(step.Event) // told the end of every step, if not nil
+}
+
+// Manager is all pods and containers of this node.
+type Manager struct {
+	opts      Options
+	log       *slog.Logger
+	host      spec.Host
+	boot      string
+	launcher  *launcher
+	execs     execServers
+	podFiles  *records
+	ctrFiles  *records
+	observe   func(step.Event)
+	closing   chan struct{}
+	watchers  sync.WaitGroup
+	clampOnce sync.Once
+
+	mu         sync.RWMutex
+	pods       map[string]*pod
+	containers map[string]*container
+	names      map[string]*claim
+}
+
+// Open reads the records, finds out what has become of everything that they name, and finishes or undoes what was under
+// way when the daemon ended.
+func Open(ctx context.Context, o Options) (*Manager, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	m := &Manager{
+		opts: o, log: o.Log, observe: o.Observe, closing: make(chan struct{}),
+		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]*claim{},
+	}
+	for _, dir := range []string{o.Root, o.Run, m.runDir("pods"), m.runDir("containers"), m.stateRoot()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		if err := os.Chmod(dir, 0o700); err != nil { // whatever the umask or a packager did (CVE-2021-41103)
+			return nil, err
+		}
+	}
+	var err error
+	if m.podFiles, err = openRecords(filepath.Join(o.Root, "pods")); err != nil {
+		return nil, err
+	}
+	if m.ctrFiles, err = openRecords(filepath.Join(o.Root, "containers")); err != nil {
+		return nil, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	m.boot = strings.TrimSpace(string(boot))
+	if m.host, err = hostFacts(); err != nil {
+		return nil, fmt.Errorf("facts of the host: %w", err)
+	}
+	if m.launcher, err = newLauncher(o.ShimPath); err != nil {
+		return nil, fmt.Errorf("shim %s: %w", o.ShimPath, err)
+	}
+	m.execs.launcher = m.launcher
+	if err := m.recover(ctx); err != nil {
+		return nil, err
+	}
+	go func() { // ready before the first probe asks; a failure is told to who asks
+		_, _ = m.execs.get()
+	}()
+	return m, nil
+}
+
+// Close ends what the daemon runs for itself. Pods go on.
+func (m *Manager) Close() {
+	close(m.closing)
+	m.mu.RLock()
+	for _, p := range m.pods {
+		p.unwatch()
+	}
+	m.mu.RUnlock()
+	m.watchers.Wait()
+	m.execs.close()
+	m.launcher.close()
+}
+
+func (m *Manager) runDir(parts ...string) string {
+	return filepath.Join(append([]string{m.opts.Run}, parts...)...)
+}
+
+// stateRoot is libcontainer's directory.
+func (m *Manager) stateRoot() string { return m.runDir("state") }
+
+func newID() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(b[:])
+}
+
+func (m *Manager) stack(call, owner string, save func([]string) error) *step.Stack {
+	return &step.Stack{Call: call, Owner: owner, Save: save, Observe: func(e step.Event) {
+		if m.observe != nil {
+			m.observe(e)
+		}
+		if e.Duration >= slow {
+			m.log.Warn("step was slow", "call", e.Call, "id", e.Owner, "step", e.Step, "undo", e.Undo, "took", e.Duration.Round(time.Millisecond), "error", e.Err)
+		} else {
+			m.log.Debug("step", "call", e.Call, "id", e.Owner, "step", e.Step, "undo", e.Undo, "took", e.Duration, "error", e.Err)
+		}
+	}}
+}
+
+// slow is how long a step takes before it is worth a line in the log.
+const slow = 5 * time.Second
+
+// claim is a name that a call is about to use, or that something has.
+type claim struct {
+	id   string        // of what has the name, once it exists
+	done chan struct{} // closed when the call that claimed it has ended
+	err  error         // of that call
+}
+
+// claim takes a name for a new id. Where a call for the same name is still under way (the kubelet retries after its
+// timeout), it is waited for: if it succeeds, its id is the answer, for both calls ask for the same thing.
+func (m *Manager) claim(ctx context.Context, name string) (c *claim, id string, err error) {
+	for {
+		m.mu.Lock()
+		held := m.names[name]
+		if held == nil {
+			c = &claim{done: make(chan struct{})}
+			m.names[name] = c
+			m.mu.Unlock()
+			return c, "", nil
+		}
+		m.mu.Unlock()
+		select {
+		case <-held.done:
+			if held.err == nil {
+				return nil, "", fmt.Errorf("name %q is taken by %s: %w", name, held.id, errdefs.ErrAlreadyExists)
+			}
+			continue // it failed, and the name is free again
+		default:
+		}
+		select {
+		case <-held.done:
+			if held.err == nil {
+				return nil, held.id, nil
+			}
+		case <-ctx.Done():
+			return nil, "", fmt.Errorf("an earlier call for %q is still under way: %w", name, context.Cause(ctx))
+		}
+	}
+}
+
+// settle ends a claim: the name belongs to id now, or is free again.
+func (m *Manager) settle(name string, c *claim, id string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c.id, c.err = id, err
+	if err != nil {
+		delete(m.names, name)
+	}
+	close(c.done)
+}
+
+// own notes that a name belongs to what a record names.
+func (m *Manager) own(name, id string) {
+	c := &claim{id: id, done: make(chan struct{})}
+	close(c.done)
+	m.names[name] = c
+}
+
+// freeName gives up a name, if it still is id's.
+func (m *Manager) freeName(name, id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := m.names[name]; c != nil && c.id == id {
+		delete(m.names, name)
+	}
+}
+
+// find looks up an id or a prefix that only one has, as crictl sends it.
+func find[T any](all map[string]T, what, id string) (T, error) {
+	var found T
+	if v, ok := all[id]; ok {
+		return v, nil
+	}
+	n := 0
+	if id != "" && len(id) < 64 {
+		for k, v := range all {
+			if strings.HasPrefix(k, id) {
+				found = v
+				n++
+			}
+		}
+	}
+	var none T
+	switch n {
+	case 1:
+		return found, nil
+	case 0:
+		return none, fmt.Errorf("%s %q: %w", what, id, errdefs.ErrNotFound)
+	}
+	return none, fmt.Errorf("%s %q: %d of them begin so: %w", what, id, n, errdefs.ErrInvalidArgument)
+}
+
+func (m *Manager) pod(id string) (*pod, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return find(m.pods, "pod sandbox", id)
+}
+
+func (m *Manager) container(id string) (*container, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return find(m.containers, "container", id)
+}
+
+// Sandbox returns the pod sandbox with that id or unique prefix.
+func (m *Manager) Sandbox(id string) (*Sandbox, error) {
+	p, err := m.pod(id)
+	if err != nil {
+		return nil, err
+	}
+	return p.view.Load(), nil
+}
+
+// Sandboxes returns all pod sandboxes, newest first.
+func (m *Manager) Sandboxes() []*Sandbox {
+	m.mu.RLock()
+	list := make([]*Sandbox, 0, len(m.pods))
+	for _, p := range m.pods {
+		list = append(list, p.view.Load())
+	}
+	m.mu.RUnlock()
+	sort.Slice(list, func(i, j int) bool { return list[i].CreatedAt.After(list[j].CreatedAt) })
+	return list
+}
+
+// Container returns the container with that id or unique prefix.
+func (m *Manager) Container(id string) (*Container, error) {
+	c, err := m.container(id)
+	if err != nil {
+		return nil, err
+	}
+	return c.view.Load(), nil
+}
+
+// Containers returns all containers, newest first.
+func (m *Manager) Containers() []*Container {
+	m.mu.RLock()
+	list := make([]*Container, 0, len(m.containers))
+	for _, c := range m.containers {
+		list = append(list, c.view.Load())
+	}
+	m.mu.RUnlock()
+	sort.Slice(list, func(i, j int) bool { return list[i].CreatedAt.After(list[j].CreatedAt) })
+	return list
+}
+
+// lock is a mutex that a call can give up waiting for.
+type lock chan struct{}
+
+func newLock() lock { return make(lock, 1) }
+
+func (l lock) Lock(ctx context.Context) error {
+	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("another call on this pod is still under way: %w", context.Cause(ctx))
+	}
+}
+
+func (l lock) Unlock() { <-l }
+
+// failedPrecondition is an error about a state that does not allow what was asked.
+func failedPrecondition(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrFailedPrecondition)...)
+}
+
+func isNotFound(err error) bool { return errors.Is(err, errdefs.ErrNotFound) }

@@ -1,0 +1,201 @@
+package pods
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// recordVersion is the format of records. Fields may be added without a new one; a daemon refuses to touch records of a
+// later version.
+const recordVersion = 1
+
+// phase is how far a pod or a container is on its way.
+type phase string
+
+const (
+	creating phase = "creating" // the call that makes it has not returned
+	ready    phase = "ready"    // pod: usable; container: created
+	starting phase = "starting" // container: StartContainer is under way or done
+	stopped  phase = "stopped"  // pod: not ready; container: exited
+	removing phase = "removing"
+)
+
+// podRecord is what is kept of a pod, in ROOT/pods/ID.json.
+type podRecord struct {
+	Version   int
+	ID        string
+	Boot      string // boot id of the kernel it was made under
+	Phase     phase
+	Steps     []string // begun and not undone
+	Handler   string   `json:",omitempty"`
+	CreatedAt time.Time
+	Cgroup    string
+	IPs       []netip.Addr `json:",omitempty"`
+	Conflist  []byte       `json:",omitempty"` // the network configuration that its addresses come from
+	ShimPID   int          `json:",omitempty"`
+	PausePID  int          `json:",omitempty"`
+	Reason    string       `json:",omitempty"`
+
+	Config message[*cri.PodSandboxConfig]
+}
+
+// containerRecord is what is kept of a container, in ROOT/containers/ID.json.
+type containerRecord struct {
+	Version    int
+	ID         string
+	SandboxID  string
+	Boot       string
+	Phase      phase
+	Steps      []string
+	CreatedAt  time.Time
+	StartedAt  time.Time `json:",omitzero"`
+	FinishedAt time.Time `json:",omitzero"`
+	ExitCode   int32     `json:",omitempty"`
+	Reason     string    `json:",omitempty"`
+	Message    string    `json:",omitempty"`
+	ImageID    string
+	ImageRef   string
+	Cgroup     string
+	StopSignal int
+	StopName   string
+	Signalled  bool   `json:",omitempty"` // the stop signal was sent
+	LogPath    string `json:",omitempty"`
+	PID        int    `json:",omitempty"`
+
+	Config    message[*cri.ContainerConfig]
+	User      message[*cri.ContainerUser]
+	Resources message[*cri.LinuxContainerResources]
+}
+
+// message is a protocol buffer in a JSON record, readable by people.
+type message[M proto.Message] struct{ M M }
+
+// MarshalJSON implements json.Marshaler.
+func (m message[M]) MarshalJSON() ([]byte, error) {
+	if !m.M.ProtoReflect().IsValid() {
+		return []byte("null"), nil
+	}
+	return protojson.MarshalOptions{UseProtoNames: true}.Marshal(m.M)
+}
+
+// UnmarshalJSON implements json.Unmarshaler. Fields of a later release are passed over.
+func (m *message[M]) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return nil
+	}
+	var zero M
+	m.M = zero.ProtoReflect().New().Interface().(M)
+	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, m.M)
+}
+
+// records is a directory of records: one file each, replaced by rename. Nothing is synced: no pod survives a power cut,
+// so that the worst that can be is an empty newest record of something that is gone.
+type records struct{ dir string }
+
+var idPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+func openRecords(dir string) (*records, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return &records{dir}, nil
+}
+
+func (r *records) path(id string) string { return filepath.Join(r.dir, id+".json") }
+
+func (r *records) save(id string, rec any) error {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("record %s: %w", id, err)
+	}
+	tmp := filepath.Join(r.dir, "."+id)
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, r.path(id))
+}
+
+func (r *records) remove(id string) error {
+	err := os.Remove(r.path(id))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// load calls each with every record's id and content. Files that are torn or no records are set aside with a warning,
+// so that they are looked at once.
+func (r *records) load(log *slog.Logger, each func(id string, data []byte) error) error {
+	entries, err := os.ReadDir(r.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := e.Name()
+		if strings.HasPrefix(name, ".") {
+			_ = os.Remove(filepath.Join(r.dir, name)) // a write that a crash cut off
+			continue
+		}
+		id, ok := strings.CutSuffix(name, ".json")
+		if !ok || !idPattern.MatchString(id) {
+			continue
+		}
+		data, err := os.ReadFile(r.path(id))
+		if err != nil {
+			return err
+		}
+		err = each(id, data)
+		if errors.Is(err, errLaterVersion) {
+			return err
+		}
+		if err != nil {
+			log.Warn("record is damaged and set aside: what it named is lost to berth", "file", r.path(id), "error", err)
+			if err := os.Rename(r.path(id), r.path(id)+".damaged"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+var errLaterVersion = errors.New("record was written by a later berth: start that one, or remove its pods first")
+
+func decodePod(id string, data []byte) (*podRecord, error) {
+	var r podRecord
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, err
+	}
+	if r.Version > recordVersion {
+		return nil, fmt.Errorf("pod %s: %w", id, errLaterVersion)
+	}
+	if r.ID != id || r.Config.M == nil || r.Config.M.Metadata == nil {
+		return nil, errors.New("record is not of this pod or has no configuration")
+	}
+	return &r, nil
+}
+
+func decodeContainer(id string, data []byte) (*containerRecord, error) {
+	var r containerRecord
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, err
+	}
+	if r.Version > recordVersion {
+		return nil, fmt.Errorf("container %s: %w", id, errLaterVersion)
+	}
+	if r.ID != id || !idPattern.MatchString(r.SandboxID) || r.Config.M == nil || r.Config.M.Metadata == nil {
+		return nil, errors.New("record is not of this container or has no configuration")
+	}
+	return &r, nil
+}
