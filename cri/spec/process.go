@@ -14,10 +14,11 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // validateProcess checks command, arguments, environment and working directory as requested.
 func validateProcess(cfg *cri.ContainerConfig) error {
-	for at, args := range map[string][]string{"config.command": cfg.GetCommand(), "config.args": cfg.GetArgs()} {
-		if err := noNUL(at, args); err != nil {
-			return err
-		}
+	if err := noNUL("config.command", cfg.GetCommand()); err != nil {
+		return err
+	}
+	if err := noNUL("config.args", cfg.GetArgs()); err != nil {
+		return err
 	}
 	for i, e := range cfg.GetEnvs() {
 		at := index("config.envs", i)

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"bytes"
+	"encoding/json"
 	"path"
 	"slices"
 	"strings"
@@ -105,6 +106,13 @@ func seccompFilter(sc *cri.LinuxContainerSecurityContext, s *specs.Spec, local [
 	ref := p.GetLocalhostRef()
 	if len(bytes.TrimSpace(local)) == 0 {
 		return nil, invalid(seccompField+".localhost_ref", ref, "is empty or missing on this host")
+	}
+	var parsed seccomp.Seccomp
+	if err := json.Unmarshal(local, &parsed); err != nil {
+		return nil, invalid(seccompField+".localhost_ref", ref, "is not a seccomp profile: %v", err)
+	}
+	if slices.Contains(parsed.Syscalls, nil) { // LoadProfile of moby/profiles v0.3.0 panics on these
+		return nil, invalid(seccompField+".localhost_ref", ref, "is not a seccomp profile: a rule is null")
 	}
 	filter, err := seccomp.LoadProfile(string(local), s)
 	if err != nil {

@@ -136,14 +136,17 @@ func validateSecurity(sandbox *cri.PodSandboxConfig, cfg *cri.ContainerConfig) e
 	if _, err := seccompProfile(sc); err != nil {
 		return err
 	}
-	if err := validateProfile(apparmorField, sc.GetApparmor()); err != nil {
+	if _, err := AppArmorProfile(cfg, Host{AppArmorEnabled: true}); err != nil { // whether the host has it comes later
 		return err
 	}
-	for at, paths := range map[string][]string{".masked_paths": sc.GetMaskedPaths(), ".readonly_paths": sc.GetReadonlyPaths()} {
-		for i, p := range paths {
-			if err := absolute(index(securityContext+at, i), p); err != nil {
-				return err
-			}
+	for i, p := range sc.GetMaskedPaths() {
+		if err := absolute(index(securityContext+".masked_paths", i), p); err != nil {
+			return err
+		}
+	}
+	for i, p := range sc.GetReadonlyPaths() {
+		if err := absolute(index(securityContext+".readonly_paths", i), p); err != nil {
+			return err
 		}
 	}
 	if err := validateContainerNamespaces(sandbox, sc); err != nil {
