@@ -271,7 +271,7 @@ func (c *container) ended(status unix.WaitStatus) {
 	if err := writeExit(c.req.Bundle, state); err != nil {
 		fmt.Fprintln(os.Stderr, "exit of", c.req.ID, "not kept:", err)
 	}
-	step.Point("shim.exit-file.after")
+	step.Point("shim.tell-exit.before")
 	c.shim.tell(state)
 	close(c.exited)
 }

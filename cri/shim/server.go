@@ -159,7 +159,10 @@ func (s *Server) serve(c *conn) {
 	}
 	defer c.Close()
 	res := Response{Pause: s.pause}
-	if err := s.handle(req, files, &res); err != nil {
+	step.Point("shim." + req.Verb + ".before")
+	err = s.handle(req, files, &res)
+	step.Point("shim." + req.Verb + ".after")
+	if err != nil {
 		res.Error = err.Error()
 		var coded *Error
 		if errors.As(err, &coded) {
@@ -304,7 +307,6 @@ func (s *Server) create(req CreateRequest, logFile *os.File) (int, error) {
 		}
 		return 0, &Error{CodeState, "container exists"}
 	}
-	step.Point("shim.create.before")
 	c, theirs, err := s.newContainer(req, logFile)
 	if err != nil {
 		return 0, err
@@ -323,7 +325,7 @@ func (s *Server) create(req CreateRequest, logFile *os.File) (int, error) {
 		c.abandon()
 		return 0, err
 	}
-	step.Point("shim.create.after")
+	step.Point("shim.connect.before")
 	if err := c.connect(); err != nil {
 		_ = c.kill(int(unix.SIGKILL), true)
 		return 0, err
