@@ -1,0 +1,60 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// StartBerth starts `berth serve` with the node's own roots, socket and network, and connects to it. Environment entries
+// (NAME=VALUE) arm fail points. It returns once the runtime answers and says that its network is ready.
+//
+// When the node uses another runtime (BERTH_TEST_ENDPOINT), it only connects to that.
+func (n *Node) StartBerth(ctx context.Context, env ...string) error {
+	if n.foreign {
+		if n.CRI != nil {
+			return nil
+		}
+		var err error
+		n.CRI, err = Dial(n.Endpoint)
+		return err
+	}
+	if n.Berth != nil && n.Berth.Alive() {
+		return errors.New("berth serve runs already")
+	}
+	program := filepath.Join(n.bin, "berth")
+	if _, err := os.Stat(program); err != nil {
+		return fmt.Errorf("%w: run `make build` first", err)
+	}
+	socket := filepath.Join(n.Dir, "berth.sock")
+	p, err := start("berth serve", filepath.Join(n.Dir, "berth.log"), env, program, "serve",
+		"--root", n.Root(), "--run", n.Run(), "--socket", socket,
+		"--certs-d", n.CertsD(), "--cni-conf", n.CNIConf(), "--cni-bin", n.Tools.CNI)
+	if err != nil {
+		return err
+	}
+	n.Berth, n.Endpoint = p, "unix://"+socket
+	if n.CRI == nil {
+		if n.CRI, err = Dial(n.Endpoint); err != nil {
+			return errors.Join(err, p.Kill())
+		}
+	}
+	if err := p.ready(ctx, 30*time.Second, n.CRI.Ready); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Foreign tells whether the node uses another runtime than `berth serve`.
+func (n *Node) Foreign() bool { return n.foreign }
+
+// KillBerth ends `berth serve` with SIGKILL.
+func (n *Node) KillBerth() error {
+	if n.Berth == nil {
+		return errors.New("berth serve was not started")
+	}
+	return n.Berth.Kill()
+}

@@ -1,0 +1,347 @@
+package lab
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// Kubelet is a stock kubelet without an API server: it runs the pods whose manifests lie in a directory.
+type Kubelet struct {
+	Process   *Process
+	Manifests string // directory of static pods
+
+	url     string
+	client  *http.Client
+	sysctls map[string][]byte // what the kubelet is about to set on this machine, as it was before
+}
+
+// kernelSettings are written by every kubelet at its start (pkg/kubelet/cm, setupKernelTunables) unless the machine has
+// them already.
+var kernelSettings = []string{
+	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
+	"kernel/keys/root_maxbytes",
+}
+
+// StartKubelet starts the kubelet on the node's runtime and waits until it is healthy.
+func (n *Node) StartKubelet(ctx context.Context) error {
+	if n.Tools.Kubelet == "" {
+		t, err := BuildTools(ctx, os.Stderr, "kubelet")
+		if err != nil {
+			return err
+		}
+		n.Tools.Kubelet = t.Kubelet
+	}
+	addr, err := freeAddress()
+	if err != nil {
+		return err
+	}
+	root := filepath.Join(n.Dir, "kubelet")
+	k := &Kubelet{
+		Manifests: filepath.Join(n.Dir, "manifests"), url: "https://" + addr, sysctls: map[string][]byte{},
+		client: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}, // its own certificate, on loopback
+	}
+	config, err := n.kubeletConfig(addr)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(n.Dir, "kubelet.yaml")
+	if err := os.WriteFile(file, config, 0o644); err != nil {
+		return err
+	}
+	for _, name := range kernelSettings {
+		if value, err := os.ReadFile("/proc/sys/" + name); err == nil {
+			k.sysctls[name] = value
+		}
+	}
+	p, err := start("kubelet", filepath.Join(n.Dir, "kubelet.log"), nil, n.Tools.Kubelet,
+		"--config", file, "--root-dir", root, "--cert-dir", filepath.Join(root, "pki"), "--hostname-override", n.Network(), "--v", "2")
+	if err != nil {
+		return err
+	}
+	k.Process, n.Kubelet = p, k
+	return p.ready(ctx, 60*time.Second, func(ctx context.Context) error {
+		_, err := k.Get(ctx, "/healthz")
+		return err
+	})
+}
+
+// kubeletConfig keeps the kubelet to the node's directory and cgroup and takes everything out that belongs to a whole
+// machine: eviction, image garbage collection, firewall chains, enforcement of node limits.
+func (n *Node) kubeletConfig(addr string) ([]byte, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	config := map[string]any{
+		"apiVersion":                      "kubelet.config.k8s.io/v1beta1",
+		"kind":                            "KubeletConfiguration",
+		"address":                         host,
+		"port":                            json.Number(port),
+		"healthzPort":                     0,
+		"authentication":                  map[string]any{"anonymous": map[string]any{"enabled": true}, "webhook": map[string]any{"enabled": false}},
+		"authorization":                   map[string]any{"mode": "AlwaysAllow"},
+		"containerRuntimeEndpoint":        n.Endpoint,
+		"staticPodPath":                   filepath.Join(n.Dir, "manifests"),
+		"podLogsDir":                      filepath.Join(n.Dir, "logs"),
+		"volumePluginDir":                 filepath.Join(n.Dir, "kubelet", "plugins"),
+		"resolvConf":                      filepath.Join(n.Dir, "resolv.conf"),
+		"podCIDR":                         n.Subnet(),
+		"cgroupDriver":                    "cgroupfs",
+		"cgroupRoot":                      n.Cgroup(),
+		"failCgroupV1":                    false,
+		"failSwapOn":                      false,
+		"enforceNodeAllocatable":          []string{},
+		"evictionHard":                    map[string]string{"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%", "imagefs.inodesFree": "0%"},
+		"imageGCHighThresholdPercent":     100,
+		"imageGCLowThresholdPercent":      99,
+		"localStorageCapacityIsolation":   false,
+		"makeIPTablesUtilChains":          false,
+		"enableControllerAttachDetach":    false,
+		"serializeImagePulls":             false,
+		"oomScoreAdj":                     0,
+		"syncFrequency":                   "5s",
+		"fileCheckFrequency":              "1s",
+		"volumeStatsAggPeriod":            "1m",
+		"crashLoopBackOff":                map[string]any{"maxContainerRestartPeriod": "2s"},
+		"shutdownGracePeriod":             "0s",
+		"shutdownGracePeriodCriticalPods": "0s",
+	}
+	return yaml.Marshal(config)
+}
+
+func (n *Node) kubeletProcess() *Process {
+	if n.Kubelet == nil {
+		return nil
+	}
+	return n.Kubelet.Process
+}
+
+// Stop ends the kubelet; its pods run on. The machine's kernel settings are put back.
+func (k *Kubelet) Stop() error {
+	errs := []error{k.Process.Stop()}
+	for name, value := range k.sysctls {
+		now, err := os.ReadFile("/proc/sys/" + name)
+		if err == nil && string(now) != string(value) {
+			errs = append(errs, os.WriteFile("/proc/sys/"+name, value, 0o644))
+		}
+	}
+	k.client.CloseIdleConnections()
+	return errors.Join(errs...)
+}
+
+// Get asks the kubelet's own API, for example "/pods" or "/containerLogs/NAMESPACE/POD/CONTAINER".
+func (k *Kubelet) Get(ctx context.Context, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.url+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := k.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("GET %s: %s: %s", path, resp.Status, strings.TrimSpace(string(body)))
+	}
+	return body, nil
+}
+
+// Apply writes a pod's manifest; the kubelet starts the pod. Name is the manifest's file name.
+func (k *Kubelet) Apply(name string, manifest []byte) error {
+	// The kubelet reads a file when it sees it: it must never see half of one, and it leaves names with a dot alone.
+	part := filepath.Join(k.Manifests, "."+name+".part")
+	if err := os.WriteFile(part, manifest, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(part, filepath.Join(k.Manifests, name+".yaml"))
+}
+
+// Delete removes a pod's manifest; the kubelet ends the pod gracefully.
+func (k *Kubelet) Delete(name string) error {
+	return os.Remove(filepath.Join(k.Manifests, name+".yaml"))
+}
+
+// Pod is what a kubelet says of a pod, as far as tests look at it (the fields of v1.Pod).
+type Pod struct {
+	Metadata struct {
+		Name, Namespace, UID string
+	}
+	Status struct {
+		Phase                                    string
+		PodIP                                    string
+		Conditions                               []struct{ Type, Status, Reason string }
+		ContainerStatuses, InitContainerStatuses []ContainerStatus
+	}
+}
+
+// ContainerStatus is what a kubelet says of a container (v1.ContainerStatus).
+type ContainerStatus struct {
+	Name         string
+	ContainerID  string
+	Ready        bool
+	Started      *bool
+	RestartCount int
+	State        ContainerState
+	LastState    ContainerState
+}
+
+// ContainerState has one of its members set.
+type ContainerState struct {
+	Running    *struct{ StartedAt time.Time }
+	Waiting    *struct{ Reason, Message string }
+	Terminated *struct {
+		ExitCode int
+		Reason   string
+	}
+}
+
+// String tells the state in a word or two.
+func (s ContainerState) String() string {
+	switch {
+	case s.Running != nil:
+		return "running"
+	case s.Terminated != nil:
+		return fmt.Sprintf("terminated (%s, exit code %d)", s.Terminated.Reason, s.Terminated.ExitCode)
+	case s.Waiting != nil:
+		return fmt.Sprintf("waiting (%s: %s)", s.Waiting.Reason, s.Waiting.Message)
+	}
+	return "unknown"
+}
+
+// errNoPod is the answer for a pod that the kubelet does not know.
+var errNoPod = errors.New("the kubelet has no such pod")
+
+// Pod asks for the pod of that name; a static pod's name ends with the node's, which is left out here.
+func (k *Kubelet) Pod(ctx context.Context, name string) (*Pod, error) {
+	body, err := k.Get(ctx, "/pods")
+	if err != nil {
+		return nil, err
+	}
+	var list struct{ Items []Pod }
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, fmt.Errorf("/pods: %w", err)
+	}
+	for i, pod := range list.Items {
+		if strings.HasPrefix(pod.Metadata.Name, name+"-berth-lab") {
+			return &list.Items[i], nil
+		}
+	}
+	return nil, fmt.Errorf("pod %s: %w", name, errNoPod)
+}
+
+// WaitPod waits until a pod is as the predicate wants it: nil for yes, otherwise what is missing.
+func (k *Kubelet) WaitPod(ctx context.Context, name string, within time.Duration, want func(*Pod) error) (*Pod, error) {
+	var pod *Pod
+	err := Eventually(ctx, within, "pod "+name, func(ctx context.Context) error {
+		var err error
+		if pod, err = k.Pod(ctx, name); err != nil {
+			return err
+		}
+		if err := want(pod); err != nil {
+			return fmt.Errorf("%w (%s)", err, pod)
+		}
+		return nil
+	})
+	if err != nil {
+		return pod, fmt.Errorf("%w\nthe kubelet said last: %s", err, k.complaints(name))
+	}
+	return pod, nil
+}
+
+// WaitEnded waits until a pod, whose manifest was deleted, has ended: the kubelet's API no longer lists such a pod, so the
+// runtime is asked. The dead sandbox itself is removed by the kubelet's garbage collection, once a minute.
+func (n *Node) WaitEnded(ctx context.Context, name string, within time.Duration) error {
+	return Eventually(ctx, within, "end of pod "+name, func(ctx context.Context) error {
+		pods, err := n.CRI.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
+			LabelSelector: map[string]string{"io.kubernetes.pod.name": name + "-" + n.Network()},
+		}})
+		if err != nil {
+			return err
+		}
+		for _, pod := range pods.Items {
+			if pod.State == runtimeapi.PodSandboxState_SANDBOX_READY {
+				return fmt.Errorf("sandbox %.12s is ready", pod.Id)
+			}
+		}
+		return nil
+	})
+}
+
+// complaints are the last errors in the kubelet's log that name the pod.
+func (k *Kubelet) complaints(pod string) string {
+	text, err := os.ReadFile(k.Process.Log)
+	if err != nil {
+		return err.Error()
+	}
+	var lines []string
+	for _, line := range strings.Split(string(text), "\n") {
+		if strings.HasPrefix(line, "E") && strings.Contains(line, pod) {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-5):], "\n")
+}
+
+// Container is the status of one container, or of an init container, of the pod; the zero value if there is none.
+func (p *Pod) Container(name string) ContainerStatus {
+	for _, list := range [][]ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
+		for _, c := range list {
+			if c.Name == name {
+				return c
+			}
+		}
+	}
+	return ContainerStatus{}
+}
+
+// Condition tells whether the pod's condition of that type is true.
+func (p *Pod) Condition(kind string) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == kind {
+			return c.Status == "True"
+		}
+	}
+	return false
+}
+
+// String tells the pod's state in a line.
+func (p *Pod) String() string {
+	words := []string{"phase " + p.Status.Phase}
+	for _, list := range [][]ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+		for _, c := range list {
+			words = append(words, fmt.Sprintf("%s %s, ready %t, restarts %d", c.Name, c.State, c.Ready, c.RestartCount))
+		}
+	}
+	return strings.Join(words, "; ")
+}
+
+// Running wants all containers of the pod to run and be ready.
+func Running(p *Pod) error {
+	if p.Status.Phase != "Running" || !p.Condition("Ready") {
+		return errors.New("it is not running and ready")
+	}
+	return nil
+}
+
+// Logs are the lines of a container's log, as the kubelet's API gives them.
+func (k *Kubelet) Logs(ctx context.Context, p *Pod, container, query string) (string, error) {
+	body, err := k.Get(ctx, fmt.Sprintf("/containerLogs/%s/%s/%s%s", p.Metadata.Namespace, p.Metadata.Name, container, query))
+	return string(body), err
+}

@@ -1,0 +1,289 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Snapshot is what of a node exists on the machine at one moment: a set of lines, each of which names one thing.
+type Snapshot map[string]bool
+
+// Snapshot looks at everything a runtime can leave behind: processes, mounts, namespaces, links, cgroups, firewall rules,
+// addresses and files. Only what belongs to this node counts, so that others may use the machine meanwhile. Image content
+// does not count, since images are there to stay; nor do the processes that this package started.
+func (n *Node) Snapshot() (Snapshot, error) {
+	s := Snapshot{}
+	for _, look := range []func(Snapshot) error{n.lookProcesses, n.lookMounts, n.lookLinks, n.lookCgroups, n.lookFirewall, n.lookFiles} {
+		if err := look(s); err != nil {
+			return nil, fmt.Errorf("ledger: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// Diff lists what is in one snapshot only: "+" came, "-" went.
+func (s Snapshot) Diff(after Snapshot) []string {
+	var lines []string
+	for line := range after {
+		if !s[line] {
+			lines = append(lines, "+ "+line)
+		}
+	}
+	for line := range s {
+		if !after[line] {
+			lines = append(lines, "- "+line)
+		}
+	}
+	sort.Strings(lines)
+	return lines
+}
+
+// Settle waits until everything is as it was in an earlier snapshot. What is still different after ten seconds is the
+// error. (The kernel removes cgroups, links and mounts a moment after their last user went.)
+func (n *Node) Settle(ctx context.Context, before Snapshot) error {
+	return Eventually(ctx, 10*time.Second, "everything is as it was before", func(context.Context) error {
+		after, err := n.Snapshot()
+		if err != nil {
+			return err
+		}
+		if diff := before.Diff(after); len(diff) > 0 {
+			return errors.New("leak:\n  " + strings.Join(diff, "\n  "))
+		}
+		return nil
+	})
+}
+
+// processesLeft lists the processes that belong to the node and that this package did not start: whose command line, open
+// files or root file system lie in its directory, or which are in its cgroup or in a network namespace that is pinned there.
+func (n *Node) processesLeft() (map[int]string, error) {
+	started := map[int]bool{os.Getpid(): true}
+	for _, p := range append([]*Process{n.Berth, n.kubeletProcess()}, n.processes...) {
+		if p != nil {
+			started[p.PID()] = true
+		}
+	}
+	pinned := n.pinnedNamespaces()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	left := map[int]string{}
+	for _, e := range entries {
+		var pid int
+		if _, err := fmt.Sscanf(e.Name(), "%d", &pid); err != nil || started[pid] {
+			continue
+		}
+		if name, ok := n.ownsProcess(e.Name(), pinned); ok {
+			left[pid] = name
+		}
+	}
+	return left, nil
+}
+
+func (n *Node) pinnedNamespaces() map[string]bool {
+	pinned := map[string]bool{}
+	mounts, err := mountTable()
+	if err != nil {
+		return pinned
+	}
+	for _, m := range mounts {
+		if m.fstype == "nsfs" && strings.HasPrefix(m.point, n.Dir+"/") && strings.HasPrefix(m.root, "net:") {
+			pinned[m.root] = true
+		}
+	}
+	return pinned
+}
+
+// ownsProcess decides about one process, and names it. A process that ends meanwhile is none of the node's.
+func (n *Node) ownsProcess(pid string, pinned map[string]bool) (string, bool) {
+	dir := "/proc/" + pid
+	cmdline, err := os.ReadFile(dir + "/cmdline")
+	if err != nil {
+		return "", false
+	}
+	name := strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
+	if name == "" { // a kernel thread, or a zombie
+		stat, err := os.ReadFile(dir + "/stat")
+		if err != nil || !strings.Contains(string(stat), "(berth") {
+			return "", false
+		}
+		if i := strings.LastIndexByte(string(stat), ')'); i < 0 || !strings.HasPrefix(string(stat)[i:], ") Z "+fmt.Sprint(os.Getpid())+" ") {
+			return "", false
+		}
+		return "zombie", true
+	}
+	if strings.Contains(name, n.Dir+"/") {
+		return name, true
+	}
+	if text, err := os.ReadFile(dir + "/cgroup"); err == nil && strings.Contains(string(text), ":"+n.Cgroup()+"/") {
+		return name, true
+	}
+	if ns, err := os.Readlink(dir + "/ns/net"); err == nil && pinned[ns] {
+		return name, true
+	}
+	if mounts, err := mountsOf(pid); err == nil && len(mounts) > 0 {
+		for _, m := range mounts {
+			if m.point == "/" && strings.Contains(m.super, n.Dir+"/") {
+				return name, true
+			}
+		}
+	}
+	for _, link := range []string{"/cwd", "/exe", "/root"} {
+		if target, err := os.Readlink(dir + link); err == nil && strings.HasPrefix(target, n.Dir+"/") {
+			return name, true
+		}
+	}
+	fds, err := os.ReadDir(dir + "/fd")
+	if err != nil {
+		return "", false
+	}
+	for _, fd := range fds {
+		if target, err := os.Readlink(dir + "/fd/" + fd.Name()); err == nil && strings.HasPrefix(target, n.Dir+"/") {
+			return name, true
+		}
+	}
+	return "", false
+}
+
+func (n *Node) lookProcesses(s Snapshot) error {
+	left, err := n.processesLeft()
+	for pid, name := range left {
+		s[fmt.Sprintf("process %d: %.120s", pid, name)] = true
+	}
+	return err
+}
+
+func (n *Node) lookMounts(s Snapshot) error {
+	mounts, err := mountTable()
+	for _, m := range mounts {
+		if strings.HasPrefix(m.point, n.Dir+"/") || strings.Contains(m.super, n.Dir+"/") {
+			s[fmt.Sprintf("mount %s on %s", m.fstype, m.point)] = true
+		}
+	}
+	return err
+}
+
+// lookLinks notes the ports of the node's bridge, and veths that nobody owns: one whose pod is gone, or which was not yet
+// put into the bridge. The bridge itself stays with the node, as the bridge plugin wants it.
+func (n *Node) lookLinks(s Snapshot) error {
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return err
+	}
+	bridge := -1
+	for _, l := range links {
+		if l.Attrs().Name == n.Bridge() {
+			bridge = l.Attrs().Index
+		}
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		// ifb0 and ifb1 come with the kernel module; the bandwidth plugin's own are named bwp....
+		if l.Type() == "veth" && (a.MasterIndex == 0 || a.MasterIndex == bridge) || l.Type() == "ifb" && !strings.HasPrefix(a.Name, "ifb") {
+			s[fmt.Sprintf("link %s (%s)", a.Name, l.Type())] = true
+		}
+	}
+	return nil
+}
+
+// lookCgroups notes what is below the node's cgroup, and below /berth, where pods go that name no parent.
+func (n *Node) lookCgroups(s Snapshot) error {
+	for _, top := range []string{n.Cgroup(), "/berth"} {
+		dirs, err := cgroupDirs(top)
+		if err != nil {
+			return err
+		}
+		for _, dir := range dirs {
+			if !strings.HasSuffix(dir, top) { // the parent itself may stay
+				s["cgroup "+dir] = true
+			}
+		}
+	}
+	return nil
+}
+
+// lookFirewall notes the rules that speak of the node's network or of its addresses. Rules with a program's static chains
+// are made once and stay.
+func (n *Node) lookFirewall(s Snapshot) error {
+	prefix := strings.TrimSuffix(n.Subnet(), "0/24")
+	for _, dump := range [][]string{{"iptables-save"}, {"ip6tables-save"}, {"nft", "list", "ruleset"}} {
+		if _, err := exec.LookPath(dump[0]); err != nil {
+			continue
+		}
+		out, err := exec.Command(dump[0], dump[1:]...).Output()
+		if err != nil {
+			return fmt.Errorf("%s: %w", strings.Join(dump, " "), err)
+		}
+		for _, line := range strings.Split(string(out), "\n") {
+			if strings.Contains(line, n.Network()+`"`) || strings.Contains(line, n.Network()+`\"`) || strings.Contains(line, prefix) {
+				s[dump[0]+" "+strings.TrimSpace(line)] = true
+			}
+		}
+	}
+	return nil
+}
+
+// lookFiles notes the files of the runtime, of the address pool and of the kubelet's legacy links. Logs are the kubelet's
+// (or the test's) to remove, image content is there to stay, and a directory counts when it is something's, not when it
+// is one of those that every daemon makes.
+func (n *Node) lookFiles(s Snapshot) error {
+	for _, top := range []string{n.Root(), n.Run(), filepath.Join(n.Dir, "ipam")} {
+		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			rel := strings.TrimPrefix(path, n.Dir+"/")
+			// ipam/NETWORK/{lock,last_reserved_ip.0} are host-local's own; image content lies three levels down.
+			base := filepath.Base(path)
+			if strings.HasPrefix(rel, "ipam/") && (base == "lock" || strings.HasPrefix(base, "last_reserved_ip") || base == n.Network()) {
+				return nil
+			}
+			if strings.HasPrefix(rel, "root/images/") && d.IsDir() && strings.Count(rel, "/") >= 3 {
+				s["dir "+rel] = true
+				return fs.SkipDir
+			}
+			s["file "+rel] = true
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	links, err := n.logLinks()
+	for _, link := range links {
+		s["link "+link] = true
+	}
+	return err
+}
+
+// killAll ends processes until none is listed any more.
+func killAll(list func() (map[int]string, error)) error {
+	for try := 0; ; try++ {
+		left, err := list()
+		if err != nil || len(left) == 0 {
+			return err
+		}
+		if try == 50 {
+			return fmt.Errorf("processes outlive SIGKILL: %v", left)
+		}
+		for pid := range left {
+			if p, err := os.FindProcess(pid); err == nil {
+				_ = p.Kill() // it may have ended by itself
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}

@@ -1,0 +1,235 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Options say what is special about a node; the zero value serves most tests.
+type Options struct {
+	Endpoint string                           // use this CRI runtime instead of `berth serve`; default $BERTH_TEST_ENDPOINT
+	Bin      string                           // directory of berth and berth-shim; default bin/ of the repository
+	Tools    *Tools                           // default: all but the kubelet, built if need be
+	Log      func(format string, args ...any) // what takes long is told here; may be nil
+}
+
+// Node is one node.
+type Node struct {
+	Dir      string // everything of the node lies below it
+	Index    int    // 1 to 200, no other living node of this machine has it
+	Tools    *Tools
+	Registry string // HOST:PORT, once started
+	Endpoint string // of the CRI: unix://...
+	CRI      *Client
+	Berth    *Process // nil when another runtime is used, or before StartBerth
+	Kubelet  *Kubelet
+
+	bin       string
+	claim     net.Listener
+	processes []*Process // others, in the order of their start
+	log       func(format string, args ...any)
+	foreign   bool
+}
+
+// New makes a node's directory, network configuration and cgroup; it starts nothing.
+func New(o Options) (*Node, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("a node needs root: run the tests with sudo")
+	}
+	n := &Node{Tools: o.Tools, log: o.Log, bin: o.Bin, Endpoint: o.Endpoint}
+	if n.Endpoint == "" {
+		n.Endpoint = os.Getenv("BERTH_TEST_ENDPOINT")
+	}
+	n.foreign = n.Endpoint != ""
+	var err error
+	if n.Tools == nil {
+		if n.Tools, err = BuildTools(context.Background(), os.Stderr, "registry", "cni", "crictl", "busybox"); err != nil {
+			return nil, err
+		}
+	}
+	if n.bin == "" {
+		root, err := RepoRoot()
+		if err != nil {
+			return nil, err
+		}
+		n.bin = filepath.Join(root, "bin")
+	}
+	if err := n.claimIndex(); err != nil {
+		return nil, err
+	}
+	if n.Dir, err = os.MkdirTemp("", fmt.Sprintf("berth-lab%d-", n.Index)); err != nil {
+		return nil, errors.Join(err, n.claim.Close())
+	}
+	if err := n.layout(); err != nil {
+		return nil, errors.Join(fmt.Errorf("make node: %w", err), n.Close())
+	}
+	return n, nil
+}
+
+// claimIndex takes the lowest free index. An abstract socket holds it: the kernel frees it with the process, and there is
+// no file to leave behind.
+func (n *Node) claimIndex() error {
+	for i := 1; i <= 200; i++ {
+		l, err := net.Listen("unix", fmt.Sprintf("@berth-lab-%d", i))
+		if errors.Is(err, unix.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		n.Index, n.claim = i, l
+		return nil
+	}
+	return errors.New("200 nodes live on this machine")
+}
+
+func (n *Node) logf(format string, args ...any) {
+	if n.log != nil {
+		n.log(format, args...)
+	}
+}
+
+// Paths and names of a node.
+
+// Root is the persistent root of `berth serve`.
+func (n *Node) Root() string { return filepath.Join(n.Dir, "root") }
+
+// Run is its run directory.
+func (n *Node) Run() string { return filepath.Join(n.Dir, "run") }
+
+// CertsD is its directory of registry configurations.
+func (n *Node) CertsD() string { return filepath.Join(n.Dir, "certs.d") }
+
+// CNIConf is its directory of network configurations.
+func (n *Node) CNIConf() string { return filepath.Join(n.Dir, "cni") }
+
+// Bridge is the name of its bridge.
+func (n *Node) Bridge() string { return fmt.Sprintf("cni-bt%d", n.Index) }
+
+// Network is the name of its CNI network.
+func (n *Node) Network() string { return fmt.Sprintf("berth-lab%d", n.Index) }
+
+// Subnet is its pod CIDR.
+func (n *Node) Subnet() string { return fmt.Sprintf("10.91.%d.0/24", n.Index) }
+
+// Cgroup is the path of the cgroup that pods made by this package and by its kubelet live in.
+func (n *Node) Cgroup() string { return fmt.Sprintf("/berth-it%d", n.Index) }
+
+// Conflist is the node's network configuration: bridge, host ports and bandwidth, all by the reference plugins.
+func (n *Node) Conflist() string {
+	return fmt.Sprintf(`{
+  "cniVersion": "1.0.0",
+  "name": %q,
+  "plugins": [
+    {"type": "bridge", "bridge": %q, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+     "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+    {"type": "portmap", "capabilities": {"portMappings": true}},
+    {"type": "bandwidth", "capabilities": {"bandwidth": true}}
+  ]
+}
+`, n.Network(), n.Bridge(), filepath.Join(n.Dir, "ipam"), n.Subnet())
+}
+
+func (n *Node) layout() error {
+	for _, dir := range []string{"root", "run", "certs.d", "cni", "logs", "ipam", "manifests"} {
+		if err := os.Mkdir(filepath.Join(n.Dir, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	// The node's own resolver configuration: what this machine's says is of no account to a test.
+	if err := os.WriteFile(filepath.Join(n.Dir, "resolv.conf"), []byte("nameserver 10.91.0.53\n"), 0o644); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(n.CNIConf(), "10-lab.conflist"), []byte(n.Conflist()), 0o644); err != nil {
+		return err
+	}
+	return makeCgroup(n.Cgroup())
+}
+
+// Close ends every process of the node, removes what they made, pods included, and tells what would not go.
+func (n *Node) Close() error {
+	var errs []error
+	if n.Kubelet != nil {
+		errs = append(errs, n.Kubelet.Stop())
+	}
+	if n.CRI != nil && (n.foreign || n.Berth != nil && n.Berth.Alive()) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		errs = append(errs, n.CRI.RemovePods(ctx, n.owns))
+		cancel()
+	}
+	if n.CRI != nil {
+		errs = append(errs, n.CRI.Close())
+	}
+	if n.Berth != nil {
+		errs = append(errs, n.Berth.Stop())
+	}
+	for i := len(n.processes) - 1; i >= 0; i-- {
+		errs = append(errs, n.processes[i].Stop())
+	}
+	if n.Dir != "" {
+		errs = append(errs, n.sweep())
+	}
+	if n.claim != nil {
+		errs = append(errs, n.claim.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close node %d: %w", n.Index, err)
+	}
+	return nil
+}
+
+// sweep removes what is left of the node by force: a failed test must not spoil the next one, nor this machine.
+func (n *Node) sweep() error {
+	errs := []error{killAll(n.processesLeft), unmountBelow(n.Dir), removeCgroup(n.Cgroup())}
+	link, err := netlink.LinkByName(n.Bridge())
+	var missing netlink.LinkNotFoundError
+	switch {
+	case err == nil:
+		errs = append(errs, netlink.LinkDel(link))
+	case !errors.As(err, &missing):
+		errs = append(errs, err)
+	}
+	errs = append(errs, n.sweepLogLinks())
+	if os.Getenv("BERTH_KEEP") != "" {
+		n.logf("BERTH_KEEP: the node's files stay in %s", n.Dir)
+		return errors.Join(errs...)
+	}
+	return errors.Join(append(errs, os.RemoveAll(n.Dir))...)
+}
+
+// legacyLogs is where every kubelet puts links to the logs of its containers (a constant of Kubernetes).
+const legacyLogs = "/var/log/containers"
+
+// logLinks lists the kubelet's links to logs of this node.
+func (n *Node) logLinks() ([]string, error) {
+	entries, err := os.ReadDir(legacyLogs)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	var links []string
+	for _, e := range entries {
+		path := filepath.Join(legacyLogs, e.Name())
+		if target, err := os.Readlink(path); err == nil && strings.HasPrefix(target, n.Dir+"/") {
+			links = append(links, path)
+		}
+	}
+	return links, nil
+}
+
+func (n *Node) sweepLogLinks() error {
+	links, err := n.logLinks()
+	errs := []error{err}
+	for _, link := range links {
+		errs = append(errs, os.Remove(link))
+	}
+	return errors.Join(errs...)
+}

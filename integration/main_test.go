@@ -1,0 +1,83 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/berth-run/berth/integration/lab"
+)
+
+// tools are built before the first test, with their progress told, so that no test's time counts it.
+var tools *lab.Tools
+
+func TestMain(m *testing.M) {
+	if os.Geteuid() != 0 {
+		fmt.Println("integration tests need root: sudo make test-integration")
+		os.Exit(1)
+	}
+	var err error
+	if tools, err = lab.BuildTools(context.Background(), os.Stderr); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// newNode starts a node with the test images and its runtime. At the end of the test all is taken down, and the runtime
+// must have left nothing behind.
+func newNode(t *testing.T) *lab.Node {
+	t.Helper()
+	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() && n.Berth != nil {
+			t.Logf("the end of the log of berth serve:\n%s", n.Berth.Tail(40))
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx := t.Context()
+	if err := n.StartRegistry(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StartBerth(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// ledger notes what is there now, and makes the test fail when, at its end, something else is. Tests of another runtime
+// than berth do without: what it leaves behind is not ours to judge.
+func ledger(t *testing.T, n *lab.Node) {
+	t.Helper()
+	if n.Foreign() {
+		return
+	}
+	before, err := n.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := n.Settle(ctx, before); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// must fails the test on an error.
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
