@@ -25,6 +25,10 @@ func Kill(p Path) error {
 	if err != nil {
 		return err
 	}
+	return l.kill(p)
+}
+
+func (l *layout) kill(p Path) error {
 	deadline := time.Now().Add(killWait)
 	for pass := 0; ; pass++ {
 		pids, err := l.processes(p)
