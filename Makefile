@@ -1,0 +1,69 @@
+# `make help` lists the targets. Versions and paths may be given: make build VERSION=1.2.3, make install PREFIX=/usr.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --dirty --match 'v[0-9]*' 2>/dev/null | sed 's/^v//' | grep . || echo 0.1.0-dev)
+COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+PREFIX ?= /usr/local
+CNI_BIN ?= /opt/cni/bin
+DESTDIR ?=
+# What to run of the integration tests: make test-integration RUN='TestKubelet/pods/logs'
+RUN ?= .
+
+STAMP := -X github.com/berth-run/berth/internal/version.Version=$(VERSION) -X github.com/berth-run/berth/internal/version.Commit=$(COMMIT)
+# osusergo and netgo: static programs must not ask glibc's loadable modules; runc_nocriu: nothing here checkpoints.
+SHIM_TAGS := seccomp osusergo netgo runc_nocriu
+GO ?= go
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install the Debian packages that are missing, saying what and why
+	@integration/setup.sh
+
+build: setup ## build bin/berth, bin/berth-shim and the reference CNI plugins in bin/cni
+	@mkdir -p bin
+	@echo "build: berth $(VERSION)"
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(STAMP)' -o bin/berth ./cmd/berth
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags '$(SHIM_TAGS)' -ldflags '-s -w $(STAMP) -extldflags -static' -o bin/berth-shim ./cmd/berth-shim
+	@read -r _ dir < <(integration/tools/build.sh cni); rm -rf bin/cni; cp -r "$$dir" bin/cni
+
+demo: build ## a kubelet runs a pod of three containers on berth, which is killed meanwhile
+	@$(GO) run ./integration/demo
+
+test: vet test-unit test-integration ## everything that CI runs
+
+vet: setup ## static checks that need no tool: gofmt, go vet, import rules
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'run gofmt -w on:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@echo 'vet: all packages'
+	@$(GO) vet -tags 'integration seccomp' ./...
+	@$(GO) test ./internal/archtest
+
+test-unit: setup ## unit tests of all packages, with the race detector
+	@echo 'test-unit: all packages with -race'
+	@CGO_ENABLED=1 $(GO) test -race -tags seccomp ./...
+
+test-integration: build ## kubelet, crictl, critest, kill matrix: real peers; needs root
+	@integration/tools/build.sh > /dev/null
+	@$(GO) test -tags integration -count=1 -timeout 80m -v -run '$(RUN)' ./integration | integration/progress.sh
+
+bench: build ## measure berth: pod start, exec, removal, density, log, pull
+	@integration/tools/build.sh registry cni busybox > /dev/null
+	@$(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench . -benchtime 1x ./integration
+
+lint: setup ## golangci-lint with the configuration of this repository
+	@read -r _ linter < <(integration/tools/build.sh golangci-lint); "$$linter" run
+
+fmt: ## format all code as the linter wants it
+	@read -r _ linter < <(integration/tools/build.sh golangci-lint); "$$linter" fmt
+
+install: build ## install to PREFIX (default /usr/local), plugins that are not there yet to CNI_BIN
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/berth bin/berth-shim
+	install -d -m 755 $(DESTDIR)$(CNI_BIN)
+	cp --update=none bin/cni/* $(DESTDIR)$(CNI_BIN)/ 2>/dev/null || cp -n bin/cni/* $(DESTDIR)$(CNI_BIN)/
+
+clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
+	rm -rf bin
+
+.PHONY: help setup build demo test vet test-unit test-integration bench lint fmt install clean
