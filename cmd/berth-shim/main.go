@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 
 	_ "github.com/opencontainers/cgroups/devices" // lets libcontainer set device rules
@@ -48,6 +49,7 @@ func main() {
 		err = shim.ServeHelper(3, create)
 	case "exec":
 		name("berth-exec")
+		runtime.GOMAXPROCS(runtime.NumCPU()) // it serves the whole node; the inits that it starts keep to one
 		err = shim.ServeExec(3, execute, killExecution)
 	case "pause":
 		pause()

@@ -67,7 +67,11 @@ func newLauncher(path string) (*launcher, error) {
 		_ = exe.Close()
 		return nil, os.NewSyscallError("fcntl F_ADD_SEALS", err)
 	}
-	l := &launcher{exe: exe, env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2"}}
+	l := &launcher{exe: exe, env: []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		// One thread at a time runs Go in a shim and in an init: more cost a shim 250 KiB and an init its start.
+		"GOMAXPROCS=1",
+	}}
 	for _, name := range []string{"BERTH_SHIM_FAIL_AT", "BERTH_SHIM_FAIL_LIST"} { // the shim's own fail points
 		if v, ok := os.LookupEnv(name); ok {
 			l.env = append(l.env, strings.Replace(name, "_SHIM", "", 1)+"="+v)
