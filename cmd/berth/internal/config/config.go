@@ -1,0 +1,174 @@
+package config
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Config of `berth serve`. A nil or empty field of a file leaves what is; the names are those of the flags.
+type Config struct {
+	// Root is where what must survive a reboot is kept: images, records, writable layers.
+	Root string `json:"root,omitempty"`
+	// Run is where the rest is: a tmpfs.
+	Run string `json:"run,omitempty"`
+	// Socket is where the CRI is served; berth.sock in Run if empty.
+	Socket string `json:"socket,omitempty"`
+	// CertsD holds HOST/hosts.toml for registries, in containerd's format.
+	CertsD string `json:"certsD,omitempty"`
+	// CNIConf is where the network's conflist is.
+	CNIConf string `json:"cniConf,omitempty"`
+	// CNIBin is where its plugins are.
+	CNIBin []string `json:"cniBin,omitempty"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `json:"logLevel,omitempty"`
+	// LogFormat is text or json.
+	LogFormat string `json:"logFormat,omitempty"`
+	// Shim is the berth-shim program; the one beside berth if empty.
+	Shim string `json:"shim,omitempty"`
+}
+
+// Default is what holds where nobody says anything.
+func Default() Config {
+	return Config{
+		Root:      "/var/lib/berth",
+		Run:       "/run/berth",
+		CertsD:    "/etc/berth/certs.d",
+		CNIConf:   "/etc/cni/net.d",
+		CNIBin:    []string{"/opt/cni/bin"},
+		LogLevel:  "info",
+		LogFormat: "text",
+	}
+}
+
+// Load merges files, in this order, and flags over the defaults, and checks the outcome. set are the values given by flags;
+// its keys are names of fields as in files.
+func Load(files []string, set Config, given func(name string) bool) (*Config, error) {
+	c, from := Default(), origins{}
+	for _, file := range files {
+		layer, lines, err := readFile(file)
+		if err != nil {
+			return nil, err
+		}
+		c.lay(layer, func(name string) bool { _, ok := lines[name]; return ok })
+		for name, line := range lines {
+			from[name] = fmt.Sprintf("%s:%d: %s", file, line, name)
+		}
+	}
+	c.lay(set, given)
+	for _, f := range c.fields() {
+		if given(f.name) {
+			from[f.name] = "--" + f.flag
+		}
+	}
+	if c.Socket == "" {
+		c.Socket = filepath.Join(c.Run, "berth.sock")
+	}
+	return &c, c.check(from)
+}
+
+// field is one field of a Config.
+type field struct {
+	name, flag string
+	text       *string   // one of both
+	list       *[]string // is set
+	words      []string  // that it can be; nil: an absolute path
+	optional   bool      // may be empty
+}
+
+// fields names all fields once. A test holds that none is missing.
+func (c *Config) fields() []field {
+	return []field{
+		{name: "root", flag: "root", text: &c.Root},
+		{name: "run", flag: "run", text: &c.Run},
+		{name: "socket", flag: "socket", text: &c.Socket, optional: true},
+		{name: "certsD", flag: "certs-d", text: &c.CertsD, optional: true},
+		{name: "cniConf", flag: "cni-conf", text: &c.CNIConf},
+		{name: "cniBin", flag: "cni-bin", list: &c.CNIBin},
+		{name: "logLevel", flag: "log-level", text: &c.LogLevel, words: []string{"debug", "info", "warn", "error"}},
+		{name: "logFormat", flag: "log-format", text: &c.LogFormat, words: []string{"text", "json"}},
+		{name: "shim", flag: "shim", text: &c.Shim, optional: true},
+	}
+}
+
+// Flag is the flag of a field of that name.
+func Flag(name string) string {
+	c := Config{}
+	for _, f := range c.fields() {
+		if f.name == name {
+			return f.flag
+		}
+	}
+	return ""
+}
+
+// lay takes the fields of over that are given.
+func (c *Config) lay(over Config, given func(name string) bool) {
+	below, above := c.fields(), over.fields()
+	for i, f := range below {
+		switch {
+		case !given(f.name):
+		case f.text != nil:
+			*f.text = *above[i].text
+		default:
+			*f.list = slices.Clone(*above[i].list)
+		}
+	}
+}
+
+// origins says where each field was given, for errors; a default says so by its name alone.
+type origins map[string]string
+
+func (o origins) of(name string) string {
+	if at, ok := o[name]; ok {
+		return at
+	}
+	return name
+}
+
+// check refuses values that cannot work.
+func (c *Config) check(from origins) error {
+	for _, f := range c.fields() {
+		values := []string{}
+		if f.text != nil {
+			values = append(values, *f.text)
+		} else {
+			values = append(values, *f.list...)
+			if len(values) == 0 {
+				return fmt.Errorf("%s: must not be empty", from.of(f.name))
+			}
+		}
+		for _, v := range values {
+			if err := f.check(v); err != nil {
+				return fmt.Errorf("%s: %w", from.of(f.name), err)
+			}
+		}
+	}
+	// One inside the other would have a reboot, or a removal, take what it must not.
+	if c.Root == c.Run || within(c.Root, c.Run) || within(c.Run, c.Root) {
+		return fmt.Errorf("%s: %q: must be neither inside nor around root %q", from.of("run"), c.Run, c.Root)
+	}
+	return nil
+}
+
+func (f field) check(v string) error {
+	switch {
+	case v == "" && f.optional:
+		return nil
+	case v == "":
+		return fmt.Errorf("must not be empty")
+	case f.words != nil:
+		if !slices.Contains(f.words, v) {
+			return fmt.Errorf("%q is none of %s", v, strings.Join(f.words, ", "))
+		}
+	case !filepath.IsAbs(v) || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return fmt.Errorf("%q is not an absolute path", v)
+	}
+	return nil
+}
+
+func within(inner, outer string) bool {
+	rel, err := filepath.Rel(outer, inner)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}

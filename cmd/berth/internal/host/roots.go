@@ -1,0 +1,94 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Lock is the claim of a daemon on its roots. The kernel drops it with the process, however that ends.
+type Lock struct{ files []*os.File }
+
+// Claim makes both directories, with mode 0700 whatever it was (CVE-2021-41103: what is below holds setuid files of
+// images), sees that they can be written to, and locks them. The error of a second daemon names the pid of the first.
+func Claim(root, run string) (*Lock, error) {
+	l := &Lock{}
+	for _, dir := range []struct{ name, path string }{{"root", root}, {"run", run}} {
+		f, err := claim(dir.name, dir.path)
+		if err != nil {
+			return nil, errors.Join(err, l.Release())
+		}
+		l.files = append(l.files, f)
+	}
+	return l, nil
+}
+
+// Release drops the claim. The files stay: to remove one would let two daemons lock two files of one name.
+func (l *Lock) Release() error {
+	var errs []error
+	for _, f := range l.files {
+		errs = append(errs, f.Close())
+	}
+	l.files = nil
+	return errors.Join(errs...)
+}
+
+func claim(name, dir string) (*os.File, error) {
+	remedy := fmt.Sprintf("make it writable, or choose another with --%s", name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %s", name, dir, cause(err), remedy)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %s", name, dir, cause(err), remedy)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %s", name, dir, cause(err), remedy)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = fmt.Errorf("%s %s is in use by another berth serve (pid %s): stop that one, or give this one its own --root, --run and --socket", name, dir, holder(f))
+		} else {
+			err = fmt.Errorf("%s %s: lock: %w: choose one on a file system with locks, with --%s", name, dir, err, name)
+		}
+		return nil, errors.Join(err, f.Close())
+	}
+	if err := writePID(f); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s %s: %w: %s", name, dir, cause(err), remedy), f.Close())
+	}
+	return f, nil
+}
+
+func writePID(f *os.File) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return err
+}
+
+// holder reads the pid that the holder of a lock wrote.
+func holder(f *os.File) string {
+	data, err := io.ReadAll(io.LimitReader(f, 32))
+	pid := strings.TrimSpace(string(data))
+	if _, perr := strconv.ParseUint(pid, 10, 32); err != nil || perr != nil {
+		return "unknown"
+	}
+	return pid
+}
+
+// cause is the system's words without the path, which the message has already.
+func cause(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}

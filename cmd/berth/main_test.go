@@ -1,0 +1,65 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/berth-run/berth/cmd/berth/internal/config"
+	"github.com/berth-run/berth/internal/version"
+)
+
+func run(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	cmd := command()
+	var out bytes.Buffer
+	cmd.SetOut(&out)
+	cmd.SetErr(&out)
+	cmd.SetArgs(args)
+	err := cmd.Execute()
+	return out.String(), err
+}
+
+func TestVersionCommand(t *testing.T) {
+	out, err := run(t, "version")
+	if err != nil || out != "berth "+version.String()+"\n" {
+		t.Errorf("%q %v", out, err)
+	}
+}
+
+func TestServeRefusesBadFlagsAndFilesInOneLine(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(file, []byte("# berth\nsockte: /x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, args := range map[string][]string{
+		file + `:2: unknown field "sockte", the nearest known is "socket"`: {"serve", "--config", file},
+		`--root: "rel" is not an absolute path`:                            {"serve", "--root", "rel"},
+		`--cni-bin: "b" is not an absolute path`:                           {"serve", "--cni-bin", "/a:b"},
+		`--log-level: "loud" is none of debug, info, warn, error`:          {"serve", "--log-level", "loud"},
+		`unknown flag: --rooot`:                                            {"serve", "--rooot", "/x"},
+		`unknown command "extra" for "berth serve"`:                        {"serve", "extra"},
+	} {
+		out, err := run(t, args...)
+		if err == nil || err.Error() != want {
+			t.Errorf("%v: %v, want %s", args, err, want)
+		}
+		if out != "" {
+			t.Errorf("%v: also prints %q", args, out)
+		}
+	}
+}
+
+func TestServeHasAFlagForEveryField(t *testing.T) {
+	out, err := run(t, "serve", "--help")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"root", "run", "socket", "certsD", "cniConf", "cniBin", "logLevel", "logFormat", "shim"} {
+		if flag := "--" + config.Flag(name) + " "; !strings.Contains(out, flag) {
+			t.Errorf("%s is not in the help:\n%s", flag, out)
+		}
+	}
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+
+	"github.com/berth-run/berth/cmd/berth/internal/config"
+	"github.com/berth-run/berth/cmd/berth/internal/host"
+	"github.com/berth-run/berth/cri"
+	"github.com/berth-run/berth/cri/pods"
+	"github.com/berth-run/berth/cri/streaming"
+	"github.com/berth-run/berth/images"
+	"github.com/berth-run/berth/internal/version"
+	"github.com/berth-run/berth/network"
+)
+
+// configDir is where the default configuration is.
+const configDir = "/etc/berth"
+
+func serveCommand() *cobra.Command {
+	var (
+		file   string
+		cniBin string
+		c      = config.Default()
+	)
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve the Container Runtime Interface to a kubelet",
+		Long: "Serve the Container Runtime Interface to a kubelet, until SIGTERM or SIGINT. Pods go on running then, and are\n" +
+			"taken up again by the next start. Flags win over the configuration file, that wins over the defaults.",
+		Args: cobra.NoArgs,
+	}
+	f := cmd.Flags()
+	f.StringVar(&file, "config", "", "configuration `file` (default "+configDir+"/config.yaml and "+configDir+"/config.d/*.yaml, where they exist)")
+	f.StringVar(&c.Root, config.Flag("root"), c.Root, "`directory` of what survives a reboot: images, records, writable layers")
+	f.StringVar(&c.Run, config.Flag("run"), c.Run, "`directory` of what does not, on a tmpfs")
+	f.StringVar(&c.Socket, config.Flag("socket"), "", "unix socket `path` for the kubelet (default berth.sock in --run)")
+	f.StringVar(&c.CertsD, config.Flag("certsD"), c.CertsD, "`directory` of HOST/hosts.toml, how to reach registries")
+	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
+	f.StringVar(&cniBin, config.Flag("cniBin"), strings.Join(c.CNIBin, ":"), "`directories` of the CNI plugins, separated by colons")
+	f.StringVar(&c.LogLevel, config.Flag("logLevel"), c.LogLevel, "debug, info, warn or error")
+	f.StringVar(&c.LogFormat, config.Flag("logFormat"), c.LogFormat, "text or json")
+	f.StringVar(&c.Shim, config.Flag("shim"), "", "berth-shim `program` (default the one beside berth)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c.CNIBin = strings.Split(cniBin, ":")
+		files, err := config.Files(file, configDir)
+		if err != nil {
+			return err
+		}
+		given := func(name string) bool { return cmd.Flags().Changed(config.Flag(name)) }
+		loaded, err := config.Load(files, c, given)
+		if err != nil {
+			return err
+		}
+		return serve(cmd.Context(), loaded)
+	}
+	return cmd
+}
+
+// serve runs the daemon: what is opened in one order is closed in the other.
+func serve(ctx context.Context, c *config.Config) (err error) {
+	log := logger(c)
+	kernel, err := host.Check()
+	if err != nil {
+		return err
+	}
+	if c.Shim == "" {
+		if c.Shim, err = besideThis("berth-shim"); err != nil {
+			return err
+		}
+	}
+	if err := host.CheckShim(c.Shim); err != nil {
+		return err
+	}
+	lock, err := host.Claim(c.Root, c.Run)
+	if err != nil {
+		return err
+	}
+	closing := func(name string, f func() error) {
+		if cerr := f(); cerr != nil {
+			err = errors.Join(err, fmt.Errorf("close %s: %w", name, cerr))
+		}
+	}
+	defer closing("lock", lock.Release)
+
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	// Where standard error is a pipe whose reader has gone (a restarted journald), a log line must not kill the daemon. It
+	// is caught, not ignored: an ignored signal would stay so in every process that it starts, containers included.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+
+	store, err := images.Open(images.Options{Root: filepath.Join(c.Root, "images"), CertsD: c.CertsD, Log: log, Observe: steps(log)})
+	if err != nil {
+		return err
+	}
+	defer closing("images", store.Close)
+	net, err := network.Open(network.Options{ConfDir: c.CNIConf, BinDirs: c.CNIBin, CacheDir: filepath.Join(c.Root, "cni"), Log: log})
+	if err != nil {
+		return err
+	}
+	defer closing("network", net.Close)
+	manager, err := pods.Open(ctx, pods.Options{
+		Root: c.Root, Run: c.Run, ShimPath: c.Shim, Images: store, Network: net, Log: log, Observe: steps(log),
+	})
+	if err != nil {
+		return err
+	}
+	defer manager.Close()
+	stream, err := streaming.Listen(ctx, streaming.Options{Runtime: manager, Log: log})
+	if err != nil {
+		return err
+	}
+	defer closing("streaming", stream.Close)
+
+	server := cri.New(cri.Options{
+		Pods: manager, Images: store, Network: net, Streaming: stream,
+		RecursiveReadOnly: !kernel.Less(host.RecursiveReadOnly),
+		PodCIDRFile:       filepath.Join(c.Root, "podcidr"),
+		Info:              shown(c),
+		Log:               log,
+	})
+	listener, err := cri.Listen(ctx, c.Socket)
+	if err != nil {
+		return err
+	}
+	log.Info("berth serves", "socket", c.Socket, "root", c.Root, "run", c.Run, "version", version.String(), "kernel", kernel.String())
+	notify(log, daemon.SdNotifyReady)
+	err = server.Serve(ctx, listener)
+	notify(log, daemon.SdNotifyStopping)
+	log.Info("berth stops, pods go on running")
+	return err
+}
+
+// shown is the configuration as a verbose Status shows it. Tests of user namespaces (critest) look for the directory of
+// root file systems beside stateDir, as containerd has it.
+func shown(c *config.Config) any {
+	return struct {
+		*config.Config
+		StateDir string `json:"stateDir"`
+	}{c, filepath.Join(c.Run, "containers")}
+}
+
+func logger(c *config.Config) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.LogLevel)) // checked by config
+	o := &slog.HandlerOptions{Level: level}
+	var h slog.Handler = slog.NewTextHandler(os.Stderr, o)
+	if c.LogFormat == "json" {
+		h = slog.NewJSONHandler(os.Stderr, o)
+	}
+	log := slog.New(h)
+	klog.SetSlogLogger(log.With("from", "k8s.io")) // k8s.io/cri-streaming logs there
+	return log
+}
+
+// notify tells systemd, where it has started us.
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("systemd was not told", "state", state, "err", err)
+	}
+}
+
+// besideThis is the path of another program of this installation.
+func besideThis(name string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("path of berth: %w: name the shim with --shim", err)
+	}
+	return filepath.Join(filepath.Dir(self), name), nil
+}

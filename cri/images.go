@@ -1,0 +1,158 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/images"
+)
+
+// PullImage pulls, and answers the image's id, by which all other calls name it, too. It goes on until its caller gives up.
+func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri.PullImageResponse, error) {
+	name, err := imageName(req.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	img, err := s.images.Pull(ctx, name, auth(req.GetAuth()))
+	if err != nil {
+		return nil, pullError(err)
+	}
+	return &cri.PullImageResponse{ImageRef: img.ID.String()}, nil
+}
+
+// ListImages lists from memory. A filter names one image.
+func (s *Server) ListImages(_ context.Context, req *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
+	list := s.images.Images()
+	if name := req.GetFilter().GetImage().GetImage(); name != "" {
+		img, err := s.images.Image(name)
+		switch {
+		case errors.Is(err, errdefs.ErrNotFound):
+			list = nil
+		case err != nil:
+			return nil, err
+		default:
+			list = []*images.Image{img}
+		}
+	}
+	resp := &cri.ListImagesResponse{}
+	for _, img := range list {
+		resp.Images = append(resp.Images, image(img))
+	}
+	return resp, nil
+}
+
+// ImageStatus tells what is known of an image. That it is absent is an answer without an image, not an error.
+func (s *Server) ImageStatus(_ context.Context, req *cri.ImageStatusRequest) (*cri.ImageStatusResponse, error) {
+	name, err := imageName(req.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	img, err := s.images.Image(name)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return &cri.ImageStatusResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	resp := &cri.ImageStatusResponse{Image: image(img)}
+	if req.GetVerbose() {
+		if resp.Info, err = info(newImageInfo(img)); err != nil {
+			return nil, err
+		}
+	}
+	return resp, nil
+}
+
+// RemoveImage removes an image and all that refers to it. It succeeds for one that is absent.
+func (s *Server) RemoveImage(ctx context.Context, req *cri.RemoveImageRequest) (*cri.RemoveImageResponse, error) {
+	name, err := imageName(req.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	if err := s.images.Remove(ctx, name); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return nil, err
+	}
+	return &cri.RemoveImageResponse{}, nil
+}
+
+// ImageFsInfo tells how much the images take. It is part of the handshake of every client.
+func (s *Server) ImageFsInfo(context.Context, *cri.ImageFsInfoRequest) (*cri.ImageFsInfoResponse, error) {
+	fs := filesystemUsage(s.images.Usage(), time.Now())
+	// Writable layers live beside the images: one file system is both.
+	return &cri.ImageFsInfoResponse{
+		ImageFilesystems:     []*cri.FilesystemUsage{fs},
+		ContainerFilesystems: []*cri.FilesystemUsage{fs},
+	}, nil
+}
+
+// imageName is the name of the image that a request is about.
+func imageName(spec *cri.ImageSpec) (string, error) {
+	name := spec.GetImage()
+	if name == "" {
+		return "", missing("image.image")
+	}
+	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		return "", invalid("image.image", name, "a reference holds no blanks and no control characters")
+	}
+	return name, nil
+}
+
+// auth is nil where a request holds no credentials, which is also how the kubelet sends an empty one.
+func auth(a *cri.AuthConfig) *images.Auth {
+	out := images.Auth{
+		Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(), ServerAddress: a.GetServerAddress(),
+		IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
+	}
+	if out == (images.Auth{}) {
+		return nil
+	}
+	return &out
+}
+
+func image(img *images.Image) *cri.Image {
+	out := &cri.Image{
+		Id:          img.ID.String(),
+		RepoTags:    img.RepoTags,
+		RepoDigests: img.RepoDigests,
+		Size:        max(uint64(max(img.Size, 0)), 1), // the kubelet's client refuses an image of size 0
+		Spec:        &cri.ImageSpec{Image: img.ID.String()},
+		Pinned:      img.Pinned,
+	}
+	out.Uid, out.Username = imageUser(img.Config.Config.User)
+	return out
+}
+
+// imageUser splits the user of an image's configuration as the kubelet wants it for runAsNonRoot: a number, or a name, or
+// neither where none is set. What does not fit into a number is told as it is; a container of it is refused later
+// (CVE-2024-40635), it must not look like no user at all here, which would mean root.
+func imageUser(user string) (*cri.Int64Value, string) {
+	name, _, _ := strings.Cut(user, ":")
+	if name == "" {
+		return nil, ""
+	}
+	if uid, err := strconv.ParseInt(name, 10, 64); err == nil {
+		return &cri.Int64Value{Value: uid}, ""
+	}
+	return nil, name
+}
+
+// imageInfo is what a verbose status of an image adds; field names are containerd's.
+type imageInfo struct {
+	ChainID   string        `json:"chainID,omitempty"`
+	ImageSpec ocispec.Image `json:"imageSpec"`
+}
+
+func newImageInfo(img *images.Image) *imageInfo {
+	i := &imageInfo{ImageSpec: img.Config}
+	if n := len(img.Layers); n > 0 {
+		i.ChainID = string(img.Layers[n-1])
+	}
+	return i
+}

@@ -1,0 +1,112 @@
+package cri
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// tempDir is short: a socket's path has 107 bytes.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "berth")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// CVE-2020-15257: whoever reaches the socket is root on the node.
+func TestCVE_2020_15257_SocketIsRootsAlone(t *testing.T) {
+	path := filepath.Join(tempDir(t), "sub", "berth.sock")
+	l, err := Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for p, want := range map[string]os.FileMode{path: 0o600, filepath.Dir(path): 0o700} {
+		info, err := os.Stat(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode().Perm(); got != want {
+			t.Errorf("%s has mode %04o, want %04o", p, got, want)
+		}
+	}
+}
+
+func TestStaleSocketIsReplaced(t *testing.T) {
+	path := filepath.Join(tempDir(t), "berth.sock")
+	first, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.(*net.UnixListener).SetUnlinkOnClose(false) // as kill -9 leaves it
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatalf("nobody listens on the new socket: %v", err)
+	}
+	_ = c.Close()
+}
+
+func TestSocketInUseIsNotReplaced(t *testing.T) {
+	path := filepath.Join(tempDir(t), "berth.sock")
+	first, err := Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if _, err := Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another process listens on it") {
+		t.Fatalf("second listener: %v", err)
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatalf("the first lost its socket: %v", err)
+	}
+	_ = c.Close()
+}
+
+func TestUnusableSocketPaths(t *testing.T) {
+	dir := tempDir(t)
+	file := filepath.Join(dir, "file")
+	open := filepath.Join(dir, "open")
+	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(open, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(open, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"berth.sock": "not an absolute path",
+		filepath.Join(dir, strings.Repeat("x", 108)): "the kernel takes 107",
+		file:                              "not a socket",
+		filepath.Join(file, "berth.sock"): "not a directory",
+		filepath.Join(open, "berth.sock"): "chmod it to 0700",
+	} {
+		if _, err := Listen(context.Background(), path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
+	}
+	if data, err := os.ReadFile(file); err != nil || string(data) != "precious" {
+		t.Errorf("the file in the way was touched: %q %v", data, err)
+	}
+}

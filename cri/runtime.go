@@ -1,0 +1,112 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"runtime"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/version"
+)
+
+// What Version says. The kubelet and crictl refuse any other version of the kubelet's runtime API, and empty fields.
+const (
+	kubeAPIVersion = "0.1.0"
+	runtimeName    = "berth"
+	apiVersion     = "v1"
+)
+
+// Version is the first call of every client.
+func (s *Server) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
+	return &cri.VersionResponse{
+		Version:           kubeAPIVersion,
+		RuntimeName:       runtimeName,
+		RuntimeVersion:    version.Version,
+		RuntimeApiVersion: apiVersion,
+	}, nil
+}
+
+// Status says whether pods can be run, asked every five seconds. A node is NotReady while a condition is false, and shows
+// its message.
+func (s *Server) Status(_ context.Context, req *cri.StatusRequest) (*cri.StatusResponse, error) {
+	netErr := s.network.Ready()
+	resp := &cri.StatusResponse{
+		Status:          &cri.RuntimeStatus{Conditions: conditions(netErr)},
+		RuntimeHandlers: s.handlers,
+		Features:        &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
+	}
+	if req.GetVerbose() {
+		var err error
+		if resp.Info, err = s.statusInfo(netErr); err != nil {
+			return nil, err
+		}
+	}
+	return resp, nil
+}
+
+func conditions(netErr error) []*cri.RuntimeCondition {
+	network := &cri.RuntimeCondition{Type: cri.NetworkReady, Status: true}
+	if netErr != nil {
+		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", netErr.Error()
+	}
+	// A berth that answers can run pods: what it needs of the host was checked before it listened.
+	return []*cri.RuntimeCondition{{Type: cri.RuntimeReady, Status: true}, network}
+}
+
+// runtimeHandlers is one handler, the default. It must be listed by its empty name: the kubelet looks there for what a pod
+// without a runtime class may ask for. User namespaces are not there yet.
+func runtimeHandlers(recursiveReadOnly bool) []*cri.RuntimeHandler {
+	return []*cri.RuntimeHandler{{
+		Name:     "",
+		Features: &cri.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: recursiveReadOnly, UserNamespaces: false},
+	}}
+}
+
+func (s *Server) checkHandler(name string) error {
+	for _, h := range s.handlers {
+		if h.GetName() == name {
+			return nil
+		}
+	}
+	return invalid("runtime_handler", name, "there is no such handler, only the default (\"\")")
+}
+
+// statusInfo is what `crictl info` shows beside the conditions.
+func (s *Server) statusInfo(netErr error) (map[string]string, error) {
+	network := "ready"
+	if netErr != nil {
+		network = netErr.Error()
+	}
+	out := map[string]string{}
+	for key, value := range map[string]any{
+		"config":      s.info,
+		"version":     version.String(),
+		"golang":      runtime.Version(),
+		"podCIDRs":    s.cidrs.get(),
+		"lastNetwork": network,
+	} {
+		data, err := json.Marshal(value)
+		if err != nil {
+			return nil, fmt.Errorf("verbose info: %s: %w", key, err)
+		}
+		out[key] = string(data)
+	}
+	return out, nil
+}
+
+// RuntimeConfig tells the cgroup driver, which the kubelet then uses, too. It is set on purpose: the enumeration's zero
+// value is the other one.
+func (s *Server) RuntimeConfig(context.Context, *cri.RuntimeConfigRequest) (*cri.RuntimeConfigResponse, error) {
+	return &cri.RuntimeConfigResponse{
+		Linux: &cri.LinuxRuntimeConfiguration{CgroupDriver: cri.CgroupDriver_CGROUPFS},
+	}, nil
+}
+
+// UpdateRuntimeConfig keeps the node's pod CIDRs. It always succeeds: an error would make the kubelet log and repeat it
+// with every status update.
+func (s *Server) UpdateRuntimeConfig(_ context.Context, req *cri.UpdateRuntimeConfigRequest) (*cri.UpdateRuntimeConfigResponse, error) {
+	s.cidrs.set(req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr())
+	return &cri.UpdateRuntimeConfigResponse{}, nil
+}

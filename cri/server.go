@@ -1,0 +1,101 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/cri/pods"
+	"github.com/berth-run/berth/cri/streaming"
+	"github.com/berth-run/berth/images"
+	"github.com/berth-run/berth/network"
+)
+
+// maxMessage is the size of a message either way. The kubelet's client takes 16 MiB (k8s.io/cri-client/pkg/utils.go);
+// gRPC's own default is 4.
+const maxMessage = 16 << 20
+
+// graceful is how long calls under way may go on once the server is told to stop. The kubelet repeats what is cut off.
+const graceful = 10 * time.Second
+
+// Options of a [Server]. All fields but Info and PodCIDRFile are required.
+type Options struct {
+	Pods      *pods.Manager
+	Images    *images.Store
+	Network   *network.Manager
+	Streaming *streaming.Server
+	// RecursiveReadOnly says whether the kernel makes mounts read-only recursively (5.12).
+	RecursiveReadOnly bool
+	// PodCIDRFile keeps the pod CIDRs that the kubelet hands over once; "" keeps them in memory only.
+	PodCIDRFile string
+	// Info is shown by a verbose Status: the effective configuration, without secrets.
+	Info any
+	Log  *slog.Logger
+}
+
+// Server answers the calls of both services of CRI v1.
+type Server struct {
+	cri.UnimplementedRuntimeServiceServer
+	cri.UnimplementedImageServiceServer
+
+	pods      *pods.Manager
+	images    *images.Store
+	network   *network.Manager
+	streaming *streaming.Server
+	handlers  []*cri.RuntimeHandler
+	cidrs     *podCIDRs
+	info      any
+	log       *slog.Logger
+}
+
+// New makes a server of the packages that do the work.
+func New(o Options) *Server {
+	return &Server{
+		pods: o.Pods, images: o.Images, network: o.Network, streaming: o.Streaming,
+		handlers: runtimeHandlers(o.RecursiveReadOnly),
+		cidrs:    openPodCIDRs(o.PodCIDRFile, o.Log),
+		info:     o.Info,
+		log:      o.Log,
+	}
+}
+
+// Serve answers calls on l until ctx ends. Calls under way then have ten seconds to end; pods go on running. It closes l.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	i := &interceptor{log: s.log, now: time.Now}
+	g := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
+		grpc.WaitForHandlers(true),
+	)
+	cri.RegisterRuntimeServiceServer(g, s)
+	cri.RegisterImageServiceServer(g, s)
+
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(l) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	stopped := make(chan struct{})
+	go func() { g.GracefulStop(); close(stopped) }()
+	timer := time.NewTimer(graceful)
+	defer timer.Stop()
+	select {
+	case <-stopped:
+	case <-timer.C:
+		s.log.Warn("calls did not end in time and are cut off", "after", graceful)
+		g.Stop() // ends the contexts of the calls, then waits for them
+		<-stopped
+	}
+	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
+	return nil
+}

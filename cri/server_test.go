@@ -1,0 +1,363 @@
+package cri
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// logBuffer is a log that can be read while it is written to.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+func (l *logBuffer) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
+
+func (l *logBuffer) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// start serves over a real socket, with nothing behind it: what the tests ask must be answered before a pod or an image is
+// touched. What is touched panics.
+func start(t *testing.T) (cri.RuntimeServiceClient, cri.ImageServiceClient, *logBuffer) {
+	t.Helper()
+	log := &logBuffer{}
+	dir := tempDir(t)
+	srv := New(Options{Log: log.logger(), RecursiveReadOnly: true, PodCIDRFile: filepath.Join(dir, "podcidr")})
+	path := filepath.Join(dir, "berth.sock")
+	l, err := Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ctx, l) }()
+	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = conn.Close()
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+		if _, err := os.Lstat(path); err == nil {
+			t.Error("the socket is left behind")
+		}
+	})
+	return cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn), log
+}
+
+func TestHandshake(t *testing.T) {
+	rt, _, _ := start(t)
+	v, err := rt.Version(t.Context(), &cri.VersionRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// cri-client refuses another version and empty fields.
+	if v.GetVersion() != "0.1.0" || v.GetRuntimeName() != "berth" || v.GetRuntimeVersion() == "" || v.GetRuntimeApiVersion() != "v1" {
+		t.Errorf("%v", v)
+	}
+	c, err := rt.RuntimeConfig(t.Context(), &cri.RuntimeConfigRequest{})
+	if err != nil || c.GetLinux() == nil || c.GetLinux().GetCgroupDriver() != cri.CgroupDriver_CGROUPFS {
+		t.Errorf("%v %v", c, err)
+	}
+}
+
+// Every request that cannot be right is refused before anything is looked up, with the field and its value.
+func TestBadRequestsNameFieldAndValue(t *testing.T) {
+	rt, im, _ := start(t)
+	ctx := t.Context()
+	for _, tc := range []struct {
+		name string
+		call func() error
+		want string
+	}{
+		{"RunPodSandbox without config", func() error { _, err := rt.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{}); return err }, "config: missing"},
+		{"StopPodSandbox without id", func() error { _, err := rt.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{}); return err }, "pod_sandbox_id: missing"},
+		{"RemovePodSandbox without id", func() error { _, err := rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{}); return err }, "pod_sandbox_id: missing"},
+		{"PodSandboxStatus without id", func() error { _, err := rt.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{}); return err }, "pod_sandbox_id: missing"},
+		{"path for an id", func() error {
+			_, err := rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: "../../etc"})
+			return err
+		}, `pod_sandbox_id: "../../etc"`},
+		{"control character in an id", func() error {
+			_, err := rt.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: "a\nb"})
+			return err
+		}, `container_id: "a\nb"`},
+		{"endless id", func() error {
+			_, err := rt.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: strings.Repeat("a", 1<<20)})
+			return err
+		}, "container_id:"},
+		{"CreateContainer without sandbox", func() error { _, err := rt.CreateContainer(ctx, &cri.CreateContainerRequest{}); return err }, "pod_sandbox_id: missing"},
+		{"CreateContainer without config", func() error {
+			_, err := rt.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: idA})
+			return err
+		}, "config: missing"},
+		{"StartContainer without id", func() error { _, err := rt.StartContainer(ctx, &cri.StartContainerRequest{}); return err }, "container_id: missing"},
+		{"StopContainer without id", func() error { _, err := rt.StopContainer(ctx, &cri.StopContainerRequest{}); return err }, "container_id: missing"},
+		{"StopContainer with a negative timeout", func() error {
+			_, err := rt.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: idA, Timeout: -3})
+			return err
+		}, "timeout: -3"},
+		{"RemoveContainer without id", func() error { _, err := rt.RemoveContainer(ctx, &cri.RemoveContainerRequest{}); return err }, "container_id: missing"},
+		{"ReopenContainerLog without id", func() error { _, err := rt.ReopenContainerLog(ctx, &cri.ReopenContainerLogRequest{}); return err }, "container_id: missing"},
+		{"UpdateContainerResources without any", func() error {
+			_, err := rt.UpdateContainerResources(ctx, &cri.UpdateContainerResourcesRequest{ContainerId: idA})
+			return err
+		}, "linux: missing"},
+		{"UpdateContainerResources of Windows", func() error {
+			_, err := rt.UpdateContainerResources(ctx, &cri.UpdateContainerResourcesRequest{ContainerId: idA, Windows: &cri.WindowsContainerResources{}})
+			return err
+		}, "windows:"},
+		{"ContainerStats without id", func() error { _, err := rt.ContainerStats(ctx, &cri.ContainerStatsRequest{}); return err }, "container_id: missing"},
+		{"ExecSync without command", func() error { _, err := rt.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: idA}); return err }, "cmd: missing"},
+		{"ExecSync of nothing", func() error {
+			_, err := rt.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: idA, Cmd: []string{""}})
+			return err
+		}, "cmd: missing"},
+		{"ExecSync with NUL", func() error {
+			_, err := rt.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: idA, Cmd: []string{"a", "b\x00c"}})
+			return err
+		}, `cmd: "b\x00c"`},
+		{"ExecSync with a negative timeout", func() error {
+			_, err := rt.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: idA, Cmd: []string{"a"}, Timeout: -1})
+			return err
+		}, "timeout: -1"},
+		{"ExecSync without container", func() error { _, err := rt.ExecSync(ctx, &cri.ExecSyncRequest{Cmd: []string{"a"}}); return err }, "container_id: missing"},
+		{"Exec on a terminal with stderr", func() error {
+			_, err := rt.Exec(ctx, &cri.ExecRequest{ContainerId: idA, Cmd: []string{"a"}, Tty: true, Stdout: true, Stderr: true})
+			return err
+		}, "stderr: true"},
+		{"Exec without streams", func() error {
+			_, err := rt.Exec(ctx, &cri.ExecRequest{ContainerId: idA, Cmd: []string{"a"}})
+			return err
+		}, "stdin, stdout, stderr: false"},
+		{"Exec without command", func() error {
+			_, err := rt.Exec(ctx, &cri.ExecRequest{ContainerId: idA, Stdout: true})
+			return err
+		}, "cmd: missing"},
+		{"Attach on a terminal with stderr", func() error {
+			_, err := rt.Attach(ctx, &cri.AttachRequest{ContainerId: idA, Tty: true, Stdin: true, Stderr: true})
+			return err
+		}, "stderr: true"},
+		{"Attach without streams", func() error { _, err := rt.Attach(ctx, &cri.AttachRequest{ContainerId: idA}); return err }, "stdin, stdout, stderr: false"},
+		{"PortForward without sandbox", func() error { _, err := rt.PortForward(ctx, &cri.PortForwardRequest{}); return err }, "pod_sandbox_id: missing"},
+		{"PortForward of port 0", func() error {
+			_, err := rt.PortForward(ctx, &cri.PortForwardRequest{PodSandboxId: idA, Port: []int32{80, 0}})
+			return err
+		}, "port: 0"},
+		{"PortForward of port 65536", func() error {
+			_, err := rt.PortForward(ctx, &cri.PortForwardRequest{PodSandboxId: idA, Port: []int32{65536}})
+			return err
+		}, "port: 65536"},
+		{"PullImage of nothing", func() error { _, err := im.PullImage(ctx, &cri.PullImageRequest{}); return err }, "image.image: missing"},
+		{"PullImage with a blank", func() error {
+			_, err := im.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: "a b"}})
+			return err
+		}, `image.image: "a b"`},
+		{"ImageStatus of nothing", func() error { _, err := im.ImageStatus(ctx, &cri.ImageStatusRequest{}); return err }, "image.image: missing"},
+		{"RemoveImage of nothing", func() error { _, err := im.RemoveImage(ctx, &cri.RemoveImageRequest{}); return err }, "image.image: missing"},
+	} {
+		err := tc.call()
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(status.Convert(err).Message(), tc.want) {
+			t.Errorf("%s: %v, want InvalidArgument with %q", tc.name, err, tc.want)
+		}
+		if len(status.Convert(err).Message()) > 1000 {
+			t.Errorf("%s: the error repeats all of the request", tc.name)
+		}
+	}
+}
+
+func TestUnknownHandlerIsRefused(t *testing.T) {
+	s := New(Options{Log: slog.New(slog.DiscardHandler)})
+	if err := s.checkHandler(""); err != nil {
+		t.Errorf("the default: %v", err)
+	}
+	if err := s.checkHandler("kata"); code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), `runtime_handler: "kata"`) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestWhatIsNotThereYetIsUnimplemented(t *testing.T) {
+	rt, im, _ := start(t)
+	ctx := t.Context()
+	for name, call := range map[string]func() error{
+		"CheckpointContainer":   func() error { _, err := rt.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{}); return err },
+		"PodSandboxStats":       func() error { _, err := rt.PodSandboxStats(ctx, &cri.PodSandboxStatsRequest{}); return err },
+		"ListPodSandboxStats":   func() error { _, err := rt.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{}); return err },
+		"ListMetricDescriptors": func() error { _, err := rt.ListMetricDescriptors(ctx, &cri.ListMetricDescriptorsRequest{}); return err },
+		"UpdatePodSandboxResources": func() error {
+			_, err := rt.UpdatePodSandboxResources(ctx, &cri.UpdatePodSandboxResourcesRequest{})
+			return err
+		},
+		"GetContainerEvents": func() error {
+			st, err := rt.GetContainerEvents(ctx, &cri.GetEventsRequest{})
+			if err == nil {
+				_, err = st.Recv()
+			}
+			return err
+		},
+		"StreamImages": func() error {
+			st, err := im.StreamImages(ctx, &cri.StreamImagesRequest{})
+			if err == nil {
+				_, err = st.Recv()
+			}
+			return err
+		},
+	} {
+		if err := call(); status.Code(err) != codes.Unimplemented {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAPanicFailsItsCallAndNoOther(t *testing.T) {
+	log := &logBuffer{}
+	i := &interceptor{log: log.logger(), now: time.Now}
+	var m map[string]int
+	_, err := i.unary(t.Context(), &cri.ListPodSandboxRequest{}, &grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/ListPodSandbox"},
+		func(context.Context, any) (any, error) { m["x"]++; return "answer", nil })
+	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "nil map") {
+		t.Errorf("unary: %v", err)
+	}
+	err = i.stream(nil, contextStream{ctx: t.Context()}, &grpc.StreamServerInfo{FullMethod: "/runtime.v1.RuntimeService/GetContainerEvents"},
+		func(any, grpc.ServerStream) error { panic("at the disco") })
+	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "disco") {
+		t.Errorf("stream: %v", err)
+	}
+	s := log.String()
+	for _, want := range []string{"call=ListPodSandbox", "nil map", "server_test.go", "call=GetContainerEvents", "at the disco"} {
+		if !strings.Contains(s, want) {
+			t.Errorf("the log does not say %q: %s", want, s)
+		}
+	}
+}
+
+type contextStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s contextStream) Context() context.Context { return s.ctx }
+
+func TestMessagesOfMoreThanFourMiB(t *testing.T) {
+	rt, _, _ := start(t)
+	big := &cri.UpdateRuntimeConfigRequest{RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: strings.Repeat("x", 12<<20)}}}
+	if _, err := rt.UpdateRuntimeConfig(t.Context(), big); err != nil {
+		t.Errorf("12 MiB: %.200s", err.Error())
+	}
+	big.RuntimeConfig.NetworkConfig.PodCidr = strings.Repeat("x", 17<<20)
+	if _, err := rt.UpdateRuntimeConfig(t.Context(), big, grpc.MaxCallSendMsgSize(32<<20)); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("17 MiB: %.200v", err)
+	}
+}
+
+func TestRequestsAreNumberedAndTheirSecretsAreNotLogged(t *testing.T) {
+	_, im, log := start(t)
+	_, _ = im.PullImage(t.Context(), &cri.PullImageRequest{
+		Image: &cri.ImageSpec{Image: "reg/app:1"}, Auth: &cri.AuthConfig{Username: "user-s3cret", Password: "s3cret", IdentityToken: "s3cret"},
+	})
+	s := log.String()
+	if !strings.Contains(s, "call=PullImage req=1 image=reg/app:1") || strings.Contains(s, "s3cret") {
+		t.Errorf("%s", s)
+	}
+}
+
+func TestSlowCallsAreWarnedOfUnlessTheyWait(t *testing.T) {
+	for _, tc := range []struct {
+		call string
+		took time.Duration
+		c    codes.Code
+		want slog.Level
+	}{
+		{"CreateContainer", time.Second, codes.OK, slog.LevelDebug},
+		{"CreateContainer", 10 * time.Second, codes.OK, slog.LevelWarn},
+		{"StopContainer", time.Hour, codes.OK, slog.LevelDebug},
+		{"PullImage", time.Hour, codes.OK, slog.LevelDebug},
+		{"ExecSync", time.Minute, codes.DeadlineExceeded, slog.LevelInfo},
+		{"RunPodSandbox", time.Minute, codes.DeadlineExceeded, slog.LevelWarn},
+		{"ContainerStatus", 0, codes.NotFound, slog.LevelDebug},
+		{"RunPodSandbox", 0, codes.InvalidArgument, slog.LevelInfo},
+		{"RunPodSandbox", 0, codes.Unknown, slog.LevelWarn},
+		{"RunPodSandbox", 0, codes.Internal, slog.LevelError},
+	} {
+		if got := verdict(tc.call, tc.took, tc.c); got != tc.want {
+			t.Errorf("%s %s %s: %s, want %s", tc.call, tc.took, tc.c, got, tc.want)
+		}
+	}
+}
+
+func TestStatusConditions(t *testing.T) {
+	for _, err := range []error{nil, fmt.Errorf("no conflist in /etc/cni/net.d")} {
+		c := conditions(err)
+		if len(c) != 2 || c[0].GetType() != "RuntimeReady" || !c[0].GetStatus() || c[1].GetType() != "NetworkReady" {
+			t.Fatalf("%v", c)
+		}
+		if err == nil && (!c[1].GetStatus() || c[1].GetReason() != "") {
+			t.Errorf("%v", c[1])
+		}
+		if err != nil && (c[1].GetStatus() || c[1].GetReason() != "NetworkPluginNotReady" || c[1].GetMessage() != err.Error()) {
+			t.Errorf("%v", c[1])
+		}
+	}
+}
+
+func TestDefaultHandlerIsListedByItsEmptyName(t *testing.T) {
+	for _, rro := range []bool{true, false} {
+		h := runtimeHandlers(rro)
+		if len(h) != 1 || h[0].GetName() != "" || h[0].GetFeatures().GetRecursiveReadOnlyMounts() != rro || h[0].GetFeatures().GetUserNamespaces() {
+			t.Errorf("%v", h)
+		}
+	}
+}
+
+func TestPodCIDRsSurviveARestart(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "podcidr")
+	log := slog.New(slog.DiscardHandler)
+	p := openPodCIDRs(file, log)
+	p.set("10.1.0.0/24,fd00:1::/64")
+	want := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:1::/64")}
+	p.set("")          // "not known yet" does not forget
+	p.set("nonsense")  // is ignored
+	p.set("10.0.0.0/") // too
+	if got := p.get(); !slices.Equal(got, want) {
+		t.Errorf("%v", got)
+	}
+	if got := openPodCIDRs(file, log).get(); !slices.Equal(got, want) {
+		t.Errorf("after a restart: %v", got)
+	}
+	if entries, err := os.ReadDir(filepath.Dir(file)); err != nil || len(entries) != 1 {
+		t.Errorf("files left: %v %v", entries, err)
+	}
+	for _, torn := range []string{"", "10.1.0", strings.Repeat("10.1.0.0/24,", 1000)} {
+		if err := os.WriteFile(file, []byte(torn), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := openPodCIDRs(file, log).get(); len(got) != 0 {
+			t.Errorf("torn file %.20q: %v", torn, got)
+		}
+	}
+}

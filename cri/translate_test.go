@@ -1,0 +1,168 @@
+package cri
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/cgroups"
+	"github.com/berth-run/berth/cri/pods"
+	"github.com/berth-run/berth/images"
+)
+
+// The kubelet dereferences attributes and metadata, and used_bytes.
+func TestStatsAreNeverWithoutWhatTheKubeletDereferences(t *testing.T) {
+	now := time.Unix(100, 0)
+	got := containerStats(&pods.Container{ID: idA}, nil, images.Usage{}, true, now)
+	if got.GetAttributes().GetMetadata() == nil || got.GetAttributes().GetId() != idA {
+		t.Errorf("attributes %v", got.GetAttributes())
+	}
+	if got.GetWritableLayer().GetUsedBytes() == nil || got.GetWritableLayer().GetInodesUsed() == nil || got.GetWritableLayer().GetTimestamp() == 0 {
+		t.Errorf("writable layer %v", got.GetWritableLayer())
+	}
+	if got.GetCpu() != nil || got.GetMemory() != nil {
+		t.Error("a container that does not run uses CPU or memory")
+	}
+	if containerStats(&pods.Container{}, nil, images.Usage{}, false, now).GetWritableLayer() != nil {
+		t.Error("a layer that was not counted has a size")
+	}
+}
+
+func TestStatsCarryTheTimeOfTheReading(t *testing.T) {
+	read := time.Unix(50, 7)
+	usage := &cgroups.Stats{Time: read}
+	usage.CPU.UsageNanos = 1
+	usage.Memory.WorkingSet, usage.Memory.Available, usage.Memory.Usage, usage.Memory.RSS = 2, 3, 4, 5
+	usage.Memory.PageFaults, usage.Memory.MajorPageFaults, usage.Memory.SwapUsage, usage.Memory.SwapAvailable = 6, 7, 8, 9
+	c := &pods.Container{ID: idA, Config: &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: "n"}, Labels: map[string]string{"l": "1"}, Annotations: map[string]string{"a": "1"},
+	}}
+	got := containerStats(c, usage, images.Usage{Mountpoint: "/m", Bytes: 10, Inodes: 11}, true, time.Unix(60, 0))
+	at := read.UnixNano()
+	want := &cri.ContainerStats{
+		Attributes: &cri.ContainerAttributes{Id: idA, Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()},
+		Cpu:        &cri.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: u64(1)},
+		Memory: &cri.MemoryUsage{
+			Timestamp: at, WorkingSetBytes: u64(2), AvailableBytes: u64(3), UsageBytes: u64(4), RssBytes: u64(5), PageFaults: u64(6), MajorPageFaults: u64(7),
+		},
+		Swap: &cri.SwapUsage{Timestamp: at, SwapUsageBytes: u64(8), SwapAvailableBytes: u64(9)},
+		WritableLayer: &cri.FilesystemUsage{
+			Timestamp: time.Unix(60, 0).UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: "/m"}, UsedBytes: u64(10), InodesUsed: u64(11),
+		},
+	}
+	if !proto.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+}
+
+func TestImageUser(t *testing.T) {
+	for user, want := range map[string]struct {
+		uid  *cri.Int64Value
+		name string
+	}{
+		"":          {},
+		":5":        {},
+		"0":         {uid: &cri.Int64Value{Value: 0}},
+		"1002:1003": {uid: &cri.Int64Value{Value: 1002}},
+		"www":       {name: "www"},
+		"www:www":   {name: "www"},
+		// It must not come out as "no user", which is root, nor as a small number.
+		"99999999999999999999": {name: "99999999999999999999"},
+		"4294967296":           {uid: &cri.Int64Value{Value: 4294967296}},
+	} {
+		uid, name := imageUser(user)
+		if !proto.Equal(uid, want.uid) || name != want.name {
+			t.Errorf("%q: %v %q, want %v %q", user, uid, name, want.uid, want.name)
+		}
+	}
+}
+
+func TestImageTranslation(t *testing.T) {
+	img := &images.Image{
+		ID: digest.Digest(imageID), RepoTags: []string{"a:1"}, RepoDigests: []string{"a@sha256:2"}, Size: 12, Pinned: true,
+		Layers: []images.ChainID{"sha256:bottom", "sha256:top"},
+	}
+	img.Config.Config = ocispec.ImageConfig{User: "7"}
+	got := image(img)
+	if got.GetId() != imageID || got.GetRepoTags()[0] != "a:1" || got.GetRepoDigests()[0] != "a@sha256:2" || got.GetSize() != 12 || !got.GetPinned() || got.GetUid().GetValue() != 7 {
+		t.Errorf("%v", got)
+	}
+	if i := newImageInfo(img); i.ChainID != "sha256:top" {
+		t.Errorf("chain id %q", i.ChainID)
+	}
+	// The kubelet's client refuses an image of no size.
+	for _, size := range []int64{0, -1} {
+		if got := image(&images.Image{ID: digest.Digest(imageID), Size: size}); got.GetSize() == 0 || got.GetSize() > 1 {
+			t.Errorf("size %d became %d", size, got.GetSize())
+		}
+	}
+}
+
+func TestEmptyCredentialsAreNone(t *testing.T) {
+	if auth(nil) != nil || auth(&cri.AuthConfig{}) != nil {
+		t.Error("an empty AuthConfig is not anonymous")
+	}
+	got := auth(&cri.AuthConfig{Username: "u", Password: "p", Auth: "a", ServerAddress: "s", IdentityToken: "i", RegistryToken: "r"})
+	if *got != (images.Auth{Username: "u", Password: "p", Auth: "a", ServerAddress: "s", IdentityToken: "i", RegistryToken: "r"}) {
+		t.Error("a credential was lost")
+	}
+}
+
+func TestExecOutputFitsIntoAMessage(t *testing.T) {
+	b := func(n int) []byte { return bytes.Repeat([]byte("x"), n) }
+	for _, tc := range []struct{ out, err, wantOut, wantErr int }{
+		{0, 0, 0, 0}, {5, 5, 5, 5}, {100, 0, 10, 0}, {0, 100, 0, 10}, {100, 100, 5, 5}, {100, 2, 8, 2}, {2, 100, 2, 8}, {5, 6, 5, 5},
+	} {
+		o, e := bound(b(tc.out), b(tc.err), 10)
+		if len(o) != tc.wantOut || len(e) != tc.wantErr {
+			t.Errorf("%d+%d bytes in 10: %d+%d, want %d+%d", tc.out, tc.err, len(o), len(e), tc.wantOut, tc.wantErr)
+		}
+	}
+	o, e := bound(b(20<<20), b(20<<20), maxOutput)
+	if size := proto.Size(&cri.ExecSyncResponse{Stdout: o, Stderr: e, ExitCode: math.MinInt32}); size > maxMessage {
+		t.Errorf("a response of %d bytes is over the %d that the kubelet takes", size, maxMessage)
+	}
+}
+
+// A liveness probe that comes back as DeadlineExceeded kills the container.
+func TestOnlyTheCommandsOwnTimeoutIsADeadline(t *testing.T) {
+	late := fmt.Errorf("dial: %w", context.DeadlineExceeded)
+	for _, tc := range []struct {
+		name          string
+		err           error
+		gone          bool
+		timeout, took time.Duration
+		deadline      bool
+	}{
+		{"timeout", context.DeadlineExceeded, false, time.Second, time.Second, true},
+		{"ours, on the way", late, false, 10 * time.Second, time.Second, false},
+		{"no timeout asked for", late, false, 0, time.Hour, false},
+		{"the caller's", late, true, 0, time.Second, true},
+	} {
+		err := execError(tc.err, tc.gone, tc.timeout, tc.took)
+		if got := code(err).String() == "DeadlineExceeded"; got != tc.deadline {
+			t.Errorf("%s: %s", tc.name, code(err))
+		}
+	}
+	if err := errdefs.ErrNotFound; !errors.Is(execError(err, false, 0, 0), err) {
+		t.Error("another error was changed")
+	}
+}
+
+func TestSeconds(t *testing.T) {
+	for in, want := range map[int64]time.Duration{0: 0, 30: 30 * time.Second, math.MaxInt64: math.MaxInt64, math.MaxInt64 / int64(time.Second): 9223372036 * time.Second} {
+		if got, err := seconds("timeout", in); err != nil || got != want {
+			t.Errorf("%d: %v %v", in, got, err)
+		}
+	}
+}
