@@ -148,11 +148,23 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 		Config: message[*cri.ContainerConfig]{cfg}, Resources: message[*cri.LinuxContainerResources]{cfg.GetLinux().GetResources()},
 	})
 	s := m.stack("CreateContainer", id, c.saveSteps)
+	m.mu.Lock()
+	m.making[id] = c
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		delete(m.making, id)
+		m.mu.Unlock()
+	}()
 	b := &build{container: c, image: image}
 	err = s.Run(ctx, c.steps(b, "dirs", "rootfs", "mount", "image-volumes", "spec", "create")...)
 	if err == nil {
 		err = s.Run(ctx, step.Step{Name: "record", Do: func(context.Context) error {
-			return c.update(func(r *containerRecord) { r.Phase = ready })
+			return c.update(func(r *containerRecord) {
+				if r.FinishedAt.IsZero() { // init may have been killed meanwhile
+					r.Phase = ready
+				}
+			})
 		}})
 	}
 	if err != nil {
@@ -379,6 +391,9 @@ func (c *container) leaveSandbox(ctx context.Context, call string) error {
 func (m *Manager) observeState(p *pod, s shim.State) {
 	m.mu.RLock()
 	c := m.containers[s.ID]
+	if c == nil {
+		c = m.making[s.ID]
+	}
 	m.mu.RUnlock()
 	if c == nil || c.rec.SandboxID != p.rec.ID || s.Status != shim.Exited {
 		return // the call that creates it asks by itself

@@ -12,7 +12,6 @@ import (
 	"sort"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -43,7 +42,6 @@ type Manager struct {
 	execs     execServers
 	podFiles  *records
 	ctrFiles  *records
-	observe   func(step.Event)
 	closing   chan struct{}
 	watchers  sync.WaitGroup
 	clampOnce sync.Once
@@ -51,6 +49,7 @@ type Manager struct {
 	mu         sync.RWMutex
 	pods       map[string]*pod
 	containers map[string]*container
+	making     map[string]*container // being created: in no list yet, but they may exit
 	names      map[string]*claim
 }
 
@@ -61,8 +60,8 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		o.Log = slog.Default()
 	}
 	m := &Manager{
-		opts: o, log: o.Log, observe: o.Observe, closing: make(chan struct{}),
-		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]*claim{},
+		opts: o, log: o.Log, closing: make(chan struct{}),
+		pods: map[string]*pod{}, containers: map[string]*container{}, making: map[string]*container{}, names: map[string]*claim{},
 	}
 	for _, dir := range []string{o.Root, o.Run, m.runDir("pods"), m.runDir("containers"), m.stateRoot()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -127,20 +126,8 @@ func newID() string {
 }
 
 func (m *Manager) stack(call, owner string, save func([]string) error) *step.Stack {
-	return &step.Stack{Call: call, Owner: owner, Save: save, Observe: func(e step.Event) {
-		if m.observe != nil {
-			m.observe(e)
-		}
-		if e.Duration >= slow {
-			m.log.Warn("step was slow", "call", e.Call, "id", e.Owner, "step", e.Step, "undo", e.Undo, "took", e.Duration.Round(time.Millisecond), "error", e.Err)
-		} else {
-			m.log.Debug("step", "call", e.Call, "id", e.Owner, "step", e.Step, "undo", e.Undo, "took", e.Duration, "error", e.Err)
-		}
-	}}
+	return &step.Stack{Call: call, Owner: owner, Save: save, Observe: m.opts.Observe}
 }
-
-// slow is how long a step takes before it is worth a line in the log.
-const slow = 5 * time.Second
 
 // claim is a name that a call is about to use, or that something has.
 type claim struct {
