@@ -1,0 +1,190 @@
+package pods
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	podA = "aa00000000000000000000000000000000000000000000000000000000000001"
+	podB = "aa00000000000000000000000000000000000000000000000000000000000002"
+	ctrA = "cc00000000000000000000000000000000000000000000000000000000000001"
+)
+
+func somePod(id string) *podRecord {
+	return &podRecord{
+		Version: recordVersion, ID: id, Boot: "b", Phase: ready, Steps: []string{"dirs", "network"}, CreatedAt: time.Unix(1700000000, 5).UTC(), Cgroup: "/x/" + id,
+		Config: message[*cri.PodSandboxConfig]{&cri.PodSandboxConfig{
+			Metadata: &cri.PodSandboxMetadata{Name: "web", Namespace: "shop", Uid: "u", Attempt: 3},
+			Labels:   map[string]string{"a/b": "c", "leer": ""}, Annotations: map[string]string{"x": "ä\n\"y"},
+			Linux: &cri.LinuxPodSandboxConfig{Sysctls: map[string]string{"net.core.somaxconn": "1"}},
+		}},
+	}
+}
+
+func someContainer(id, pod string) *containerRecord {
+	return &containerRecord{
+		Version: recordVersion, ID: id, SandboxID: pod, Boot: "b", Phase: starting, CreatedAt: time.Unix(1700000000, 0).UTC(), ImageID: "sha256:1",
+		Config: message[*cri.ContainerConfig]{&cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: "app", Attempt: 7}, Labels: map[string]string{"io.kubernetes.container.restartCount": "7"},
+			Annotations: map[string]string{"io.kubernetes.container.hash": "abc"},
+		}},
+		User: message[*cri.ContainerUser]{&cri.ContainerUser{Linux: &cri.LinuxContainerUser{Uid: 1, SupplementalGroups: []int64{1, 2}}}},
+	}
+}
+
+func TestRecordsComeBackAsTheyWere(t *testing.T) {
+	files, err := openRecords(filepath.Join(t.TempDir(), "pods"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := somePod(podA)
+	if err := files.save(podA, want); err != nil {
+		t.Fatal(err)
+	}
+	var got *podRecord
+	err = files.load(slog.Default(), func(id string, data []byte) (err error) {
+		got, err = decodePod(id, data)
+		return err
+	})
+	if err != nil || got == nil {
+		t.Fatalf("record %v, %v", got, err)
+	}
+	if !proto.Equal(got.Config.M, want.Config.M) || got.Phase != want.Phase || !got.CreatedAt.Equal(want.CreatedAt) || strings.Join(got.Steps, " ") != "dirs network" {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if fi, err := os.Stat(files.path(podA)); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("record has mode %v, %v", fi.Mode(), err)
+	}
+}
+
+func TestTornRecordsAreSetAside(t *testing.T) {
+	whole, err := json.Marshal(somePod(podA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cut := range len(whole) {
+		files, err := openRecords(filepath.Join(t.TempDir(), "pods"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(files.path(podA), whole[:cut], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := files.save(podB, somePod(podB)); err != nil {
+			t.Fatal(err)
+		}
+		var found []string
+		err = files.load(slog.New(slog.DiscardHandler), func(id string, data []byte) error {
+			rec, err := decodePod(id, data)
+			if err == nil {
+				found = append(found, rec.ID)
+			}
+			return err
+		})
+		if err != nil || len(found) != 1 || found[0] != podB {
+			t.Fatalf("cut at %d: found %v, %v", cut, found, err)
+		}
+		if _, err := os.Stat(files.path(podA) + ".damaged"); err != nil {
+			t.Fatalf("cut at %d: %v", cut, err)
+		}
+	}
+}
+
+func TestLaterRecordsAreLeftAlone(t *testing.T) {
+	files, err := openRecords(filepath.Join(t.TempDir(), "pods"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := somePod(podA)
+	rec.Version = recordVersion + 1
+	if err := files.save(podA, rec); err != nil {
+		t.Fatal(err)
+	}
+	err = files.load(slog.Default(), func(id string, data []byte) error {
+		_, err := decodePod(id, data)
+		return err
+	})
+	if !errors.Is(err, errLaterVersion) {
+		t.Errorf("error is %v", err)
+	}
+	if _, err := os.Stat(files.path(podA)); err != nil {
+		t.Error("the record of a later release is not there any more:", err)
+	}
+}
+
+func TestHalfWrittenReplacementIsDropped(t *testing.T) {
+	files, err := openRecords(filepath.Join(t.TempDir(), "pods"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := files.save(podA, somePod(podA)); err != nil {
+		t.Fatal(err)
+	}
+	tmp := filepath.Join(files.dir, "."+podA)
+	if err := os.WriteFile(tmp, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	if err := files.load(slog.Default(), func(string, []byte) error { n++; return nil }); err != nil || n != 1 {
+		t.Errorf("%d records, %v", n, err)
+	}
+	if _, err := os.Stat(tmp); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the half-written file is still there")
+	}
+}
+
+func FuzzPodRecord(f *testing.F) {
+	whole, err := json.Marshal(somePod(podA))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add([]byte(`{"Version":1,"ID":"` + podA + `","Config":{"metadata":null}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		rec, err := decodePod(podA, data)
+		if err != nil {
+			return
+		}
+		if rec.ID != podA || rec.Config.M.Metadata == nil {
+			t.Errorf("accepted %+v", rec)
+		}
+		again, err := json.Marshal(rec)
+		if err != nil {
+			t.Fatalf("cannot be written again: %v", err)
+		}
+		if _, err := decodePod(podA, again); err != nil {
+			t.Errorf("cannot be read again: %v", err)
+		}
+	})
+}
+
+func FuzzContainerRecord(f *testing.F) {
+	whole, err := json.Marshal(someContainer(ctrA, podA))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		rec, err := decodeContainer(ctrA, data)
+		if err != nil {
+			return
+		}
+		again, err := json.Marshal(rec)
+		if err != nil {
+			t.Fatalf("cannot be written again: %v", err)
+		}
+		if _, err := decodeContainer(ctrA, again); err != nil {
+			t.Errorf("cannot be read again: %v", err)
+		}
+	})
+}
