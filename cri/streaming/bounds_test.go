@@ -93,7 +93,7 @@ func TestBucket(t *testing.T) {
 
 // The library asserts the type: a wrapped exit code would be an internal error to kubectl.
 func TestExitErrorIsNotWrapped(t *testing.T) {
-	s := &sessions{log: slog.New(slog.DiscardHandler), runtime: &fake{
+	s := &sessions{life: t.Context(), log: slog.New(slog.DiscardHandler), runtime: &fake{
 		exec: func(_ context.Context, _ string, cmd []string, _ pods.Streams) (int, error) { return len(cmd), nil },
 	}}
 	run := func(cmd ...string) error {

@@ -6,7 +6,7 @@
 //   - guessing URLs is slowed down: pods on the host network can reach the port;
 //   - a client that sends no header, or a huge one, or opens connections without end, cannot hold the daemon's memory;
 //   - when a client's connection breaks, the context of its session ends, also where nothing is read or written
-//     (CVE-2022-23471); Close ends all sessions;
+//     (CVE-2022-23471), but for a command without a terminal, which goes on; Close ends all sessions;
 //   - sizes of a terminal reach only sessions that have one, and never 0.
 //
 // It does not decide who may run what: the kubelet does. It knows no container; whether one runs is checked before a URL

@@ -37,6 +37,7 @@ type Server struct {
 	http     *http.Server
 	listener *listener
 	served   chan error
+	end      context.CancelFunc // of sessions without a client
 }
 
 // Listen starts a server, which runs until Close.
@@ -59,14 +60,17 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 func serve(inner net.Listener, o Options) (*Server, error) {
 	config := streaming.DefaultConfig
 	config.BaseURL = &url.URL{Scheme: "http", Host: inner.Addr().String()}
-	library, err := streaming.NewServer(config, &sessions{runtime: o.Runtime, log: o.Log})
+	life, end := context.WithCancel(context.Background())
+	library, err := streaming.NewServer(config, &sessions{life: life, runtime: o.Runtime, log: o.Log})
 	if err != nil {
+		end()
 		return nil, errors.Join(fmt.Errorf("streaming server: %w", err), inner.Close())
 	}
 	s := &Server{
 		library:  library,
 		listener: newListener(inner, maxConnections),
 		served:   make(chan error, 1),
+		end:      end,
 		http: &http.Server{
 			Handler:           newGate(library),
 			ReadHeaderTimeout: readHeaderTimeout,
@@ -108,6 +112,7 @@ func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 // Close stops listening and cuts all sessions.
 func (s *Server) Close() error {
 	err := s.http.Close()
+	s.end()
 	s.listener.closeConns() // those that http.Server has handed over
 	if e := <-s.served; !errors.Is(e, http.ErrServerClosed) {
 		err = errors.Join(err, e)

@@ -511,33 +511,59 @@ func TestOnlyLoopbackAddresses(t *testing.T) {
 	}
 }
 
-func TestSPDYSessionEndsWithItsClient(t *testing.T) {
-	began, ended := make(chan struct{}), make(chan struct{})
-	s := listen(t, &fake{exec: func(ctx context.Context, _ string, _ []string, _ pods.Streams) (int, error) {
-		close(began)
-		<-ctx.Done()
-		close(ended)
-		return 0, nil
-	}})
-	resp, err := s.Exec(&cri.ExecRequest{ContainerId: "abc", Cmd: []string{"sleep"}, Stdout: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := dial(t, resp.GetUrl(), "v4.channel.k8s.io")
-	open(t, c, "streamType", "error")
-	open(t, c, "streamType", "stdout")
-	<-began
-	select {
-	case <-ended:
-		t.Fatal("the session ended under its client")
-	case <-time.After(100 * time.Millisecond):
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-ended:
-	case <-time.After(10 * time.Second):
-		t.Error("the session goes on without its client")
+// A command on a terminal is hung up on; one without goes on until the server stops.
+func TestExecWithoutItsClient(t *testing.T) {
+	for _, tty := range []bool{true, false} {
+		t.Run(fmt.Sprint("tty=", tty), func(t *testing.T) {
+			began, ended := make(chan struct{}), make(chan struct{})
+			s, err := Listen(t.Context(), Options{Log: slog.New(slog.DiscardHandler), Runtime: &fake{
+				exec: func(ctx context.Context, _ string, _ []string, _ pods.Streams) (int, error) {
+					close(began)
+					<-ctx.Done()
+					close(ended)
+					return 0, nil
+				},
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := s.Exec(&cri.ExecRequest{ContainerId: "abc", Cmd: []string{"sleep"}, Stdout: true, Tty: tty})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := dial(t, resp.GetUrl(), "v4.channel.k8s.io")
+			open(t, c, "streamType", "error")
+			open(t, c, "streamType", "stdout")
+			if tty {
+				open(t, c, "streamType", "resize")
+			}
+			<-began
+			over := func(wait time.Duration) bool {
+				select {
+				case <-ended:
+					return true
+				case <-time.After(wait):
+					return false
+				}
+			}
+			if over(100 * time.Millisecond) {
+				t.Fatal("the session ended under its client")
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if tty && !over(10*time.Second) {
+				t.Error("a terminal goes on without its client")
+			}
+			if !tty && over(200*time.Millisecond) {
+				t.Error("a command was killed with its client")
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			if !over(10 * time.Second) {
+				t.Error("the session goes on without the server")
+			}
+		})
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/berth-run/berth/cri/pods"
 )
 
-// Runtime is what sessions are run by: *pods.Manager, or what a test puts in its place. A context that ends means that the
-// client is gone.
+// Runtime is what sessions are run by: *pods.Manager, or what a test puts in its place. A session's context ends with its
+// client, but for Exec without a terminal (see there); all end with the server.
 type Runtime interface {
 	Exec(ctx context.Context, id string, cmd []string, s pods.Streams) (exitCode int, err error)
 	Attach(ctx context.Context, id string, s pods.Streams) error
@@ -25,18 +25,23 @@ type Runtime interface {
 
 // sessions translates between the library's streams and ours.
 type sessions struct {
+	life    context.Context // of the server
 	runtime Runtime
 	log     *slog.Logger
 }
 
 var _ streaming.Runtime = (*sessions)(nil)
 
-// Exec runs a command. A non-zero exit code is an error of the type that the library looks for, which it must not find
+// Exec runs a command. Like a shell, a command on a terminal is hung up on when its client goes; one without goes on, as
+// people who run migrations through `kubectl exec` count on, and its output is dropped. A non-zero exit code is an error of the type that the library looks for, which it must not find
 // wrapped (remotecommand.ServeExec asserts the type).
 func (s *sessions) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	id, asked := unpack(id)
 	st, done := asked.streams(ctx, in, out, errOut, tty, resize)
 	defer done()
+	if !tty {
+		ctx = s.life
+	}
 	code, err := s.runtime.Exec(ctx, id, cmd, st)
 	if err != nil {
 		s.log.Info("exec session failed", "id", id, "err", err)
