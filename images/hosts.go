@@ -61,6 +61,8 @@ type source struct {
 	named    reference.Named
 	resolver remotes.Resolver
 	pace     pace
+	// transports are those of the hosts.
+	transports []*http.Transport
 
 	mu    sync.Mutex
 	hosts []docker.RegistryHost
@@ -80,7 +82,13 @@ var quiet = func() *clog.Entry {
 func (s *Store) source(named reference.Named, cred credentials) (*source, error) {
 	domain := reference.Domain(named)
 	src := &source{named: named, out: map[string]bool{}, pace: s.pace}
-	opts := config.HostOptions{}
+	opts := config.HostOptions{UpdateClient: func(c *http.Client) error {
+		// Kept, since what containerd wraps around it cannot pass CloseIdleConnections on.
+		if t, ok := c.Transport.(*http.Transport); ok {
+			src.transports = append(src.transports, t)
+		}
+		return nil
+	}}
 	var file hostsFile
 	if s.certsD != "" {
 		dir, err := config.HostDirFromRoot(s.certsD)(domain)
@@ -239,10 +247,10 @@ func (src *source) allNotes() []string {
 	return append([]string(nil), src.notes...)
 }
 
-// close drops the connections.
+// close drops the connections that are kept for a next request.
 func (src *source) close() {
-	for _, h := range src.hosts {
-		h.Client.CloseIdleConnections()
+	for _, t := range src.transports {
+		t.CloseIdleConnections()
 	}
 }
 

@@ -117,6 +117,10 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 			err = errors.Join(err, stack.Unwind(ctx))
 		}
 		p.releaseAll()
+		// An image that was removed while its layers were held here left them for us to delete.
+		if err := s.collectUnused(); err != nil {
+			s.log.Warn("unused layers stay until the next removal", "error", err)
+		}
 		if !errors.Is(err, errRemoved) {
 			break
 		}

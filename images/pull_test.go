@@ -64,11 +64,10 @@ func TestPullMakesImageMountable(t *testing.T) {
 	if err := s.Prepare(key, got.ID); err != nil {
 		t.Fatal(err)
 	}
-	target := t.TempDir()
+	target := mountPoint(t)
 	if err := s.Mount(ctx, key, target); err != nil {
 		t.Fatal(err)
 	}
-	defer s.Unmount(target)
 	data, err := os.ReadFile(filepath.Join(target, "etc/motd"))
 	if err != nil || string(data) != "two\n" {
 		t.Errorf("etc/motd: %q, %v", data, err)

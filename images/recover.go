@@ -137,6 +137,13 @@ func (s *Store) emptyTrash() {
 	}
 }
 
+// collectUnused is collect for those who do not hold s.change.
+func (s *Store) collectUnused() error {
+	s.change.Lock()
+	defer s.change.Unlock()
+	return s.collect()
+}
+
 // collect deletes the layers that nobody needs. The caller holds s.change, or is alone.
 func (s *Store) collect() error {
 	s.mu.RLock()

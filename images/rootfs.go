@@ -55,7 +55,9 @@ func (s *Store) Prepare(key string, image digest.Digest) error {
 	}
 	s.mu.Unlock()
 	if have != nil {
-		s.unhold(rec.Layers...)
+		if err := s.letGo(rec); err != nil {
+			return fmt.Errorf("prepare root file system %s: %w", key, err)
+		}
 		if have.Image != image {
 			return fmt.Errorf("root file system %s is of image %s: %w", key, have.Image, errdefs.ErrAlreadyExists)
 		}
@@ -65,8 +67,7 @@ func (s *Store) Prepare(key string, image digest.Digest) error {
 		s.mu.Lock()
 		delete(s.rootfs, key)
 		s.mu.Unlock()
-		s.unhold(rec.Layers...)
-		return fmt.Errorf("prepare root file system %s: %w", key, err)
+		return fmt.Errorf("prepare root file system %s: %w", key, errors.Join(err, s.letGo(rec)))
 	}
 	s.mu.Lock()
 	if s.rootfs[key] == rec {
@@ -182,10 +183,9 @@ func (s *Store) MountView(ctx context.Context, image digest.Digest, target strin
 	s.views[name] = view
 	s.mu.Unlock()
 	if old != nil {
-		s.unhold(old.Layers...)
+		err = s.letGo(&old.rootfsRecord)
 	}
-	err = s.makeView(name, view)
-	if err != nil {
+	if err = errors.Join(err, s.makeView(name, view)); err != nil {
 		return errors.Join(fmt.Errorf("view of image %s at %s: %w", image, target, err), s.dropView(target))
 	}
 	return nil
@@ -204,8 +204,8 @@ func (s *Store) makeView(name string, view *viewRecord) error {
 		return err
 	}
 	// Without an upper directory overlayfs wants two lower ones.
-	for len(lowers) < 2 {
-		lowers = append(lowers, s.path(emptyDir))
+	if len(lowers) < 2 {
+		lowers = append(lowers, s.path(emptyDir), s.path(voidDir))
 	}
 	return overlay{lowers: lowers}.mount(view.Target)
 }
@@ -225,11 +225,7 @@ func (s *Store) dropView(target string) error {
 	if view == nil {
 		return nil
 	}
-	s.unhold(view.Layers...)
-	if err := s.trash(s.path(viewsDir, name)); err != nil {
-		return err
-	}
-	return s.collectAfter(view.Image)
+	return errors.Join(s.trash(s.path(viewsDir, name)), s.letGo(&view.rootfsRecord))
 }
 
 // Unmount unmounts what is mounted at target. Nil if nothing is.
@@ -264,25 +260,23 @@ func (s *Store) Release(key string) error {
 	if !mine {
 		return nil // released by another call
 	}
-	s.unhold(rec.Layers...)
-	if err := s.collectAfter(rec.Image); err != nil {
+	if err := s.letGo(rec); err != nil {
 		return fmt.Errorf("release root file system %s: %w", key, err)
 	}
 	return nil
 }
 
-// collectAfter deletes unused layers when an image's user has gone, which is only to be looked for when the image itself
-// is gone, too.
-func (s *Store) collectAfter(image digest.Digest) error {
+// letGo gives up what holdImage took, and deletes the layers that nobody needs any more: those of an image that was
+// removed meanwhile. While the image is there, there are none to look for.
+func (s *Store) letGo(rec *rootfsRecord) error {
+	s.unhold(rec.Layers...)
 	s.mu.RLock()
-	there := s.images[image] != nil
+	there := s.images[rec.Image] != nil
 	s.mu.RUnlock()
 	if there {
 		return nil
 	}
-	s.change.Lock()
-	defer s.change.Unlock()
-	return s.collect()
+	return s.collectUnused()
 }
 
 // Keys returns the keys of all prepared root file systems, sorted.

@@ -71,7 +71,8 @@ const (
 	viewsDir   = "views"
 	tmpDir     = "tmp"
 	trashDir   = "trash"
-	emptyDir   = "empty" // a lower directory for what has no layers
+	emptyDir   = "empty" // a lower directory for what has no layers, and
+	voidDir    = "void"  // another, since overlayfs refuses one directory twice
 	recordName = "record.json"
 )
 
@@ -147,13 +148,13 @@ func makeRoot(root string) error {
 	if err := os.Chmod(root, 0o700); err != nil {
 		return err
 	}
-	for _, dir := range []string{layersDir, rootfsDir, viewsDir, tmpDir, trashDir, emptyDir} {
+	for _, dir := range []string{layersDir, rootfsDir, viewsDir, tmpDir, trashDir, emptyDir, voidDir} {
 		path := filepath.Join(root, dir)
 		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 		mode := os.FileMode(0o700)
-		if dir == emptyDir {
+		if dir == emptyDir || dir == voidDir {
 			mode = 0o755 // its mode is seen as that of the root directory of an image without layers
 		}
 		if err := os.Chmod(path, mode); err != nil {

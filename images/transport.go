@@ -107,7 +107,8 @@ func checkRedirect(plain map[string]bool) func(*http.Request, []*http.Request) e
 			return fmt.Errorf("more than %d: %w", maxRedirects, errRedirect)
 		}
 		first := via[0]
-		if first.URL.Scheme == "https" && req.URL.Scheme != "https" && !plain[urlHost(req.URL)] {
+		// Whether it is TLS is told by the answer: the URL of a loopback registry may say https and mean either.
+		if req.Response != nil && req.Response.TLS != nil && req.URL.Scheme != "https" && !plain[urlHost(req.URL)] {
 			return fmt.Errorf("from https to %s://%s: %w", req.URL.Scheme, req.URL.Host, errRedirect)
 		}
 		foreign := urlHost(req.URL) != urlHost(first.URL)

@@ -21,6 +21,9 @@ type bounds struct {
 	entries int64
 }
 
+// stream bounds the archive itself: contents, and for each entry its headers and padding.
+func (b bounds) stream() int64 { return b.bytes + 4096*b.entries + 1<<20 }
+
 const maxUnpacked = 100 << 30
 
 var defaultBounds = bounds{bytes: maxUnpacked, entries: 1_000_000}
@@ -111,7 +114,7 @@ func (l *stagedLayer) fill(ctx context.Context, r io.Reader, diffID digest.Diges
 	}
 	defer plain.Close()
 	hash := diffID.Algorithm().Hash()
-	stream := &streamCounter{r: plain, ctx: ctx, hash: hash, left: limit.bytes + limit.bytes/8 + 64<<20}
+	stream := &streamCounter{r: plain, ctx: ctx, hash: hash, left: limit.stream()}
 	out := bufio.NewReaderSize(stream, 256<<10)
 	a := newApplier(l.root, limit)
 	defer a.close()

@@ -3,11 +3,11 @@ package imagestest
 import (
 	_ "crypto/sha512" // for images by other digests
 	"encoding/json"
+	"runtime"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"runtime"
 )
 
 // LayerBlob is a layer as a registry has it.

@@ -3,6 +3,8 @@ package imagestest
 import (
 	"encoding/base64"
 	"fmt"
+	"io"
+	"log"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -48,14 +50,16 @@ type Request struct {
 const Token = "token-of-imagestest"
 
 // NewRegistry starts a registry on plain http, on a loopback address.
-func NewRegistry(t testing.TB) *Registry { return start(t, httptest.NewServer) }
+func NewRegistry(t testing.TB) *Registry { return start(t, (*httptest.Server).Start) }
 
 // NewTLSRegistry starts one on https.
-func NewTLSRegistry(t testing.TB) *Registry { return start(t, httptest.NewTLSServer) }
+func NewTLSRegistry(t testing.TB) *Registry { return start(t, (*httptest.Server).StartTLS) }
 
-func start(t testing.TB, server func(http.Handler) *httptest.Server) *Registry {
+func start(t testing.TB, how func(*httptest.Server)) *Registry {
 	r := &Registry{blobs: map[digest.Digest][]byte{}, manifests: map[string]stored{}}
-	r.Server = server(r)
+	r.Server = httptest.NewUnstartedServer(r)
+	r.Config.ErrorLog = log.New(io.Discard, "", 0) // clients that break off are what tests are about
+	how(r.Server)
 	t.Cleanup(func() {
 		r.CloseClientConnections()
 		r.Close()

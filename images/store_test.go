@@ -1,0 +1,484 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/berth-run/berth/images/imagestest"
+	"github.com/berth-run/berth/internal/step"
+)
+
+func mustPull(t *testing.T, s *Store, ref string) *Image {
+	t.Helper()
+	img, err := s.Pull(context.Background(), ref, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+func TestTagsAndDigestsOfOneImage(t *testing.T) {
+	s := openStore(t)
+	one, two := imagestest.NewRegistry(t), imagestest.NewRegistry(t)
+	img := smallImage("x")
+	for _, r := range []*imagestest.Registry{one, two} {
+		r.Push("team/app", "v1", img)
+		r.Push("team/app", "v2", img)
+	}
+	built := img.Build()
+	d := "@" + built.Descriptor.Digest.String()
+	for _, ref := range []string{one.Host() + "/team/app:v1", one.Host() + "/team/app:v2", two.Host() + "/team/app:v1", two.Host() + "/team/app" + d} {
+		mustPull(t, s, ref)
+	}
+	imgs := s.Images()
+	if len(imgs) != 1 {
+		t.Fatalf("%d images, want one", len(imgs))
+	}
+	tags := []string{one.Host() + "/team/app:v1", one.Host() + "/team/app:v2", two.Host() + "/team/app:v1"}
+	digests := []string{one.Host() + "/team/app" + d, two.Host() + "/team/app" + d}
+	slices.Sort(tags)
+	slices.Sort(digests)
+	if got := imgs[0]; got.ID != built.ConfigID || !slices.Equal(got.RepoTags, tags) || !slices.Equal(got.RepoDigests, digests) {
+		t.Errorf("got %+v, want tags %v, digests %v", got, tags, digests)
+	}
+	size := int64(len(img.Layers[0].Blob) + len(built.Blobs[built.ConfigID]))
+	if imgs[0].Size != size {
+		t.Errorf("size %d, want %d", imgs[0].Size, size)
+	}
+	if n := one.Count("GET", "/blobs/") + two.Count("GET", "/blobs/"); n != 2 {
+		t.Errorf("%d blobs fetched, want the configuration and the layer once", n)
+	}
+	if err := s.Remove(context.Background(), tags[0]); err != nil {
+		t.Fatal(err)
+	}
+	if imgs := s.Images(); len(imgs) != 0 || len(leftovers(t, s)) != 0 {
+		t.Errorf("after removing by one tag: %v, %v", imgs, leftovers(t, s))
+	}
+	if u := s.Usage(); u.Bytes != 0 || u.Inodes != 0 {
+		t.Errorf("usage after removing all: %+v", u)
+	}
+	for _, name := range append(tags, string(built.ConfigID), "never.heard/of:it") {
+		if err := s.Remove(context.Background(), name); err != nil {
+			t.Errorf("remove of the absent %s: %v", name, err)
+		}
+	}
+}
+
+func TestTagThatMovesLeavesImageUntagged(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	ref := reg.Host() + "/a:latest"
+	reg.Push("a", "latest", smallImage("old"))
+	old := mustPull(t, s, ref)
+	reg.Push("a", "latest", smallImage("new"))
+	moved := mustPull(t, s, reg.Host()+"/a") // :latest is understood
+	if old.ID == moved.ID {
+		t.Fatal("one image for both")
+	}
+	got, err := s.Image(old.ID.Encoded()[:12])
+	if err != nil || len(got.RepoTags) != 0 || len(got.RepoDigests) != 1 {
+		t.Errorf("old image: %+v, %v; want it without tags and with its digest", got, err)
+	}
+	if got, err := s.Image(ref); err != nil || got.ID != moved.ID {
+		t.Errorf("by tag: %+v, %v", got, err)
+	}
+}
+
+func TestImagesAreTheCallersOwn(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	img := smallImage("x")
+	img.Config.Config.Env = []string{"A=1"}
+	reg.Push("a", "b", img)
+	first := mustPull(t, s, reg.Host()+"/a:b")
+	first.Config.Config.Env[0] = "A=stolen"
+	for _, got := range s.Images() {
+		if got.Config.Config.Env[0] != "A=1" {
+			t.Errorf("environment %v: changed through another caller's image", got.Config.Config.Env)
+		}
+	}
+}
+
+func TestOtherDigestAlgorithms(t *testing.T) {
+	for _, alg := range []digest.Algorithm{digest.SHA384, digest.SHA512} {
+		s := openStore(t)
+		reg := imagestest.NewRegistry(t)
+		img := smallImage("x")
+		img.Algorithm = alg
+		built := reg.Push("a", "", img)
+		got, err := s.Pull(context.Background(), reg.Host()+"/a@"+built.Descriptor.Digest.String(), nil)
+		if err != nil || got.ID != built.ConfigID {
+			t.Errorf("%s: %+v, %v", alg, got, err)
+		}
+	}
+}
+
+func TestPullsOfOneImageAreOne(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	img := imagestest.NewImage(imagestest.Layer(imagestest.File("f", "1")), imagestest.Layer(imagestest.File("f", "2")))
+	reg.Push("a", "b", img)
+	reg.Push("other", "c", imagestest.NewImage(append(img.Layers[:2:2], imagestest.Layer(imagestest.File("f", "3")))...))
+	gate := make(chan struct{})
+	reg.Hook(func(_ http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			<-gate
+		}
+		return false
+	})
+	var wg sync.WaitGroup
+	for i := range 20 {
+		ref := "/a:b"
+		if i%2 == 1 {
+			ref = "/other:c"
+		}
+		wg.Go(func() {
+			if _, err := s.Pull(context.Background(), reg.Host()+ref, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	time.Sleep(100 * time.Millisecond)
+	close(gate)
+	wg.Wait()
+	for _, l := range img.Layers {
+		if n := reg.Count("GET", digest.FromBytes(l.Blob).String()); n != 1 {
+			t.Errorf("layer fetched %d times", n)
+		}
+	}
+	if left := leftovers(t, s); len(left) != 3 {
+		t.Errorf("on disk: %v, want three layers", left)
+	}
+}
+
+func TestPullsWithOtherCredentialsAreTheirOwn(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", smallImage("x"))
+	reg.RequireBasic(user, secret)
+	if _, err := s.Pull(context.Background(), reg.Host()+"/a:b", &Auth{Username: user, Password: secret}); err != nil {
+		t.Fatal(err)
+	}
+	if img, err := s.Pull(context.Background(), reg.Host()+"/a:b", nil); err == nil {
+		t.Errorf("without credentials: %+v, want an error though the image is here", img)
+	}
+}
+
+func TestCancelledPullReturnsAtOnce(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", smallImage(strings.Repeat("x", 100_000)))
+	stuck := make(chan struct{}, 10)
+	release := make(chan struct{})
+	defer close(release)
+	reg.Hook(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		w.Header().Set("Content-Length", "5000")
+		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
+		stuck <- struct{}{}
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+		return true
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	other, cancelOther := context.WithCancel(context.Background())
+	defer cancelOther()
+	errs, otherErr := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := s.Pull(ctx, reg.Host()+"/a:b", nil)
+		errs <- err
+	}()
+	<-stuck
+	go func() {
+		_, err := s.Pull(other, reg.Host()+"/a:b", nil)
+		otherErr <- err
+	}()
+	time.Sleep(50 * time.Millisecond)
+	start := time.Now()
+	cancel()
+	if err := <-errs; !errors.Is(err, context.Canceled) || time.Since(start) > 100*time.Millisecond {
+		t.Errorf("%v after %v", err, time.Since(start))
+	}
+	select {
+	case err := <-otherErr:
+		t.Errorf("the other caller was told %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	cancelOther()
+	if err := <-otherErr; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	// Now nobody waits: the work ends, and a new pull begins afresh.
+	reg.Hook(nil)
+	if _, err := s.Pull(context.Background(), reg.Host()+"/a:b", nil); err != nil {
+		t.Error(err)
+	}
+	s.pulls.wait()
+	s.unpacks.wait()
+	if left := leftovers(t, s); len(left) != 1 {
+		t.Errorf("on disk: %v", left)
+	}
+}
+
+func TestDeadlineOfAMillisecond(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	reg.Hook(func(_ http.ResponseWriter, r *http.Request) bool {
+		select {
+		case <-r.Context().Done():
+		case <-time.After(time.Second):
+		}
+		return false
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	_, err := s.Pull(ctx, reg.Host()+"/a:b", nil)
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 100*time.Millisecond {
+		t.Errorf("%v after %v", err, time.Since(start))
+	}
+}
+
+// TestPullRemoveListTogether runs everything at once: whatever is listed can be prepared and mounted.
+func TestPullRemoveListTogether(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	base := imagestest.Layer(imagestest.Dir("etc"), imagestest.File("etc/base", "x"))
+	for i := range 4 {
+		reg.Push("a", fmt.Sprint(i), imagestest.NewImage(base, imagestest.Layer(imagestest.File("etc/mine", fmt.Sprint(i)))))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	var mounted, keys atomic.Int64
+	for i := range 4 {
+		ref := fmt.Sprintf("%s/a:%d", reg.Host(), i)
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := s.Pull(ctx, ref, nil); err != nil && ctx.Err() == nil {
+					t.Errorf("pull: %v", err)
+				}
+			}
+		})
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if err := s.Remove(context.Background(), ref); err != nil {
+					t.Errorf("remove: %v", err)
+				}
+				time.Sleep(7 * time.Millisecond)
+			}
+		})
+	}
+	target := mountPoint(t)
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			for _, img := range s.Images() {
+				key := fmt.Sprintf("k%d", keys.Add(1))
+				err := s.Prepare(key, img.ID)
+				if errdefs.IsNotFound(err) {
+					continue // removed since it was listed
+				}
+				if err == nil {
+					err = s.Mount(context.Background(), key, target)
+				}
+				if err == nil {
+					_, err = os.Stat(filepath.Join(target, "etc/base"))
+				}
+				if err == nil {
+					_, err = os.Stat(filepath.Join(target, "etc/mine"))
+				}
+				if err != nil {
+					t.Errorf("listed image: %v", err)
+				}
+				if err := errors.Join(s.Unmount(target), s.Release(key)); err != nil {
+					t.Error(err)
+				}
+				mounted.Add(1)
+			}
+		}
+	})
+	wg.Wait()
+	if mounted.Load() < 5 {
+		t.Errorf("only %d mounts: the test showed little", mounted.Load())
+	}
+	for i := range 4 {
+		if err := s.Remove(context.Background(), fmt.Sprintf("%s/a:%d", reg.Host(), i)); err != nil {
+			t.Error(err)
+		}
+	}
+	s.pulls.wait()
+	s.unpacks.wait()
+	for _, img := range s.Images() { // what the last pulls brought
+		if err := s.Remove(context.Background(), string(img.ID)); err != nil {
+			t.Error(err)
+		}
+	}
+	if left := leftovers(t, s); len(left) != 0 || len(s.holds) != 0 {
+		t.Errorf("left: %v, holds %v", left, s.holds)
+	}
+}
+
+func TestFiveRemovesAtOnce(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", smallImage("x"))
+	mustPull(t, s, reg.Host()+"/a:b")
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			if err := s.Remove(context.Background(), reg.Host()+"/a:b"); err != nil {
+				t.Error(err)
+			}
+			if _, err := s.Image(reg.Host() + "/a:b"); !errdefs.IsNotFound(err) {
+				t.Errorf("after its removal: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestCVE_2021_41103_RootsArePrivate in any umask, and also where the root was there with another mode.
+func TestCVE_2021_41103_RootsArePrivate(t *testing.T) {
+	needRoot(t)
+	old := syscall.Umask(0)
+	defer syscall.Umask(old)
+	for _, umask := range []int{0, 0o077, 0o777} {
+		root := filepath.Join(t.TempDir(), "deep", "images")
+		if umask == 0 {
+			if err := os.MkdirAll(root, 0o777); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if umask == 0o777 {
+			if err := os.MkdirAll(filepath.Dir(root), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		syscall.Umask(umask)
+		s, err := Open(Options{Root: root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range []string{".", layersDir, rootfsDir, tmpDir, trashDir, viewsDir} {
+			st, err := os.Stat(filepath.Join(root, dir))
+			if err != nil || st.Mode().Perm() != 0o700 {
+				t.Errorf("umask %o: %s has mode %v, %v", umask, dir, st.Mode(), err)
+			}
+		}
+		reg := imagestest.NewRegistry(t)
+		reg.Push("a", "b", imagestest.NewImage(imagestest.Layer(imagestest.File("d/f", "x").Mode(0o666), imagestest.Char("null", 1, 3))))
+		img := mustPull(t, s, reg.Host()+"/a:b")
+		layer := s.path(layersDir, img.Layers[0].dir())
+		for name, want := range map[string]os.FileMode{".": 0o755, "d": 0o755, "d/f": 0o666, "null": 0o666} {
+			st, err := os.Stat(filepath.Join(layer, name))
+			if err != nil || st.Mode().Perm() != want {
+				t.Errorf("umask %o: %s: %v, %v; want %v", umask, name, st, err, want)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		syscall.Umask(0)
+	}
+}
+
+func TestBadRootsAreSaid(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, root := range []string{"", file, "/proc/nothing/here"} {
+		if s, err := Open(Options{Root: root}); err == nil {
+			s.Close()
+			t.Errorf("%q was opened", root)
+		}
+	}
+}
+
+func TestSecondStoreOnOneRootIsRefused(t *testing.T) {
+	s := openStore(t)
+	if second, err := Open(Options{Root: s.root}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("got %v, %v", second, err)
+	}
+}
+
+func TestStepsAreObserved(t *testing.T) {
+	var mu sync.Mutex
+	var names []string
+	s := openStore(t, func(o *Options) {
+		o.Observe = func(e step.Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			if e.Call != "PullImage" || e.Duration <= 0 || e.Err != nil {
+				t.Errorf("event %+v", e)
+			}
+			names = append(names, e.Step)
+		}
+	})
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", smallImage("x"))
+	mustPull(t, s, reg.Host()+"/a:b")
+	if want := []string{"resolve", "manifest", "layer-1", "inherit", "sync", "publish", "commit"}; !slices.Equal(names, want) {
+		t.Errorf("steps %v, want %v", names, want)
+	}
+}
+
+func TestSharedWork(t *testing.T) {
+	var destroyed atomic.Int64
+	s := shared[string, int]{destroy: func(int) { destroyed.Add(1) }}
+	base := context.Background()
+	gate := make(chan struct{})
+	calls := 0
+	work := func(ctx context.Context) (int, error) {
+		calls++
+		select {
+		case <-gate:
+			return 7, nil
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	ctx, cancel := context.WithCancel(base)
+	go func() { time.Sleep(10 * time.Millisecond); cancel() }()
+	if _, _, own, err := s.acquire(ctx, base, "k", work); !own || !errors.Is(err, context.Canceled) {
+		t.Errorf("own %v, %v", own, err)
+	}
+	s.wait()
+	close(gate)
+	v, release, own, err := s.acquire(base, base, "k", work)
+	if v != 7 || !own || err != nil || calls != 2 {
+		t.Fatalf("%d, %v, %v, %d calls", v, own, err, calls)
+	}
+	v, release2, own, err := s.acquire(base, base, "k", work)
+	if v != 7 || own || err != nil || calls != 2 {
+		t.Fatalf("%d, %v, %v, %d calls: want the kept result", v, own, err, calls)
+	}
+	release()
+	release()
+	if destroyed.Load() != 0 {
+		t.Error("destroyed while it is held")
+	}
+	release2()
+	if destroyed.Load() != 1 || len(s.works) != 0 {
+		t.Errorf("destroyed %d times, %d works", destroyed.Load(), len(s.works))
+	}
+}
