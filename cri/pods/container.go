@@ -293,33 +293,48 @@ func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Durat
 	return s.Run(ctx, step.Step{Name: "kill", Timeout: time.Minute, Do: c.kill})
 }
 
-// kill kills every process of the container and waits until its exit is on record.
+// Bounds on a shim that does not answer, stopped by somebody or stuck: then the container's cgroup is the truth.
+const (
+	shimAnswers = 10 * time.Second // to a request that it only has to pass on
+	exitIsTold  = 5 * time.Second  // from when no process is left
+)
+
+// kill kills every process of the container and waits until its exit is on record. It does not depend on the shim.
 func (c *container) kill(ctx context.Context) error {
 	select {
 	case <-c.exited:
 		return nil
 	default:
 	}
-	err := c.pod.shim().KillAll(ctx, c.rec.ID)
+	sctx, cancel := context.WithTimeout(ctx, shimAnswers)
+	defer cancel()
+	err := c.pod.shim().KillAll(sctx, c.rec.ID)
 	var answer *shim.Error
-	if err != nil && !(errors.As(err, &answer) && answer.Code == shim.CodeNotFound) {
-		// No shim to ask: then nobody will tell the exit either, but for us.
-		if kerr := cgroups.Kill(cgroups.Path(c.rec.Cgroup)); kerr != nil {
-			return errors.Join(err, kerr)
-		}
-		c.lost(reasonShim, "its shim has ended, and it was killed")
-		return nil
-	}
-	if err != nil {
+	if errors.As(err, &answer) && answer.Code == shim.CodeNotFound {
 		c.lost(reasonLost, "its shim does not know it")
 		return nil
 	}
+	reason, why := reasonLost, "its shim does not tell how it ended"
+	if err != nil {
+		if kerr := cgroups.Kill(cgroups.Path(c.rec.Cgroup)); kerr != nil {
+			return errors.Join(err, kerr)
+		}
+		reason, why = reasonShim, "it was killed, and its shim does not answer"
+	}
+	t := time.NewTimer(exitIsTold)
+	defer t.Stop()
 	select {
 	case <-c.exited:
 		return nil
+	case <-t.C:
 	case <-ctx.Done():
 		return fmt.Errorf("container %s was killed but has not exited yet: %w", c.rec.ID, context.Cause(ctx))
 	}
+	if err := cgroups.Kill(cgroups.Path(c.rec.Cgroup)); err != nil {
+		return err
+	}
+	c.lost(reason, why)
+	return nil
 }
 
 // RemoveContainer kills a container that runs, and removes it but for its log. An unknown container is removed.

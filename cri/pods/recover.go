@@ -49,12 +49,17 @@ func (m *Manager) recover(ctx context.Context) error {
 		}
 		p := byID[rec.SandboxID]
 		c := m.newContainer(p, *rec)
-		m.containers[id] = c
-		if p == nil {
+		switch {
+		case p == nil:
 			orphans = append(orphans, c)
 			return nil
+		case rec.Phase == creating || rec.Phase == removing:
+			// Undone below. Nobody has the id, or wants it, and its name is free for the call that comes again.
+			m.making[id] = c
+		default:
+			m.containers[id] = c
+			m.own(containerName(rec.SandboxID, rec.Config.M), id)
 		}
-		m.own(containerName(rec.SandboxID, rec.Config.M), id)
 		members[rec.SandboxID] = append(members[rec.SandboxID], c)
 		return nil
 	})
@@ -68,110 +73,118 @@ func (m *Manager) recover(ctx context.Context) error {
 			m.log.Warn("container without a pod cannot be undone", "id", c.rec.ID, "error", err)
 		}
 	}
+	m.sweep(ctx)
+	// What can be seen at once is seen before the first call is answered. What takes time, undoing and tearing down,
+	// goes on in the background, each under its pod's lock: five hundred stale pods do not keep a node down.
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, recoverAtOnce)
 	for _, p := range found {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			if err := m.recoverPod(ctx, p, members[p.rec.ID]); err != nil {
-				m.log.Warn("pod is not all recovered; it is tried again when it is stopped", "pod", name(p.config()), "id", p.rec.ID, "error", err)
-			}
+			m.recoverPod(p, members[p.rec.ID], slots)
 		})
 	}
 	wg.Wait()
-	m.sweep(ctx)
 	if len(found) > 0 {
-		m.log.Info("pods are recovered", "pods", len(m.pods), "containers", len(m.containers), "took", time.Since(start).Round(time.Millisecond))
+		m.log.Info("pods are recovered", "pods", len(found), "took", time.Since(start).Round(time.Millisecond))
 	}
 	return nil
 }
 
-func (m *Manager) recoverPod(ctx context.Context, p *pod, members []*container) error {
+// later finishes a pod in the background. Its lock is taken before the first call can.
+func (m *Manager) later(p *pod, slots chan struct{}, finish func(context.Context) error) {
+	_ = p.lock.Lock(context.Background()) // nobody else has it yet
+	m.watchers.Go(func() {
+		defer p.lock.Unlock()
+		slots <- struct{}{}
+		defer func() { <-slots }()
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+		defer cancel()
+		if err := finish(ctx); err != nil {
+			m.log.Warn("pod is not all recovered; it is tried again when it is stopped", "pod", name(p.config()), "id", p.rec.ID, "error", err)
+		}
+	})
+}
+
+func (m *Manager) recoverPod(p *pod, members []*container, slots chan struct{}) {
 	rec := p.record()
+	reason, lost, why := rec.Reason, reasonLost, "its pod was stopped while the daemon was not there"
 	switch {
 	case rec.Phase == creating:
 		// Nobody has its id: undo it.
+		m.mu.Lock()
+		delete(m.pods, rec.ID)
+		m.mu.Unlock()
+		m.later(p, slots, func(ctx context.Context) error { return m.undoPod(ctx, p) })
+		return
+	case rec.Boot != m.boot:
+		reason, lost, why = "the node was restarted", reasonReboot, "the node was restarted while it ran"
+	case rec.Phase == ready:
+		states, err := p.startWatch()
+		if err == nil {
+			m.recoverContainers(p, members, states, slots)
+			return
+		}
+		m.log.Warn("the shim of a pod has gone; its containers are killed and the pod is not ready", "pod", name(p.config()), "id", rec.ID, "error", err)
+		reason, lost, why = "its shim has ended", reasonShim, "its shim ended while the daemon was not there"
+	}
+	if rec.Phase != removing {
+		_ = p.update(func(r *podRecord) { r.Phase, r.Reason = stopped, reason })
+	}
+	m.later(p, slots, func(ctx context.Context) error {
 		for _, c := range members {
-			if err := m.undoContainer(ctx, c); err != nil {
+			if err := cgroups.Kill(cgroups.Path(c.rec.Cgroup)); err != nil {
 				return err
 			}
+			if phase := c.record().Phase; phase == creating || phase == removing {
+				if err := m.undoContainer(ctx, c); err != nil {
+					return err
+				}
+				continue
+			}
+			c.lost(lost, why)
 		}
-		return m.undoPod(ctx, p)
-	case rec.Boot != m.boot:
-		for _, c := range members {
-			c.lost(reasonReboot, "the node was restarted while it ran")
+		if rec.Phase == removing {
+			return p.remove(ctx)
 		}
-		return m.recoverStopped(ctx, p, members, "the node was restarted")
-	case rec.Phase == removing:
-		for _, c := range members {
-			c.lost(reasonLost, "")
-		}
-		return p.remove(ctx)
-	case rec.Phase == stopped:
-		return m.recoverStopped(ctx, p, members, rec.Reason)
-	}
-	states, err := p.startWatch()
-	if err != nil {
-		m.log.Warn("the shim of a pod has gone; its containers are killed and the pod is not ready", "pod", name(p.config()), "id", rec.ID, "error", err)
-		for _, c := range members {
-			_ = cgroups.Kill(cgroups.Path(c.rec.Cgroup))
-			c.lost(reasonShim, "its shim ended while the daemon was not there")
-		}
-		return m.recoverStopped(ctx, p, members, "its shim has ended")
-	}
+		return p.stop(ctx, "Recover", reason)
+	})
+}
+
+// recoverContainers compares the records of a pod's containers with what its shim says of them.
+func (m *Manager) recoverContainers(p *pod, members []*container, states []shim.State, slots chan struct{}) {
 	told := map[string]shim.State{}
 	for _, s := range states {
 		told[s.ID] = s
 	}
-	var errs []error
+	var undo []*container
 	for _, c := range members {
+		rec := c.record()
 		s, known := told[c.rec.ID]
-		delete(told, c.rec.ID)
-		errs = append(errs, m.recoverContainer(ctx, c, s, known))
-	}
-	return errors.Join(errs...)
-}
-
-// recoverStopped finishes what stops a pod.
-func (m *Manager) recoverStopped(ctx context.Context, p *pod, members []*container, reason string) error {
-	err := p.update(func(r *podRecord) { r.Phase, r.Reason = stopped, reason })
-	if err != nil {
-		return err
-	}
-	for _, c := range members {
-		switch c.record().Phase {
-		case creating, removing:
-			if err := m.undoContainer(ctx, c); err != nil {
-				return err
-			}
-		default:
-			_ = cgroups.Kill(cgroups.Path(c.rec.Cgroup))
-			c.lost(reasonShim, "its pod was stopped while the daemon was not there")
+		switch {
+		case rec.Phase == creating || rec.Phase == removing:
+			undo = append(undo, c)
+		case !rec.FinishedAt.IsZero():
+		case !known:
+			c.lost(reasonLost, "its shim does not know it")
+		case s.Status == shim.Exited:
+			c.exit(s)
+		case s.Status == shim.Created && rec.Phase == starting:
+			// The call that was to start it had not come to the shim. Whoever made it tries again.
+			_ = c.update(func(r *containerRecord) { r.Phase, r.StartedAt = ready, time.Time{} })
 		}
 	}
-	return p.stop(ctx, "Recover", reason)
-}
-
-// recoverContainer compares the record of a container with what the shim says of it.
-func (m *Manager) recoverContainer(ctx context.Context, c *container, s shim.State, known bool) error {
-	rec := c.record()
-	if rec.Phase == creating || rec.Phase == removing {
-		return m.undoContainer(ctx, c)
+	if len(undo) == 0 {
+		return
 	}
-	if !rec.FinishedAt.IsZero() {
-		return nil
-	}
-	switch {
-	case !known:
-		c.lost(reasonLost, "its shim does not know it")
-	case s.Status == shim.Exited:
-		c.exit(s)
-	case s.Status == shim.Created && rec.Phase == starting:
-		// The call that was to start it had not come to the shim. Whoever made it tries again.
-		return c.update(func(r *containerRecord) { r.Phase, r.StartedAt = ready, time.Time{} })
-	}
-	return nil
+	m.later(p, slots, func(ctx context.Context) error {
+		var errs []error
+		for _, c := range undo {
+			errs = append(errs, m.undoContainer(ctx, c))
+		}
+		return errors.Join(errs...)
+	})
 }
 
 func (m *Manager) undoContainer(ctx context.Context, c *container) error {
@@ -180,6 +193,10 @@ func (m *Manager) undoContainer(ctx context.Context, c *container) error {
 	s.Resume(c.steps(nil, rec.Steps...)...)
 	if err := s.Unwind(ctx); err != nil {
 		c.lost(reasonLost, "could not be undone: "+err.Error())
+		m.mu.Lock()
+		m.containers[rec.ID] = c // listed, so that it is removed again
+		delete(m.making, rec.ID)
+		m.mu.Unlock()
 		return err
 	}
 	if err := m.ctrFiles.remove(rec.ID); err != nil {
@@ -187,6 +204,7 @@ func (m *Manager) undoContainer(ctx context.Context, c *container) error {
 	}
 	m.mu.Lock()
 	delete(m.containers, rec.ID)
+	delete(m.making, rec.ID)
 	m.mu.Unlock()
 	m.freeName(containerName(rec.SandboxID, rec.Config.M), rec.ID)
 	return nil
@@ -197,23 +215,21 @@ func (m *Manager) undoPod(ctx context.Context, p *pod) error {
 	s := m.stack("Recover", rec.ID, p.saveSteps)
 	s.Resume(p.steps(rec.Steps...)...)
 	if err := s.Unwind(ctx); err != nil {
+		m.mu.Lock()
+		m.pods[rec.ID] = p // listed, so that it is stopped again
+		m.mu.Unlock()
 		return errors.Join(err, p.update(func(r *podRecord) {
 			r.Phase, r.Reason = stopped, "could not be set up, nor all of it undone: "+err.Error()
 		}))
 	}
-	if err := m.podFiles.remove(rec.ID); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	delete(m.pods, rec.ID)
-	m.mu.Unlock()
-	return nil
+	return m.podFiles.remove(rec.ID)
 }
 
-// sweep releases what no record names: the remains of a damaged record.
+// sweep releases what no record names: the remains of a damaged record. It runs before anything new can be made.
 func (m *Manager) sweep(ctx context.Context) {
+	known := func(id string) bool { return m.containers[id] != nil || m.making[id] != nil }
 	for _, key := range m.opts.Images.Keys() {
-		if m.containers[key] == nil {
+		if !known(key) {
 			_ = m.opts.Images.Unmount(m.runDir("containers", key, "rootfs"))
 			if err := m.opts.Images.Release(key); err != nil {
 				m.log.Warn("root file system without a container cannot be released", "id", key, "error", err)
@@ -230,8 +246,8 @@ func (m *Manager) sweep(ctx context.Context) {
 		m.log.Warn("network of pods that are gone is not all released", "error", err)
 	}
 	sweepDir(m.runDir("pods"), func(id string) bool { return m.pods[id] != nil })
-	sweepDir(m.runDir("containers"), func(id string) bool { return m.containers[id] != nil })
-	sweepDir(m.stateRoot(), func(id string) bool { return m.containers[id] != nil })
+	sweepDir(m.runDir("containers"), known)
+	sweepDir(m.stateRoot(), known)
 }
 
 func sweepDir(dir string, keep func(id string) bool) {
