@@ -146,8 +146,7 @@ func mustSpec(f *testing.F) *specs.Spec {
 	return out.Spec
 }
 
-// FuzzContainer feeds the bytes of a CRI request and holds what must be true of every container that is accepted
-// (security.md of the project's research, section 1).
+// FuzzContainer feeds the bytes of a CRI request and holds what must be true of every container that is accepted.
 func FuzzContainer(f *testing.F) {
 	for _, change := range representative {
 		in := request(change)
@@ -251,6 +250,11 @@ func checkInvariants(t *testing.T, in Input, out *Output) {
 		t.Errorf("namespaces %v", l.Namespaces)
 	}
 	for i, m := range s.Mounts {
+		for _, later := range s.Mounts[i+1:] {
+			if m.Type == "bind" && later.Type == "bind" && strings.HasPrefix(m.Destination, later.Destination+"/") {
+				t.Errorf("%q would hide %q", later.Destination, m.Destination)
+			}
+		}
 		if !path.IsAbs(m.Destination) || path.Clean(m.Destination) != m.Destination || m.Destination == "/" || controls(m.Destination) {
 			t.Errorf("mount %d at %q", i, m.Destination)
 		}

@@ -49,8 +49,8 @@ func validateMount(at string, m *cri.Mount) error {
 			return invalid(at+".image_sub_path", m.GetImageSubPath(), "is given without an image")
 		}
 		// A file of the host may have any name but this one byte.
-		if p := m.GetHostPath(); !path.IsAbs(p) || strings.IndexByte(p, 0) >= 0 {
-			return invalid(at+".host_path", p, "is not an absolute path")
+		if p := m.GetHostPath(); !path.IsAbs(p) || strings.IndexByte(p, 0) >= 0 || len(p) > maxPath {
+			return invalid(at+".host_path", p, "is not an absolute path of at most %d bytes", maxPath)
 		}
 	}
 	switch m.GetPropagation() {
@@ -78,10 +78,17 @@ func validateMount(at string, m *cri.Mount) error {
 	return nil
 }
 
-// absolute refuses a path of the container that is empty, relative or holds control characters.
+// maxPath is PATH_MAX of Linux without its NUL byte. Longer ones overflowed counters on their way to the kernel
+// (CVE-2021-43784).
+const maxPath = 4095
+
+// absolute refuses a path of the container that is empty, relative, too long or holds control characters.
 func absolute(at, p string) error {
 	if controls(p) {
 		return invalid(at, p, "contains a control character")
+	}
+	if len(p) > maxPath {
+		return invalid(at, p, "is longer than %d bytes", maxPath)
 	}
 	if !path.IsAbs(p) {
 		return invalid(at, p, "is not absolute")

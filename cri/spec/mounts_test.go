@@ -190,6 +190,23 @@ func TestMountPathsRefused(t *testing.T) {
 	mustContainer(t, func(in *Input) { in.Container.Mounts = []*cri.Mount{{ContainerPath: "/a", HostPath: "/odd\tname"}} })
 }
 
+func TestCVE_2021_43784_PathsAndMappingsAreBounded(t *testing.T) {
+	long := "/" + strings.Repeat("a/", 35_000)
+	for word, change := range map[string]func(*Input){
+		"config.mounts[0].container_path":               func(in *Input) { in.Container.Mounts = []*cri.Mount{{ContainerPath: long, HostPath: "/a"}} },
+		"config.mounts[0].host_path":                    func(in *Input) { in.Container.Mounts = []*cri.Mount{{ContainerPath: "/a", HostPath: long}} },
+		"config.devices[0].host_path":                   func(in *Input) { in.Container.Devices = []*cri.Device{{ContainerPath: "/a", HostPath: long}} },
+		"config.working_dir":                            func(in *Input) { in.Container.WorkingDir = long },
+		"image working directory":                       func(in *Input) { in.Image.WorkingDir = long },
+		"config.linux.security_context.masked_paths[0]": func(in *Input) { security(in).MaskedPaths = []string{long} },
+		"sandbox_config.linux.security_context.namespace_options": func(in *Input) {
+			podSecurity(in).NamespaceOptions.UsernsOptions = &cri.UserNamespace{Uids: make([]*cri.IDMapping, 10_000)}
+		},
+	} {
+		refuse(t, change, word)
+	}
+}
+
 func TestImageVolume(t *testing.T) {
 	volume := func() *cri.Mount {
 		return &cri.Mount{ContainerPath: "/model", Readonly: true, Image: &cri.ImageSpec{Image: "sha256:def"}, ImageSubPath: "weights/v1"}

@@ -35,12 +35,7 @@ func validateProcess(cfg *cri.ContainerConfig) error {
 		}
 	}
 	if dir := cfg.GetWorkingDir(); dir != "" {
-		if controls(dir) {
-			return invalid("config.working_dir", dir, "contains a control character")
-		}
-		if !path.IsAbs(dir) {
-			return invalid("config.working_dir", dir, "is not absolute")
-		}
+		return absolute("config.working_dir", dir)
 	}
 	return nil
 }
@@ -139,10 +134,8 @@ func workingDir(cfg *cri.ContainerConfig, image ocispec.ImageConfig) (string, er
 	if dir := cfg.GetWorkingDir(); dir != "" {
 		return path.Clean(dir), nil
 	}
-	if controls(image.WorkingDir) {
-		return "", invalid("image working directory", image.WorkingDir, "contains a control character")
-	}
-	return path.Join("/", image.WorkingDir), nil
+	dir := path.Join("/", image.WorkingDir)
+	return dir, absolute("image working directory", dir)
 }
 
 // ExecProcess is a process beside the container's own: same user, groups, capabilities, environment and directory.

@@ -263,6 +263,10 @@ func TestPathsExactlyAsGiven(t *testing.T) {
 	if !slices.Equal(l.MaskedPaths, masked) || !slices.Equal(l.ReadonlyPaths, readonly) {
 		t.Errorf("masked %v, read-only %v", l.MaskedPaths, l.ReadonlyPaths)
 	}
+	l.MaskedPaths[0], l.ReadonlyPaths[0] = "/x", "/x"
+	if masked[0] != "/proc/kcore" || readonly[0] != "/proc/sys" {
+		t.Error("the lists are shared with the request")
+	}
 	for name, change := range map[string]func(*Input){
 		"unmasked proc": func(in *Input) { security(in).MaskedPaths, security(in).ReadonlyPaths = nil, nil },
 		"privileged":    privileged,
