@@ -504,14 +504,16 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, r *cri.LinuxCo
 	if v := c.view.Load(); v.State == cri.ContainerState_CONTAINER_EXITED {
 		return failedPrecondition("container %s has exited", c.rec.ID)
 	}
-	res, err := spec.Resources(r, m.host)
+	// All of it, not just the update: what swap may be follows from both limits.
+	merged := spec.MergeResources(c.record().Resources.M, r)
+	res, err := spec.Resources(merged, m.host)
 	if err != nil {
 		return err
 	}
 	if err := cgroups.Update(cgroups.Path(c.rec.Cgroup), res); err != nil {
 		return err
 	}
-	return c.update(func(rec *containerRecord) { rec.Resources.M = spec.MergeResources(rec.Resources.M, r) })
+	return c.update(func(rec *containerRecord) { rec.Resources.M = merged })
 }
 
 // Stats reads what a container has used.

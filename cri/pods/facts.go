@@ -1,18 +1,19 @@
 package pods
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/profiles/apparmor"
 	"github.com/moby/sys/capability"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -56,8 +57,13 @@ func hostFacts() (spec.Host, error) {
 	// Action SECCOMP_GET_ACTION_AVAIL needs no privilege and tells whether filters are there.
 	_, err = os.Stat("/proc/sys/kernel/seccomp/actions_avail")
 	h.SeccompEnabled = err == nil
+	// As containerd decides: without the parser nobody can load a profile, so that the default one would keep every
+	// container from starting.
 	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	h.AppArmorEnabled = err == nil && strings.HasPrefix(string(enabled), "Y")
+	if err == nil && strings.HasPrefix(string(enabled), "Y") {
+		_, err = exec.LookPath("apparmor_parser")
+		h.AppArmorEnabled = err == nil
+	}
 	_, err = os.Stat("/sys/fs/selinux/enforce")
 	h.SELinuxEnabled = err == nil
 	h.RecursiveReadOnly = unix.MountSetattr(-1, "", 0, &unix.MountAttr{}) != unix.ENOSYS
@@ -86,6 +92,15 @@ func hostFacts() (spec.Host, error) {
 		return slices.Contains([]string{"/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd", "/dev/console", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/.udev"}, path)
 	})
 	return h, err
+}
+
+// loadAppArmor loads the profile that containers get by default, if it is not there already.
+func loadAppArmor() error {
+	loaded, err := apparmor.IsLoaded(spec.DefaultAppArmorProfile)
+	if err != nil || loaded {
+		return err
+	}
+	return apparmor.InstallDefault(spec.DefaultAppArmorProfile)
 }
 
 // pageSize writes a size of huge pages as the controller's files do.
@@ -233,7 +248,7 @@ func (b *build) input() (spec.Input, error) {
 		return in, err
 	}
 	if name != "" {
-		in.AppArmorLoaded, err = appArmorLoaded(name)
+		in.AppArmorLoaded, err = apparmor.IsLoaded(name)
 	}
 	return in, err
 }
@@ -385,18 +400,4 @@ func readSmall(path string) ([]byte, error) {
 		err = fmt.Errorf("%s has more than %d bytes", path, limit)
 	}
 	return data, err
-}
-
-func appArmorLoaded(name string) (bool, error) {
-	f, err := os.Open("/sys/kernel/security/apparmor/profiles")
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if profile, _, ok := strings.Cut(lines.Text(), " ("); ok && profile == name {
-			return true, nil
-		}
-	}
-	return false, nil
 }

@@ -86,6 +86,11 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if m.host, err = hostFacts(); err != nil {
 		return nil, fmt.Errorf("facts of the host: %w", err)
 	}
+	if m.host.AppArmorEnabled {
+		if err := loadAppArmor(); err != nil {
+			m.log.Error("the default AppArmor profile cannot be loaded: containers that do not name another are refused", "profile", spec.DefaultAppArmorProfile, "error", err)
+		}
+	}
 	if m.launcher, err = newLauncher(o.ShimPath); err != nil {
 		return nil, fmt.Errorf("shim %s: %w", o.ShimPath, err)
 	}
