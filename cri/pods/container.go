@@ -485,6 +485,9 @@ func (m *Manager) Spec(id string) (json.RawMessage, error) {
 		return nil, err
 	}
 	data, err := os.ReadFile(c.dir("config.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		err = errdefs.ErrNotFound // of before a reboot
+	}
 	if err != nil {
 		return nil, fmt.Errorf("specification of container %s: %w", c.rec.ID, err)
 	}
