@@ -196,15 +196,23 @@ func (n *Node) lookLinks(s Snapshot) error {
 	return nil
 }
 
-// lookCgroups notes what is below the node's cgroup, and below /berth, where pods go that name no parent.
+// lookCgroups notes what is below the node's cgroup, and below /berth, where pods go that name no parent: unless
+// BERTH_LAB_SHARED tells that other instances of berth use this machine too, which nothing tells apart there.
 func (n *Node) lookCgroups(s Snapshot) error {
-	for _, top := range []string{n.Cgroup(), "/berth"} {
+	tops := []string{n.Cgroup()}
+	if os.Getenv("BERTH_LAB_SHARED") == "" {
+		tops = append(tops, "/berth")
+	}
+	for _, top := range tops {
 		dirs, err := cgroupDirs(top)
 		if err != nil {
 			return err
 		}
 		for _, dir := range dirs {
-			if !strings.HasSuffix(dir, top) { // the parent itself may stay
+			// The parent itself may stay, and so may the kubelet's of the quality-of-service classes.
+			switch _, below, _ := strings.Cut(dir, top); below {
+			case "", "/kubepods", "/kubepods/besteffort", "/kubepods/burstable":
+			default:
 				s["cgroup "+dir] = true
 			}
 		}
@@ -251,8 +259,10 @@ func (n *Node) lookFiles(s Snapshot) error {
 			if strings.HasPrefix(rel, "ipam/") && (base == "lock" || strings.HasPrefix(base, "last_reserved_ip") || base == n.Network()) {
 				return nil
 			}
-			if strings.HasPrefix(rel, "root/images/") && d.IsDir() && strings.Count(rel, "/") >= 3 {
-				s["dir "+rel] = true
+			if rel == "root/cni" || rel == "root/cni/results" { // made with the first pod
+				return nil
+			}
+			if rel == "root/images/layers" { // images are there to stay
 				return fs.SkipDir
 			}
 			s["file "+rel] = true

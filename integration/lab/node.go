@@ -152,6 +152,10 @@ func (n *Node) layout() error {
 	if err := os.WriteFile(filepath.Join(n.CNIConf(), "10-lab.conflist"), []byte(n.Conflist()), 0o644); err != nil {
 		return err
 	}
+	// An own configuration of crictl keeps it from reading /etc/crictl.yaml.
+	if err := os.WriteFile(filepath.Join(n.Dir, "crictl.yaml"), []byte("timeout: 60\n"), 0o644); err != nil {
+		return err
+	}
 	return makeCgroup(n.Cgroup())
 }
 

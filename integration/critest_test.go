@@ -1,0 +1,77 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// unfit are the cases of critest that cannot pass here with any runtime.
+var unfit = []struct{ name, why string }{
+	{"public image with digest should be pulled and removed", "its upstream digest cannot be made again from Debian packages; TestPullByDigest tests the same"},
+}
+
+// absent are the cases that critest skips by itself, by the beginning of their names. A case that it skips for a reason not
+// listed here is a failure: nothing is to fall out of the suite unseen.
+var absent = []struct{ name, why string }{
+	{"[k8s.io] AppArmor", "AppArmor is not on in this machine's kernel"},
+	{"[k8s.io] Container benchmark", "benchmarks run with -benchmark only"},
+	{"[k8s.io] Image benchmark", "benchmarks run with -benchmark only"},
+	{"[k8s.io] PodSandbox benchmark", "benchmarks run with -benchmark only"},
+	{"[k8s.io] NRI", "the runtime has no NRI yet"},
+	{"[k8s.io] PodSandbox runtime should support metrics operations", "the runtime answers Unimplemented to the pod metrics calls"},
+	{"[k8s.io] Security Context UserNamespaces", "the runtime does not say that it supports user namespaces"},
+	{"[k8s.io] SELinux", "SELinux is not on in this machine's kernel"},
+}
+
+// TestCritest runs the conformance suite of the CRI and demands that every case passes, except those that cannot.
+func TestCritest(t *testing.T) {
+	n := newNode(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
+	defer cancel()
+	ledger(t, n)
+	reasons := map[string]int{}
+	var skip []string
+	for _, u := range unfit {
+		skip = append(skip, regexp.QuoteMeta(u.name))
+	}
+	r, err := n.Critest(ctx, "", strings.Join(skip, "|"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range r.SkippedNames {
+		if why := whySkipped(name); why == "" {
+			t.Errorf("skipped for a reason that is not known: %s", name)
+		} else {
+			reasons[why]++
+		}
+	}
+	for why, count := range reasons {
+		t.Logf("critest: %d skipped: %s", count, why)
+	}
+	for name, why := range r.Failures {
+		t.Errorf("failed: %s\n%s", name, why)
+	}
+	t.Logf("critest: %d passed, %d failed, %d skipped in %v", r.Passed, r.Failed, r.Skipped, r.Took.Round(time.Second))
+	if r.Passed < 100 {
+		t.Errorf("only %d cases ran: critest has more than a hundred", r.Passed)
+	}
+}
+
+func whySkipped(name string) string {
+	for _, u := range unfit {
+		if strings.Contains(name, u.name) {
+			return u.why
+		}
+	}
+	for _, a := range absent {
+		if strings.HasPrefix(name, a.name) {
+			return a.why
+		}
+	}
+	return ""
+}
