@@ -55,10 +55,10 @@ func TestLifecycle(t *testing.T) {
 	}
 	cmd := start(t, p, "sleep 60")
 	pids, err := Processes(p)
-	if err != nil || !slices.Contains(pids, cmd.Process.Pid) {
-		t.Errorf("processes %v, %v, want %d", pids, err, cmd.Process.Pid)
+	if err != nil || !slices.Contains(pids, cmd.pid) {
+		t.Errorf("processes %v, %v, want %d", pids, err, cmd.pid)
 	}
-	if err := Verify(p, cmd.Process.Pid); err != nil {
+	if err := Verify(p, cmd.pid); err != nil {
 		t.Error(err)
 	}
 	begin := time.Now()
@@ -80,7 +80,7 @@ func TestLifecycle(t *testing.T) {
 func TestCVE_2025_47291_VerifyFindsAProcessElsewhere(t *testing.T) {
 	p, other := newCgroup(t), newCgroup(t)
 	cmd := start(t, other, "sleep 60")
-	if err := Verify(p, cmd.Process.Pid); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+	if err := Verify(p, cmd.pid); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Errorf("process elsewhere: %v", err)
 	}
 	if err := Verify(p, os.Getpid()); !errors.Is(err, errdefs.ErrFailedPrecondition) {
@@ -89,7 +89,7 @@ func TestCVE_2025_47291_VerifyFindsAProcessElsewhere(t *testing.T) {
 	if err := Remove(newPath(t)); err != nil {
 		t.Error(err)
 	}
-	if err := Verify(newPath(t), cmd.Process.Pid); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+	if err := Verify(newPath(t), cmd.pid); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Errorf("no cgroup: %v", err)
 	}
 	// In all hierarchies but one.
@@ -97,14 +97,14 @@ func TestCVE_2025_47291_VerifyFindsAProcessElsewhere(t *testing.T) {
 	if l.v2 {
 		return
 	}
-	if err := AddProcess(p, cmd.Process.Pid); err != nil {
+	if err := AddProcess(p, cmd.pid); err != nil {
 		t.Fatal(err)
 	}
-	pid := []byte(strconv.Itoa(cmd.Process.Pid))
+	pid := []byte(strconv.Itoa(cmd.pid))
 	if err := os.WriteFile(l.dir(other, "memory")+"/cgroup.procs", pid, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(p, cmd.Process.Pid); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+	if err := Verify(p, cmd.pid); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Errorf("other memory cgroup: %v", err)
 	}
 }
@@ -166,9 +166,8 @@ func TestKillTakesAllOfIt(t *testing.T) {
 	sub := child(t, child(t, p, "a"), "b")
 	// Nothing there dies of anything but SIGKILL, and the children have left their session.
 	const script = `trap '' TERM INT HUP; for i in 1 2 3 4 5; do setsid sh -c 'trap "" TERM; while :; do sleep 1; done' & done; wait`
-	for _, cmd := range []*exec.Cmd{start(t, p, script), start(t, sub, script)} {
-		go func() { _ = cmd.Wait() }()
-	}
+	start(t, p, script)
+	start(t, sub, script)
 	neighbour := start(t, newCgroup(t), "sleep 60")
 	waitFor(t, func() bool { pids, _ := Processes(p); return len(pids) >= 12 })
 	pids, err := Processes(p)
@@ -186,7 +185,7 @@ func TestKillTakesAllOfIt(t *testing.T) {
 	if pids, err := Processes(p); len(pids) != 0 || err != nil {
 		t.Errorf("%v, %v", pids, err)
 	}
-	if !alive(neighbour.Process.Pid) {
+	if !alive(neighbour.pid) {
 		t.Error("a process of another cgroup was killed")
 	}
 }
@@ -208,8 +207,7 @@ func TestKillWithoutCgroupKill(t *testing.T) {
 	if err := Update(p, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(200))}}); err != nil {
 		t.Fatal(err)
 	}
-	cmd := start(t, p, `f() { while :; do (exec sleep 0.01) & (exec sleep 0.02) & wait; done; }; for i in 1 2 3 4 5 6 7 8; do f & done; wait`)
-	go func() { _ = cmd.Wait() }()
+	start(t, p, `f() { while :; do (exec sleep 0.01) & (exec sleep 0.02) & wait; done; }; for i in 1 2 3 4 5 6 7 8; do f & done; wait`)
 	waitFor(t, func() bool { pids, _ := Processes(p); return len(pids) >= 10 })
 	if err := l.kill(p); err != nil {
 		t.Error(err)
@@ -223,8 +221,7 @@ func TestKillWithoutCgroupKill(t *testing.T) {
 func TestKillOfAFrozenCgroup(t *testing.T) {
 	p := newCgroup(t)
 	l := layoutOf(t)
-	cmd := start(t, p, "sleep 60")
-	go func() { _ = cmd.Wait() }()
+	start(t, p, "sleep 60")
 	state, value := l.dir(p, "freezer")+"/freezer.state", "FROZEN"
 	if l.v2 {
 		state, value = l.dir(p, "")+"/cgroup.freeze", "1"
@@ -276,7 +273,7 @@ func TestKillNamesWhoDoesNotDie(t *testing.T) {
 	cmd := start(t, p, "sleep 60")
 	defer func(d time.Duration) { killWait = d }(killWait)
 	killWait = 0 // as if it had been waited for
-	if err := Kill(p); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), strconv.Itoa(cmd.Process.Pid)) {
+	if err := Kill(p); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), strconv.Itoa(cmd.pid)) {
 		t.Errorf("%v", err)
 	}
 }

@@ -96,8 +96,14 @@ func read(t *testing.T, name string) string {
 	return strings.TrimSpace(string(data))
 }
 
-// start runs a shell script in p. It is waited for by the test's end at the latest.
-func start(t *testing.T, p Path, script string) *exec.Cmd {
+// process is one that a test has started. It is reaped when it ends, so that a Kill can see its end.
+type process struct {
+	pid int
+	end chan error
+}
+
+// start runs a shell script in p, until the test ends at the latest.
+func start(t *testing.T, p Path, script string) process {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", "read go; "+script)
 	in, err := cmd.StdinPipe()
@@ -107,17 +113,26 @@ func start(t *testing.T, p Path, script string) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	if err := AddProcess(p, cmd.Process.Pid); err != nil {
-		t.Fatal(err)
+	proc := process{cmd.Process.Pid, make(chan error, 1)}
+	if err := AddProcess(p, proc.pid); err != nil {
+		t.Error(err)
 	}
 	if _, err := in.Write([]byte("go\n")); err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
-	return cmd
+	reaped := make(chan struct{})
+	go func() {
+		proc.end <- cmd.Wait()
+		close(reaped)
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it has mostly ended
+		<-reaped
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+	return proc
 }
 
 // left lists the directories of p that are there.

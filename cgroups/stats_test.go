@@ -157,7 +157,7 @@ func TestReadStats(t *testing.T) {
 	if s.CPU.UsageNanos < 1e6 || s.CPU.UsageNanos > 300e9 {
 		t.Errorf("CPU %d ns", s.CPU.UsageNanos)
 	}
-	if m.RSS < 32*mib || m.Usage < m.RSS || m.WorkingSet > m.Usage || m.WorkingSet < 32*mib || m.PageFaults < 8192 {
+	if m.RSS < 32*mib || m.Usage < m.RSS || m.WorkingSet > m.Usage || m.WorkingSet < 32*mib || m.PageFaults < 100 {
 		t.Errorf("memory %+v", m)
 	}
 	if m.Limit != 256*mib || m.Available != m.Limit-m.WorkingSet || m.SwapLimit != 0 {
@@ -181,7 +181,7 @@ func TestOOMKillsAreCounted(t *testing.T) {
 		t.Errorf("%d, %v", n, err)
 	}
 	cmd := start(t, p, `x=$(head -c 100000000 /dev/zero | tr '\0' x)`) // a variable of the shell
-	err := cmd.Wait()
+	err := <-cmd.end
 	if err == nil || err.Error() != "signal: killed" {
 		t.Fatalf("not killed: %v", err)
 	}

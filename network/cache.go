@@ -27,7 +27,7 @@ type attachment struct {
 // attachments reads the cache. A power cut leaves files of no bytes, or of some (containernetworking/cni#1055): these
 // still have the pod's id in their names.
 func (m *Manager) attachments() ([]attachment, error) {
-	dir := filepath.Join(m.CacheDir, "results")
+	dir := filepath.Join(m.opts.CacheDir, "results")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
@@ -44,7 +44,7 @@ func (m *Manager) attachments() ([]attachment, error) {
 		}
 		a := attachment{file: filepath.Join(dir, e.Name()), id: parts[len(parts)-2]}
 		if err := a.read(); err != nil {
-			m.Log.Warn("cached result of a plugin cannot be used", "file", a.file, "error", err)
+			m.log.Warn("cached result of a plugin cannot be used", "file", a.file, "error", err)
 		}
 		all = append(all, a)
 	}
@@ -99,10 +99,10 @@ func (m *Manager) dropTornCache(c *conflist, rt *libcni.RuntimeConf) {
 	if _, err := m.cni.GetNetworkListCachedResult(c.NetworkConfigList, rt); err == nil {
 		return
 	}
-	file := filepath.Join(m.CacheDir, "results", c.Name+"-"+rt.ContainerID+"-"+rt.IfName)
-	m.Log.Warn("cached result of a plugin is torn and dropped", "file", file)
+	file := filepath.Join(m.opts.CacheDir, "results", c.Name+"-"+rt.ContainerID+"-"+rt.IfName)
+	m.log.Warn("cached result of a plugin is torn and dropped", "file", file)
 	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
-		m.Log.Warn("cached result of a plugin stays", "error", err)
+		m.log.Warn("cached result of a plugin stays", "error", err)
 	}
 }
 
@@ -155,7 +155,7 @@ func (m *Manager) collect(ctx context.Context, a attachment) error {
 }
 
 func (m *Manager) collectByPlugins(ctx context.Context, live []string) error {
-	if !m.ExclusiveNetworks {
+	if !m.opts.ExclusiveNetworks {
 		return nil
 	}
 	c, err := m.current()

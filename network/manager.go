@@ -43,7 +43,8 @@ type Options struct {
 
 // Manager runs the CNI plugins of a node.
 type Manager struct {
-	Options
+	opts    Options
+	log     *slog.Logger
 	cni     *libcni.CNIConfig
 	plugins *plugins
 	stop    chan struct{}
@@ -67,7 +68,8 @@ func Open(o Options) (*Manager, error) {
 	}
 	p := &plugins{log: o.Log}
 	m := &Manager{
-		Options:  o,
+		opts:     o,
+		log:      o.Log,
 		cni:      libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, p),
 		plugins:  p,
 		stop:     make(chan struct{}),
@@ -117,7 +119,7 @@ func (m *Manager) current() (*conflist, error) {
 
 // refresh reads the configuration and looks for its plugins.
 func (m *Manager) refresh() {
-	c, reason := loadDir(m.ConfDir)
+	c, reason := loadDir(m.opts.ConfDir)
 	if reason == nil {
 		reason = m.missing(c)
 	}
@@ -126,11 +128,11 @@ func (m *Manager) refresh() {
 	was := m.notReady
 	switch {
 	case reason == nil && was != nil:
-		m.Log.Info("network is ready", "network", c.Name, "file", c.file)
+		m.log.Info("network is ready", "network", c.Name, "file", c.file)
 	case reason == nil && m.conflist != nil && string(m.conflist.Bytes) != string(c.Bytes):
-		m.Log.Info("network configuration changed", "network", c.Name, "file", c.file)
+		m.log.Info("network configuration changed", "network", c.Name, "file", c.file)
 	case reason != nil && (was == nil || was.Error() != reason.Error()):
-		m.Log.Warn("network is not ready", "reason", reason)
+		m.log.Warn("network is not ready", "reason", reason)
 	}
 	m.conflist, m.notReady = c, reason
 }
@@ -139,14 +141,14 @@ func (m *Manager) refresh() {
 func (m *Manager) missing(c *conflist) error {
 	var missing []string
 	for _, typ := range types(c.NetworkConfigList) {
-		if _, err := m.plugins.FindInPath(typ, m.BinDirs); err != nil && !slices.Contains(missing, typ) {
+		if _, err := m.plugins.FindInPath(typ, m.opts.BinDirs); err != nil && !slices.Contains(missing, typ) {
 			missing = append(missing, typ)
 		}
 	}
 	if len(missing) == 0 {
 		return nil
 	}
-	return fmt.Errorf("network %s (%s): no plugin %s in %s", c.Name, c.file, strings.Join(missing, ", "), strings.Join(m.BinDirs, ":"))
+	return fmt.Errorf("network %s (%s): no plugin %s in %s", c.Name, c.file, strings.Join(missing, ", "), strings.Join(m.opts.BinDirs, ":"))
 }
 
 // watch refreshes when a directory changes, and now and then.
@@ -155,12 +157,12 @@ func (m *Manager) watch() {
 	var failures <-chan error
 	add := func() {}
 	if w, err := fsnotify.NewWatcher(); err != nil {
-		m.Log.Warn("no inotify; network configuration is polled", "error", err)
+		m.log.Warn("no inotify; network configuration is polled", "error", err)
 	} else {
 		defer w.Close() //nolint:errcheck // nothing to lose
 		events, failures = w.Events, w.Errors
 		add = func() {
-			for _, dir := range append([]string{m.ConfDir}, m.BinDirs...) {
+			for _, dir := range append([]string{m.opts.ConfDir}, m.opts.BinDirs...) {
 				_ = w.Add(filepath.Clean(dir)) // it may not be there yet; the next round sees
 			}
 		}
@@ -179,7 +181,7 @@ func (m *Manager) watch() {
 				settled = time.After(settle)
 			}
 		case err := <-failures:
-			m.Log.Debug("inotify", "error", err) // an overflow, at worst: the poll follows
+			m.log.Debug("inotify", "error", err) // an overflow, at worst: the poll follows
 		case <-settled:
 			settled = nil
 			m.refresh()

@@ -148,6 +148,9 @@ func (n namespace) mount(target int) error {
 		return err
 	}
 	defer unix.Close(ns) //nolint:errcheck // opened for reading
+	if !isNamespace(func(fs *unix.Statfs_t) error { return unix.Fstatfs(ns, fs) }) {
+		return errors.New("/proc is not what it should be") // something is mounted over it (CVE-2025-52881)
+	}
 	tree, err := unix.OpenTree(ns, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return fmt.Errorf("open_tree: %w", err)
@@ -209,6 +212,10 @@ func Pinned(path string) bool {
 	if err != nil || st.Mode()&os.ModeSymlink != 0 {
 		return false
 	}
+	return isNamespace(func(fs *unix.Statfs_t) error { return unix.Statfs(path, fs) })
+}
+
+func isNamespace(stat func(*unix.Statfs_t) error) bool {
 	var fs unix.Statfs_t
-	return unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC
+	return stat(&fs) == nil && fs.Type == unix.NSFS_MAGIC
 }

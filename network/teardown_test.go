@@ -266,7 +266,7 @@ func TestGCVerbOnlyOnExclusiveNetworks(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.same(n.calls())
-	m.ExclusiveNetworks = true
+	m.opts.ExclusiveNetworks = true
 	if err := m.GC(t.Context(), []string{podID}); err != nil {
 		t.Fatal(err)
 	}
