@@ -129,11 +129,18 @@ func address(path string) (*unix.SockaddrUnix, func(), error) {
 	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir, filepath.Base(path))}, func() { _ = unix.Close(dir) }, nil
 }
 
-// startPause starts PID 1 of the pod's shared PID namespace: it reaps and does nothing else.
+// startPause starts PID 1 of the pod's shared PID namespace, and waits until it has given up everything that containers
+// which may trace it could use (cmd/berth-shim/pause.go).
 func (s *Server) startPause() (err error) {
+	var ready [2]int
+	if err := unix.Pipe2(ready[:], unix.O_CLOEXEC); err != nil {
+		return os.NewSyscallError("pipe2", err)
+	}
+	defer unix.Close(ready[0])
 	s.pause, err = s.reaper.start(func() (int, error) {
+		defer unix.Close(ready[1])
 		return syscall.ForkExec(SelfExe, []string{"berth-shim", "pause"}, &syscall.ProcAttr{
-			Dir: "/", Env: []string{"GOMAXPROCS=1", "GOGC=off"}, Files: []uintptr{0, 1, 2},
+			Dir: "/", Env: []string{"_BERTH_PAUSE=1"}, Files: []uintptr{0, 1, 2, uintptr(ready[1])},
 			Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Setsid: true},
 		})
 	}, func(unix.WaitStatus) {
@@ -142,7 +149,17 @@ func (s *Server) startPause() (err error) {
 	if err != nil {
 		return fmt.Errorf("start PID 1 of the shared PID namespace: %w", err)
 	}
-	return nil
+	var b [1]byte
+	for {
+		n, err := unix.Read(ready[0], b[:])
+		if err == unix.EINTR {
+			continue
+		}
+		if n != 1 {
+			return errors.Join(errors.New("PID 1 of the shared PID namespace ended at once"), err)
+		}
+		return nil
+	}
 }
 
 func (s *Server) serve(c *conn) {

@@ -1,0 +1,89 @@
+package main
+
+/*
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define NOBODY 65534
+#define READY 3 // where the shim waits for one byte
+
+static void need(int ok, const char *what) {
+	if (ok)
+		return;
+	fprintf(stderr, "berth-shim: pause: %s: %s\n", what, strerror(errno));
+	_exit(1);
+}
+
+static void ignore(int signal) {
+	struct sigaction act = {.sa_handler = SIG_IGN};
+	need(sigaction(signal, &act, NULL) == 0, "sigaction");
+}
+
+// berth_pause turns this process into one that has nothing and does nothing, and never returns. It runs before Go does:
+// capabilities and no_new_privs belong to threads, and Go has several at once.
+static void berth_pause(void) {
+	ignore(SIGCHLD); // the kernel reaps its children then
+	ignore(SIGTERM);
+	ignore(SIGINT);
+	ignore(SIGHUP);
+	ignore(SIGQUIT);
+	need(prctl(PR_SET_NAME, "pause", 0, 0, 0) == 0, "name");
+
+	// A root of its own, empty and read-only, in the place of the host's. /proc is a directory that every host has.
+	need(unshare(CLONE_NEWNS) == 0, "unshare");
+	need(mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0, "make mounts private");
+	need(mount("pause", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,nr_inodes=1,mode=555") == 0, "mount");
+	need(chdir("/proc") == 0, "chdir");
+	need(syscall(SYS_pivot_root, ".", ".") == 0, "pivot_root");
+	need(umount2(".", MNT_DETACH) == 0, "leave the host's root");
+	need(chdir("/") == 0, "chdir");
+	need(mount("", "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) == 0, "make its root read-only");
+
+	// No capability, and no way to one.
+	for (int c = 0; prctl(PR_CAPBSET_READ, c, 0, 0, 0) >= 0; c++)
+		need(prctl(PR_CAPBSET_DROP, c, 0, 0, 0) == 0, "drop capabilities");
+	need(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
+	need(setgroups(0, NULL) == 0, "setgroups");
+	need(setresgid(NOBODY, NOBODY, NOBODY) == 0, "setresgid");
+	need(setresuid(NOBODY, NOBODY, NOBODY) == 0, "setresuid");
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct none[2];
+	memset(none, 0, sizeof none);
+	need(syscall(SYS_capset, &head, none) == 0, "capset");
+	need(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, "not dumpable");
+
+	need(write(READY, "1", 1) == 1, "tell the shim");
+	for (int fd = (int)sysconf(_SC_OPEN_MAX); syscall(SYS_close_range, 0, ~0U, 0) != 0 && fd >= 0; fd--)
+		close(fd);
+	for (;;)
+		pause();
+}
+
+__attribute__((constructor)) static void berth_pause_if_asked(void) {
+	if (getenv("_BERTH_PAUSE") != NULL)
+		berth_pause();
+}
+*/
+import "C"
+
+import "errors"
+
+// errPause is what is left of mode "pause" for Go to say: PID 1 of a pod's shared PID namespace is made above, by whoever
+// sets _BERTH_PAUSE.
+//
+// Containers of the pod see that process. One that may trace others (SYS_PTRACE, as debuggers have it) can look through
+// its eyes, /proc/1/root, and have it do what it likes: so it must have nothing that they have not, least of all the
+// host's files. The kernel gives it no signal from inside that it does not handle.
+var errPause = errors.New("is for a shim to start, with _BERTH_PAUSE set")
