@@ -31,11 +31,17 @@ func create(req shim.CreateRequest, files []*os.File) (pid int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("specification: %w", err)
 	}
+	if !req.Terminal && hasDevVolume(spec) {
+		if err := replaceHostNull(files, emptyInput); err != nil {
+			return 0, err
+		}
+	}
 	process, err := newProcess(spec.Process, files, req.Terminal)
 	if err != nil {
 		return 0, err
 	}
 	process.Init = true
+	defaultSignals()
 	c, err := libcontainer.Create(req.StateRoot, req.ID, config)
 	if err != nil {
 		return 0, err

@@ -25,11 +25,16 @@ func execute(req shim.ExecRequest, files []*os.File, started func(pid int)) (int
 	if err := json.Unmarshal(req.Process, &p); err != nil {
 		return 0, fmt.Errorf("process: %w", err)
 	}
-	process, err := newProcess(&p, files, req.Terminal)
+	c, err := libcontainer.Load(req.StateRoot, req.ID)
 	if err != nil {
 		return 0, err
 	}
-	c, err := libcontainer.Load(req.StateRoot, req.ID)
+	if !req.Terminal {
+		if err := replaceHostNull(files, func(i int) (*os.File, error) { return ownNull(c, i) }); err != nil {
+			return 0, err
+		}
+	}
+	process, err := newProcess(&p, files, req.Terminal)
 	if err != nil {
 		return 0, err
 	}

@@ -49,10 +49,11 @@ func main() {
 		err = shim.ServeHelper(3, create)
 	case "exec":
 		name("berth-exec")
+		defaultSignals()
 		runtime.GOMAXPROCS(runtime.NumCPU()) // it serves the whole node; the inits that it starts keep to one
 		err = shim.ServeExec(3, execute, killExecution)
 	case "pause":
-		pause()
+		err = errPause // pause.go takes over before Go starts
 	case "version":
 		fmt.Println("berth-shim", version.Version, version.Commit)
 	default:
@@ -85,14 +86,12 @@ func runShim(args []string) error {
 	})
 }
 
-// pause is PID 1 of a PID namespace: the kernel reaps its children since it ignores their signal, and gives it no signal
-// that it does not handle, but for SIGKILL from outside.
-func pause() {
-	name("pause")
-	signal.Ignore(unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT)
-	for {
-		_, _, _ = unix.Syscall(unix.SYS_PAUSE, 0, 0, 0)
-	}
+// defaultSignals has what this process starts find no signal ignored, whatever started this one: a shell whose SIGINT is
+// ignored when it begins cannot trap it (POSIX, sh), and then does not end on STOPSIGNAL SIGINT. The shim ignores
+// signals, nohup does, and Go leaves SIGHUP and SIGINT as it finds them; a signal that is caught is the default again in
+// the next program.
+func defaultSignals() {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT)
 }
 
 // name sets what ps shows, which would be a descriptor's number for a program that is started from a memfd.
