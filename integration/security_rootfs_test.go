@@ -79,11 +79,11 @@ func (s *security) TestCVE_2021_30465_MountTargetSwappedForLink(t *testing.T) {
 				return
 			}
 			swaps++
-			time.Sleep(20 * time.Microsecond)
+			time.Sleep(100 * time.Microsecond) // any faster, and every lookup in a root starts again, on the whole machine
 		}
 	})
 	created := 0
-	const creations = 200
+	const creations = 100
 	for i := range creations {
 		ctr := s.container("", "true")
 		ctr.Mounts = []*runtimeapi.Mount{bindMount(volume, "/volume"), bindMount(other, "/volume/a/b"), bindMount(filepath.Join(s.Dir, "resolv.conf"), "/volume/a/tool")}
@@ -136,26 +136,28 @@ func (s *security) TestCVE_2025_31133_DevNullReplaced(t *testing.T) {
 	p := s.pod(t, plainPod)
 	must(t, os.WriteFile(filepath.Join(s.Dir, "secret"), []byte("host secret"), 0o600))
 	for name, prepare := range map[string]func(dev string) error{
-		"link to the host":  func(dev string) error { return os.Symlink(s.Dir+"/secret", filepath.Join(dev, "null")) },
-		"link up":           func(dev string) error { return os.Symlink(up+s.Dir+"/secret", filepath.Join(dev, "null")) },
-		"link to procfs":    func(dev string) error { return os.Symlink("/proc/sysrq-trigger", filepath.Join(dev, "null")) },
-		"file":              func(dev string) error { return os.WriteFile(filepath.Join(dev, "null"), []byte("host secret"), 0o644) },
-		"directory":         func(dev string) error { return os.Mkdir(filepath.Join(dev, "null"), 0o755) },
-		"nothing":           func(string) error { return nil },
-		"fifo":              func(dev string) error { return unix.Mkfifo(filepath.Join(dev, "null"), 0o666) },
-		"other device":      func(dev string) error { return unix.Mknod(filepath.Join(dev, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 8))) },
+		"link to the host": func(dev string) error { return os.Symlink(s.Dir+"/secret", filepath.Join(dev, "null")) },
+		"link up":          func(dev string) error { return os.Symlink(up+s.Dir+"/secret", filepath.Join(dev, "null")) },
+		"link to procfs":   func(dev string) error { return os.Symlink("/proc/sysrq-trigger", filepath.Join(dev, "null")) },
+		"file":             func(dev string) error { return os.WriteFile(filepath.Join(dev, "null"), []byte("host secret"), 0o644) },
+		"directory":        func(dev string) error { return os.Mkdir(filepath.Join(dev, "null"), 0o755) },
+		"nothing":          func(string) error { return nil },
+		"fifo":             func(dev string) error { return unix.Mkfifo(filepath.Join(dev, "null"), 0o666) },
+		"other device": func(dev string) error {
+			return unix.Mknod(filepath.Join(dev, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 8)))
+		},
 		"link into proc fd": func(dev string) error { return os.Symlink("/proc/self/fd/3", filepath.Join(dev, "null")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dev := s.volume(t)
 			must(t, prepare(dev))
-			ctr := s.container("", "cat /proc/timer_list /proc/kcore | head -c 4096; echo; echo x > /proc/sysrq-trigger")
+			ctr := s.container("", "cat /proc/timer_list | head -c 4096; echo; echo x > /proc/sysrq-trigger")
 			ctr.Mounts = []*runtimeapi.Mount{bindMount(dev, "/dev")}
 			out, _, err := s.output(t, p, ctr)
 			if err != nil {
 				return // refused
 			}
-			if strings.Contains(out, "host secret") || strings.Contains(out, "Timer List") || strings.Contains(out, "ELF") {
+			if strings.Contains(out, "host secret") || strings.Contains(out, "Timer List") {
 				t.Errorf("masked files say: %.200s", out)
 			}
 			if !strings.Contains(out, "Read-only file system") && !strings.Contains(out, "can't create") {
@@ -165,7 +167,7 @@ func (s *security) TestCVE_2025_31133_DevNullReplaced(t *testing.T) {
 	}
 	// In an image, all of /dev is below berth's own.
 	image := s.image(t, nil, imagestest.Dir("dev"), imagestest.Symlink("dev/null", "/proc/sysrq-trigger"))
-	out, code, err := s.output(t, p, s.container(image, "cat /dev/null /proc/timer_list /proc/kcore; stat -c %t:%T /dev/null"))
+	out, code, err := s.output(t, p, s.container(image, "cat /dev/null /proc/timer_list; stat -c %t:%T /dev/null"))
 	if err != nil || code != 0 || out != "1:3\n" {
 		t.Errorf("image with a link at /dev/null: %v, exit code %d: %s", err, code, out)
 	}
@@ -176,9 +178,11 @@ func (s *security) TestCVE_2025_52565_ConsoleElsewhere(t *testing.T) {
 	p := s.pod(t, plainPod)
 	target := s.sentinel.Dir + "/etc/passwd"
 	for name, prepare := range map[string]func(dev string) error{
-		"console is a link":      func(dev string) error { return os.Symlink(target, filepath.Join(dev, "console")) },
-		"console is a link up":   func(dev string) error { return os.Symlink(up+target, filepath.Join(dev, "console")) },
-		"console is procfs":      func(dev string) error { return os.Symlink("/proc/sys/kernel/core_pattern", filepath.Join(dev, "console")) },
+		"console is a link":    func(dev string) error { return os.Symlink(target, filepath.Join(dev, "console")) },
+		"console is a link up": func(dev string) error { return os.Symlink(up+target, filepath.Join(dev, "console")) },
+		"console is procfs": func(dev string) error {
+			return os.Symlink("/proc/sys/kernel/core_pattern", filepath.Join(dev, "console"))
+		},
 		"console is a directory": func(dev string) error { return os.Mkdir(filepath.Join(dev, "console"), 0o755) },
 		"pts is a link":          func(dev string) error { return os.Symlink(filepath.Dir(target), filepath.Join(dev, "pts")) },
 		"pts/0 is a link": func(dev string) error {
