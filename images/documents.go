@@ -11,7 +11,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -56,7 +55,7 @@ var documentKeys = []string{
 	"digest", "size", "urls", "data", "platform", "architecture", "os", "os.version", "os.features", "variant",
 }
 
-// configKeys are those of a configuration that berth obeys, by the object that holds them.
+// configKeys are those of a configuration, and of its rootfs, that say which image it is.
 var configKeys = []string{"architecture", "os", "variant", "rootfs", "config", "diff_ids", "type"}
 
 // parseDocument parses an index or a manifest that a descriptor of the given media type led to.
@@ -64,7 +63,7 @@ func parseDocument(data []byte, mediaType string) (*document, error) {
 	if mediaType == dockerSchema1 || mediaType == dockerSchema1Sig {
 		return nil, badImage("the registry has it only in Docker's image format of 2014 (schema 1), which berth does not read; push it again with a current docker, podman or skopeo")
 	}
-	if err := checkKeys(data, documentKeys); err != nil {
+	if err := checkKeys(data, documentKeys, maxDepth); err != nil {
 		return nil, badImage("manifest: %w", err)
 	}
 	var probe struct {
@@ -176,7 +175,7 @@ func isLayerType(t string) bool {
 
 // parseConfig parses the configuration of an image with n layers.
 func parseConfig(data []byte, n int) (*ocispec.Image, error) {
-	if err := checkKeys(data, configKeys); err != nil {
+	if err := checkKeys(data, configKeys, 2); err != nil {
 		return nil, badImage("configuration: %w", err)
 	}
 	cfg := new(ocispec.Image)
@@ -195,15 +194,16 @@ func parseConfig(data []byte, n int) (*ocispec.Image, error) {
 }
 
 // checkKeys refuses JSON in which an object has a key twice, also when only the case differs, or has one of the known
-// keys in another case. In maps with free keys (labels and the like) case is content.
-func checkKeys(data []byte, known []string) error {
+// keys in another case, down to a depth. In maps with free keys (labels and the like) case is content.
+func checkKeys(data []byte, known []string, deep int) error {
 	exact := map[string]string{}
 	for _, k := range known {
 		exact[strings.ToLower(k)] = k
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
-	if err := checkValue(dec, exact, false, 0); err != nil {
+	k := &keyChecker{dec: dec, exact: exact, deep: deep}
+	if err := k.value(false, 0); err != nil {
 		return err
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
@@ -212,8 +212,18 @@ func checkKeys(data []byte, known []string) error {
 	return nil
 }
 
-func checkValue(dec *json.Decoder, exact map[string]string, free bool, depth int) error {
-	if depth > 64 {
+// maxDepth bounds the nesting of documents.
+const maxDepth = 64
+
+type keyChecker struct {
+	dec   *json.Decoder
+	exact map[string]string // known keys by their lower-case form
+	deep  int
+}
+
+func (k *keyChecker) value(free bool, depth int) error {
+	dec := k.dec
+	if depth > maxDepth {
 		return errors.New("nested too deeply")
 	}
 	token, err := dec.Token()
@@ -223,7 +233,7 @@ func checkValue(dec *json.Decoder, exact map[string]string, free bool, depth int
 	switch token {
 	case json.Delim('['):
 		for dec.More() {
-			if err := checkValue(dec, exact, free, depth+1); err != nil {
+			if err := k.value(free, depth+1); err != nil {
 				return err
 			}
 		}
@@ -243,7 +253,7 @@ func checkValue(dec *json.Decoder, exact map[string]string, free bool, depth int
 			fold := key
 			if !free {
 				fold = strings.ToLower(key)
-				if want, ok := exact[fold]; ok && want != key && depth < 2 {
+				if want, ok := k.exact[fold]; ok && want != key && depth < k.deep {
 					return fmt.Errorf("key %s must be written %q", quote(key), want)
 				}
 			}
@@ -252,7 +262,7 @@ func checkValue(dec *json.Decoder, exact map[string]string, free bool, depth int
 			}
 			seen[fold] = true
 			freeBelow := free || slices.Contains([]string{"annotations", "labels", "volumes", "exposedports"}, strings.ToLower(key))
-			if err := checkValue(dec, exact, freeBelow, depth+1); err != nil {
+			if err := k.value(freeBelow, depth+1); err != nil {
 				return err
 			}
 		}
@@ -298,9 +308,4 @@ func platformsOf(index *ocispec.Index) []string {
 		}
 	}
 	return names
-}
-
-// digestOf computes the digest of data with the algorithm of like.
-func digestOf(like digest.Digest, data []byte) digest.Digest {
-	return like.Algorithm().FromBytes(data)
 }

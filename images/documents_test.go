@@ -56,6 +56,7 @@ func TestCVE_2021_41190_DocumentOfTwoKinds(t *testing.T) {
 		"layers in two cases":       {manifest(`"layers"`, `"Layers":[],"layers"`), ""},
 		"layers in another case":    {manifest(`"layers"`, `"LAYERS"`), ""},
 		"digest in another case":    {manifest(`"size":7`, `"Digest":"sha256:`+someHex+`","size":7`), ""},
+		"only a digest in caps":     {manifest(`"digest"`, `"DIGEST"`), ""},
 		"schemaVersion 3":           {manifest(`"schemaVersion":2`, `"schemaVersion":3`), ""},
 		"no schemaVersion":          {manifest(`"schemaVersion":2,`, ``), ""},
 		"artifact":                  {manifest("application/vnd.oci.image.config.v1+json", "application/vnd.example"), ""},

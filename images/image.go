@@ -150,7 +150,7 @@ func (s *Store) unhold(chains ...ChainID) {
 	}
 }
 
-// opaqueBelow returns the layers that are seen, top first, as overlayfs wants them: what lies below an opaque layer is
+// lowers returns the directories of the layers that are seen, top first, as overlayfs wants them: what lies below an opaque layer is
 // not mounted.
 func (s *Store) lowers(chains []ChainID) ([]string, error) {
 	s.mu.RLock()

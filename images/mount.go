@@ -6,7 +6,6 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -195,10 +194,6 @@ func isMountPoint(path string) (bool, error) {
 func unmount(target string) error {
 	for range 64 {
 		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
-		for try := 0; errors.Is(err, unix.EBUSY) && try < 5; try++ {
-			time.Sleep(time.Duration(try+1) * time.Millisecond) // the last process may be on its way out
-			err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
-		}
 		if errors.Is(err, unix.EBUSY) {
 			err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
 		}

@@ -148,10 +148,11 @@ func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
 		if err := stack.RunAll(ctx, p.layerSteps()...); err != nil {
 			return nil, err
 		}
-		if err := stack.Run(ctx,
-			step.Step{Name: "inherit", Timeout: shortStep, Do: p.inherit},
-			step.Step{Name: "sync", Timeout: shortStep, Do: p.sync},
-		); err != nil {
+		// Not cut short, since it works on descriptors that are closed after it; it takes no time.
+		if err := stack.Run(context.WithoutCancel(ctx), step.Step{Name: "inherit", Timeout: longStep, Do: p.inherit}); err != nil {
+			return nil, err
+		}
+		if err := stack.Run(ctx, step.Step{Name: "sync", Timeout: shortStep, Do: p.sync}); err != nil {
 			return nil, err
 		}
 	}
@@ -209,7 +210,7 @@ const untyped = "untyped"
 
 // documents fetches the index, the manifest for this platform and the configuration.
 func (p *pull) documents(ctx context.Context) error {
-	if p.s.knownManifest(p.named, p.top.Digest, p) {
+	if p.recognise() {
 		return nil
 	}
 	w := &documentWalk{src: p.src, want: platforms.Only(platforms.DefaultSpec())}
@@ -236,12 +237,13 @@ func (p *pull) documents(ctx context.Context) error {
 	return nil
 }
 
-// knownManifest recognises a manifest or index that was pulled before, from whatever registry.
-func (s *Store) knownManifest(_ reference.Named, d digest.Digest, p *pull) bool {
+// recognise knows a manifest or index that was pulled before, from whatever registry: then there is nothing to fetch.
+func (p *pull) recognise() bool {
+	s := p.s
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for ref, id := range s.refs {
-		if rec := s.images[id]; rec != nil && hasDigest(ref, d) {
+		if rec := s.images[id]; rec != nil && hasDigest(ref, p.top.Digest) {
 			p.id, p.config, p.size, p.chains, p.manifest, p.known = id, rec.Config, rec.Size, rec.Layers, rec.Manifest, true
 			return true
 		}
@@ -320,13 +322,10 @@ func (p *pull) releaseAll() {
 
 // inherit gives directories that a layer has no entry for the attributes that they have below it: the only thing for
 // which a layer needs those below.
-func (p *pull) inherit(ctx context.Context) error {
+func (p *pull) inherit(context.Context) error {
 	for i, part := range p.parts {
 		if part.staged == nil {
 			continue
-		}
-		if err := ctx.Err(); err != nil {
-			return err
 		}
 		part.staged.inherit.Do(func() {
 			var below []*os.File

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/step"
@@ -63,6 +64,8 @@ type Store struct {
 	usage  map[string]Usage // of the writable layers, as last counted
 }
 
+var discardLog = slog.New(slog.DiscardHandler)
+
 // Names of the directories and files of a store.
 const (
 	dbName     = "meta.db"
@@ -80,7 +83,7 @@ const (
 func Open(o Options) (*Store, error) {
 	log := o.Log
 	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+		log = discardLog
 	}
 	root, err := filepath.Abs(o.Root)
 	if err != nil || o.Root == "" {
@@ -96,7 +99,7 @@ func Open(o Options) (*Store, error) {
 	db, err := bolt.Open(filepath.Join(root, dbName), 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
 	if err != nil {
 		rootDir.Close()
-		if errors.Is(err, bolt.ErrTimeout) {
+		if errors.Is(err, berrors.ErrTimeout) {
 			return nil, fmt.Errorf("image store: %s is in use by another process: %w", root, errdefs.ErrFailedPrecondition)
 		}
 		return nil, fmt.Errorf("image store: open %s: %w", filepath.Join(root, dbName), err)

@@ -93,7 +93,7 @@ func (src *source) guard(h *docker.RegistryHost, all []docker.RegistryHost, file
 	for _, r := range append(knownTokenHosts[h.Host], file.TokenHosts...) {
 		a.realms[canonicalHost(r)] = true
 	}
-	if bound[self] || bound[withPort(strings.ToLower(h.Host), "https")] {
+	if bound[self] {
 		a.cred = cred
 	}
 	h.Authorizer = a
