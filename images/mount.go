@@ -103,6 +103,11 @@ func (o overlay) mountNew(target string, name func(string) (string, error)) erro
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
+		// Before 6.5 the kernel only collects the options, and refuses lowerdir+ here. If it is something else that it
+		// does not like, mount(2) gets the same answer.
+		if errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("%w: %w", errNoLowerPlus, err)
+		}
 		return fsError(fs, fmt.Errorf("create overlay: %w", err))
 	}
 	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
