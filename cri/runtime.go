@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"runtime"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -81,11 +82,11 @@ func (s *Server) statusInfo(netErr error) (map[string]string, error) {
 	}
 	out := map[string]string{}
 	for key, value := range map[string]any{
-		"config":      s.info,
-		"version":     version.String(),
-		"golang":      runtime.Version(),
-		"podCIDRs":    s.cidrs.get(),
-		"lastNetwork": network,
+		"config":   s.info,
+		"version":  version.String(),
+		"golang":   runtime.Version(),
+		"podCIDRs": append([]netip.Prefix{}, s.cidrs.get()...), // none is [], not null
+		"network":  network,
 	} {
 		data, err := json.Marshal(value)
 		if err != nil {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
-	"k8s.io/klog/v2"
 
 	"github.com/berth-run/berth/cmd/berth/internal/config"
 	"github.com/berth-run/berth/cmd/berth/internal/host"
@@ -149,19 +148,6 @@ func shown(c *config.Config) any {
 		*config.Config
 		StateDir string `json:"stateDir"`
 	}{c, filepath.Join(c.Run, "containers")}
-}
-
-func logger(c *config.Config) *slog.Logger {
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(c.LogLevel)) // checked by config
-	o := &slog.HandlerOptions{Level: level}
-	var h slog.Handler = slog.NewTextHandler(os.Stderr, o)
-	if c.LogFormat == "json" {
-		h = slog.NewJSONHandler(os.Stderr, o)
-	}
-	log := slog.New(h)
-	klog.SetSlogLogger(log.With("from", "k8s.io")) // k8s.io/cri-streaming logs there
-	return log
 }
 
 // notify tells systemd, where it has started us.

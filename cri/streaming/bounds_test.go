@@ -3,6 +3,7 @@ package streaming
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	testclock "k8s.io/utils/clock/testing"
 	"k8s.io/utils/exec"
 
 	"github.com/berth-run/berth/cri/pods"
@@ -97,7 +99,7 @@ func TestExitErrorIsNotWrapped(t *testing.T) {
 		exec: func(_ context.Context, _ string, cmd []string, _ pods.Streams) (int, error) { return len(cmd), nil },
 	}}
 	run := func(cmd ...string) error {
-		return s.Exec(t.Context(), pack("abc", asked{}), cmd, nil, nil, nil, false, nil)
+		return s.Exec(t.Context(), "abc", cmd, nil, nil, nil, false, nil)
 	}
 	if err := run(); err != nil {
 		t.Errorf("exit code 0: %v", err)
@@ -124,13 +126,34 @@ func TestSizesWithoutTerminalAreDroppedAndBlockNobody(t *testing.T) {
 	done()
 }
 
-func TestPackedStreams(t *testing.T) {
-	for _, a := range []asked{{}, {stdin: true}, {stdout: true}, {stderr: true}, {true, true, true}} {
-		if id, got := unpack(pack("abc", a)); id != "abc" || got != a {
-			t.Errorf("%+v: %q %+v", a, id, got)
-		}
+func TestTokensAreTakenOnceAndForgotten(t *testing.T) {
+	now := testclock.NewFakePassiveClock(time.Unix(0, 0))
+	tk := newTokens()
+	tk.clock = now
+	tk.put("a", asked{stdin: true})
+	if a, ok := tk.peek("a"); !ok || !a.stdin {
+		t.Errorf("peek: %+v %t", a, ok)
 	}
-	if pack("", asked{stdin: true}) != "" {
-		t.Error("an empty id would pass the library's check")
+	if a, ok := tk.take("a"); !ok || !a.stdin {
+		t.Errorf("take: %+v %t", a, ok)
+	}
+	if _, ok := tk.take("a"); ok {
+		t.Error("taken twice")
+	}
+	tk.put("b", asked{})
+	now.SetTime(now.Now().Add(tokenTTL + 1))
+	if _, ok := tk.take("b"); ok {
+		t.Error("taken late")
+	}
+	for i := range 3 * maxTokens {
+		tk.put(fmt.Sprint(i), asked{})
+	}
+	if n := len(tk.live); n > maxTokens {
+		t.Errorf("%d tokens are kept", n)
+	}
+	now.SetTime(now.Now().Add(tokenTTL + 1))
+	tk.put("fresh", asked{stdout: true})
+	if n := len(tk.live); n != 1 {
+		t.Errorf("%d tokens are kept of one that lives", n)
 	}
 }

@@ -12,7 +12,9 @@
 // It does not decide who may run what: the kubelet does. It knows no container; whether one runs is checked before a URL
 // is handed out, and again by the runtime.
 //
-// WebSocket clients can use v4.channel.k8s.io and older. The kubelet speaks v5 with its clients itself and SPDY with us.
+// The kubelet speaks SPDY with us, whatever its clients speak with it. WebSocket is for crictl and critest
+// (v5.channel.k8s.io, and port-forwards as SPDY in binary messages), which the library does not know and which is served
+// here, and for clients of v4.channel.k8s.io and older.
 //
 //	srv, err := streaming.Listen(ctx, streaming.Options{Runtime: pods, Log: log})
 //	defer srv.Close()

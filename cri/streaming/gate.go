@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// path is the only form of path that there is. The library's router would answer others with redirects to a cleaned form.
-var path = regexp.MustCompile(`^/(exec|attach|portforward)/[A-Za-z0-9_-]{1,64}$`)
+// session is the only form of path that there is. The library's router would answer others with redirects to a cleaned form.
+var session = regexp.MustCompile(`^/(exec|attach|portforward)/[A-Za-z0-9_-]{1,64}$`)
 
 // Guesses that miss: a token has 48 bits, lives for a minute, and there are a thousand at most. At this rate a guesser
 // hits one in about a hundred years; without a limit, in months.
@@ -34,7 +34,7 @@ func newGate(next http.Handler) *gate {
 }
 
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodGet && r.Method != http.MethodPost || !path.MatchString(r.URL.EscapedPath()) {
+	if r.Method != http.MethodGet && r.Method != http.MethodPost || !session.MatchString(r.URL.EscapedPath()) {
 		g.misses.take()
 		http.NotFound(w, r)
 		return

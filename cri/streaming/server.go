@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -34,6 +35,7 @@ type Options struct {
 // Server hands out URLs and serves them.
 type Server struct {
 	library  streaming.Server
+	tokens   *tokens
 	http     *http.Server
 	listener *listener
 	served   chan error
@@ -66,13 +68,15 @@ func serve(inner net.Listener, o Options) (*Server, error) {
 		end()
 		return nil, errors.Join(fmt.Errorf("streaming server: %w", err), inner.Close())
 	}
+	tokens := newTokens()
 	s := &Server{
 		library:  library,
+		tokens:   tokens,
 		listener: newListener(inner, maxConnections),
 		served:   make(chan error, 1),
 		end:      end,
 		http: &http.Server{
-			Handler:           newGate(library),
+			Handler:           newGate(&bridge{library: library, tokens: tokens, addr: inner.Addr().String(), log: o.Log}),
 			ReadHeaderTimeout: readHeaderTimeout,
 			MaxHeaderBytes:    maxHeaderBytes,
 			ConnContext:       connContext,
@@ -86,19 +90,20 @@ func serve(inner net.Listener, o Options) (*Server, error) {
 
 // Exec returns a URL at which a command can be run once.
 func (s *Server) Exec(req *cri.ExecRequest) (*cri.ExecResponse, error) {
-	return s.library.GetExec(&cri.ExecRequest{
-		ContainerId: pack(req.GetContainerId(), asked{req.GetStdin(), req.GetStdout(), req.GetStderr()}),
-		Cmd:         req.GetCmd(),
-		Tty:         req.GetTty(), Stdin: req.GetStdin(), Stdout: req.GetStdout(), Stderr: req.GetStderr(),
-	})
+	resp, err := s.library.GetExec(req)
+	if err == nil {
+		s.tokens.put(path.Base(resp.GetUrl()), asked{req.GetStdin(), req.GetStdout(), req.GetStderr(), req.GetTty()})
+	}
+	return resp, err
 }
 
 // Attach returns a URL at which a container's streams can be reached once.
 func (s *Server) Attach(req *cri.AttachRequest) (*cri.AttachResponse, error) {
-	return s.library.GetAttach(&cri.AttachRequest{
-		ContainerId: pack(req.GetContainerId(), asked{req.GetStdin(), req.GetStdout(), req.GetStderr()}),
-		Tty:         req.GetTty(), Stdin: req.GetStdin(), Stdout: req.GetStdout(), Stderr: req.GetStderr(),
-	})
+	resp, err := s.library.GetAttach(req)
+	if err == nil {
+		s.tokens.put(path.Base(resp.GetUrl()), asked{req.GetStdin(), req.GetStdout(), req.GetStderr(), req.GetTty()})
+	}
+	return resp, err
 }
 
 // PortForward returns a URL at which ports of a pod can be reached once.

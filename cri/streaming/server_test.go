@@ -247,7 +247,7 @@ func TestPortForwardOverSPDY(t *testing.T) {
 	}
 }
 
-func wsDial(t *testing.T, at string) *websocket.Conn {
+func wsDial(t *testing.T, at, protocol string) *websocket.Conn {
 	t.Helper()
 	u, err := url.Parse(at)
 	if err != nil {
@@ -258,7 +258,7 @@ func wsDial(t *testing.T, at string) *websocket.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.Protocol = []string{"v4.channel.k8s.io"}
+	cfg.Protocol = []string{protocol}
 	ws, err := cfg.DialContext(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -299,20 +299,25 @@ func TestWebSocketSessionsHaveOnlyTheStreamsAskedFor(t *testing.T) {
 		return nil
 	}
 	s := listen(t, f)
-	e, err := s.Exec(&cri.ExecRequest{ContainerId: "abc", Cmd: []string{"x"}, Stdout: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := wsRead(wsDial(t, e.GetUrl()))
-	if got[1] != "hello" || !strings.Contains(got[3], `"message":"3"`) {
-		t.Errorf("exec: %q", got)
-	}
-	a, err := s.Attach(&cri.AttachRequest{ContainerId: "abc", Stdin: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := wsRead(wsDial(t, a.GetUrl())); !strings.Contains(got[3], "Success") {
-		t.Errorf("attach: %q", got)
+	for _, protocol := range []string{"v4.channel.k8s.io", "v5.channel.k8s.io"} {
+		e, err := s.Exec(&cri.ExecRequest{ContainerId: "abc", Cmd: []string{"x"}, Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := wsRead(wsDial(t, e.GetUrl(), protocol))
+		if got[1] != "hello" || !strings.Contains(got[3], `"message":"3"`) {
+			t.Errorf("%s: exec: %q", protocol, got)
+		}
+		a, err := s.Attach(&cri.AttachRequest{ContainerId: "abc", Stdin: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := wsRead(wsDial(t, a.GetUrl(), protocol)); !strings.Contains(got[3], "Success") {
+			t.Errorf("%s: attach: %q", protocol, got)
+		}
+		if code := get(t, e.GetUrl()); code != http.StatusNotFound {
+			t.Errorf("%s: a replay: %d", protocol, code)
+		}
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 	"sync"
 
 	"k8s.io/cri-streaming/pkg/streaming"
@@ -36,13 +35,15 @@ var _ streaming.Runtime = (*sessions)(nil)
 // people who run migrations through `kubectl exec` count on, and its output is dropped. A non-zero exit code is an error of the type that the library looks for, which it must not find
 // wrapped (remotecommand.ServeExec asserts the type).
 func (s *sessions) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	id, asked := unpack(id)
-	st, done := asked.streams(ctx, in, out, errOut, tty, resize)
+	st, done := askedOf(ctx).streams(ctx, in, out, errOut, tty, resize)
 	defer done()
 	if !tty {
 		ctx = s.life
 	}
 	code, err := s.runtime.Exec(ctx, id, cmd, st)
+	if err != nil && ctx.Err() != nil {
+		return nil // there is nobody to tell
+	}
 	if err != nil {
 		s.log.Info("exec session failed", "id", id, "err", err)
 		return err
@@ -55,10 +56,9 @@ func (s *sessions) Exec(ctx context.Context, id string, cmd []string, in io.Read
 
 // Attach connects to the streams of a container's init until it exits or the client leaves.
 func (s *sessions) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	id, asked := unpack(id)
-	st, done := asked.streams(ctx, in, out, errOut, tty, resize)
+	st, done := askedOf(ctx).streams(ctx, in, out, errOut, tty, resize)
 	defer done()
-	if err := s.runtime.Attach(ctx, id, st); err != nil {
+	if err := s.runtime.Attach(ctx, id, st); err != nil && ctx.Err() == nil { // to leave is how most clients end it
 		s.log.Info("attach session failed", "id", id, "err", err)
 		return err
 	}
@@ -72,36 +72,6 @@ func (s *sessions) PortForward(ctx context.Context, sandboxID string, port int32
 		return err
 	}
 	return nil
-}
-
-// asked is which streams a request asked for. The library knows it, but does not say it: over WebSocket it passes a stream
-// for each channel, and the stdin that nobody asked for reads as an end of input, which would close that of a container
-// with stdin_once. So it travels with the container's id, which the library only hands through.
-type asked struct{ stdin, stdout, stderr bool }
-
-// separator stands between id and streams; no id holds it.
-const separator = "/"
-
-func pack(id string, a asked) string {
-	if id == "" {
-		return "" // for the library to refuse
-	}
-	flags := separator
-	if a.stdin {
-		flags += "i"
-	}
-	if a.stdout {
-		flags += "o"
-	}
-	if a.stderr {
-		flags += "e"
-	}
-	return id + flags
-}
-
-func unpack(packed string) (string, asked) {
-	id, flags, _ := strings.Cut(packed, separator)
-	return id, asked{strings.Contains(flags, "i"), strings.Contains(flags, "o"), strings.Contains(flags, "e")}
 }
 
 // streams translates the ends of a session. done ends the resizing and must be called.
