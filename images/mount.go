@@ -161,7 +161,15 @@ func (o overlay) mountOld(target string, short func(string) (string, error)) err
 	// /proc/self/fd is the calling thread's process's, but the thread must not be one that left the file table.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := unix.Mount("berth", target, "overlay", flags, strings.Join(options, ",")); err != nil {
+	data := strings.Join(options, ",")
+	err := unix.EINVAL
+	if o.upper != "" {
+		err, _ = unix.Mount("berth", target, "overlay", flags, data+",volatile").(unix.Errno) // as in mountNew
+	}
+	if err == unix.EINVAL {
+		err, _ = unix.Mount("berth", target, "overlay", flags, data).(unix.Errno)
+	}
+	if err != 0 {
 		return fmt.Errorf("mount overlay of %d layers at %s: %w", len(o.lowers), target, err)
 	}
 	return nil
