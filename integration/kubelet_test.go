@@ -69,17 +69,7 @@ func TestKubelet(t *testing.T) {
 		return
 	}
 	// The kubelet removes dead sandboxes once a minute.
-	err = lab.Eventually(ctx, 150*time.Second, "nothing is left of all pods", func(context.Context) error {
-		after, err := n.Snapshot()
-		if err != nil {
-			return err
-		}
-		if diff := before.Diff(after); len(diff) > 0 {
-			return errors.New(strings.Join(diff, "\n"))
-		}
-		return nil
-	})
-	if err != nil {
+	if err := n.SettleWithin(ctx, before, 150*time.Second); err != nil {
 		t.Error(err)
 	}
 }

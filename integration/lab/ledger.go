@@ -51,7 +51,12 @@ func (s Snapshot) Diff(after Snapshot) []string {
 // Settle waits until everything is as it was in an earlier snapshot. What is still different after ten seconds is the
 // error. (The kernel removes cgroups, links and mounts a moment after their last user went.)
 func (n *Node) Settle(ctx context.Context, before Snapshot) error {
-	return Eventually(ctx, 10*time.Second, "everything is as it was before", func(context.Context) error {
+	return n.SettleWithin(ctx, before, 10*time.Second)
+}
+
+// SettleWithin is Settle with a time of one's own: a kubelet, for one, removes dead sandboxes only once a minute.
+func (n *Node) SettleWithin(ctx context.Context, before Snapshot, within time.Duration) error {
+	return Eventually(ctx, within, "everything is as it was before", func(context.Context) error {
 		after, err := n.Snapshot()
 		if err != nil {
 			return err
@@ -83,11 +88,33 @@ func (n *Node) processesLeft() (map[int]string, error) {
 		if _, err := fmt.Sscanf(e.Name(), "%d", &pid); err != nil || started[pid] {
 			continue
 		}
+		if n.execHelper(e.Name()) {
+			continue
+		}
 		if name, ok := n.ownsProcess(e.Name(), pinned); ok {
 			left[pid] = name
 		}
 	}
 	return left, nil
+}
+
+// execHelper tells whether a process is the one that `berth serve` keeps for execs: it is a part of the daemon, and has
+// another process id after each start. One whose daemon is gone is not.
+func (n *Node) execHelper(pid string) bool {
+	if n.Berth == nil || !n.Berth.Alive() {
+		return false
+	}
+	cmdline, err := os.ReadFile("/proc/" + pid + "/cmdline")
+	if err != nil || string(cmdline) != "berth-shim\x00exec\x00" {
+		return false
+	}
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return false
+	}
+	_, after, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(after) // state, parent, ...
+	return len(fields) > 1 && fields[1] == fmt.Sprint(n.Berth.PID())
 }
 
 func (n *Node) pinnedNamespaces() map[string]bool {

@@ -14,7 +14,7 @@ import (
 )
 
 // mirrored are the hosts whose images the node's registry serves.
-var mirrored = []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io"}
+var mirrored = []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io", "registry.example"}
 
 // StartRegistry starts a registry on loopback with the test images, and makes it the mirror of the hosts that tests name.
 // The images are built once for a machine and served read-only from the cache.
