@@ -32,6 +32,8 @@ type container struct {
 	rec    containerRecord
 	exited chan struct{} // closed once it has exited and its record says so
 
+	recovered atomic.Bool // taken over from an earlier daemon; see again.go
+
 	process atomic.Pointer[specs.Process] // of the specification, for exec
 }
 
@@ -110,6 +112,11 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *cr
 	}
 	name := containerName(p.rec.ID, cfg)
 	cl, id, err := m.claim(ctx, name)
+	if errdefs.IsAlreadyExists(err) {
+		if again := m.containerAgain(name, cfg); again != "" {
+			return again, nil
+		}
+	}
 	if err != nil || id != "" {
 		return id, err
 	}
@@ -216,6 +223,9 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 		return err
 	}
 	defer c.pod.lock.Unlock()
+	if c.startedAgain() {
+		return nil
+	}
 	if v := c.view.Load(); v.State != cri.ContainerState_CONTAINER_CREATED {
 		return failedPrecondition("container %s is %s, not created", c.rec.ID, stateName(v.State))
 	}

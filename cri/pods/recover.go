@@ -26,7 +26,9 @@ func (m *Manager) recover(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		found = append(found, m.newPod(*rec))
+		p := m.newPod(*rec)
+		p.recovered = true
+		found = append(found, p)
 		return nil
 	})
 	if err != nil {
@@ -49,6 +51,7 @@ func (m *Manager) recover(ctx context.Context) error {
 		}
 		p := byID[rec.SandboxID]
 		c := m.newContainer(p, *rec)
+		c.recovered.Store(true)
 		switch {
 		case p == nil:
 			orphans = append(orphans, c)

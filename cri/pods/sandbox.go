@@ -27,6 +27,8 @@ type pod struct {
 	rec   podRecord
 	watch *shim.Watch
 
+	recovered bool // taken over from an earlier daemon; see again.go
+
 	sessions int           // execs and attached clients
 	shimGone chan struct{} // closed when the watch has ended, after what follows from it is done
 }
@@ -91,6 +93,11 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 	}
 	name := podName(cfg)
 	c, id, err := m.claim(ctx, name)
+	if errdefs.IsAlreadyExists(err) {
+		if again := m.sandboxAgain(name, cfg); again != "" {
+			return again, nil
+		}
+	}
 	if err != nil || id != "" {
 		return id, err
 	}
