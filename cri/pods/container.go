@@ -331,6 +331,10 @@ func (c *container) kill(ctx context.Context) error {
 		}
 		reason, why = reasonShim, "it was killed, and its shim does not answer"
 	}
+	if errors.Is(err, shim.ErrGone) {
+		c.lost(reason, "its shim has ended, and it was killed")
+		return nil // there is nobody to wait for
+	}
 	t := time.NewTimer(exitIsTold)
 	defer t.Stop()
 	select {

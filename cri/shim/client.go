@@ -15,6 +15,20 @@ import (
 // Client speaks to the shim at a socket. It holds no connection: each call makes its own.
 type Client struct{ Socket string }
 
+// ErrGone is in the chain of the error of a call to a shim that is not there, or ended during the call: it does nothing
+// and tells nothing any more. One that only does not answer may still.
+var ErrGone = errors.New("the shim has ended")
+
+// gone attaches [ErrGone] to errors of a socket which nobody is behind.
+func gone(err error) error {
+	for _, e := range []error{io.EOF, unix.ENOENT, unix.ECONNREFUSED, unix.ECONNRESET, unix.EPIPE} {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%w (%w)", ErrGone, err)
+		}
+	}
+	return err
+}
+
 func (c Client) dial() (*conn, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -27,7 +41,7 @@ func (c Client) dial() (*conn, error) {
 	}
 	if err != nil {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("connect to shim at %s: %w", c.Socket, err)
+		return nil, fmt.Errorf("connect to shim at %s: %w", c.Socket, gone(err))
 	}
 	conn, err := newConn(fd)
 	if err != nil {
@@ -46,7 +60,7 @@ func (c Client) call(ctx context.Context, req Request, files ...*os.File) (*Resp
 	stop := context.AfterFunc(ctx, func() { _ = conn.f.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := conn.send(req, files...); err != nil {
-		return nil, fmt.Errorf("shim %s: %w", req.Verb, err)
+		return nil, fmt.Errorf("shim %s: %w", req.Verb, gone(err))
 	}
 	var res Response
 	extra, err := conn.receive(&res)
@@ -54,10 +68,8 @@ func (c Client) call(ctx context.Context, req Request, files ...*os.File) (*Resp
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
-		} else if errors.Is(err, io.EOF) {
-			err = errors.New("shim ended during the call")
 		}
-		return nil, fmt.Errorf("shim %s: %w", req.Verb, err)
+		return nil, fmt.Errorf("shim %s: %w", req.Verb, gone(err))
 	}
 	if res.Error != "" {
 		return nil, &Error{res.Code, res.Error}
