@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -268,6 +269,30 @@ func (s *sinks) add(f *os.File) {
 	}
 	s.mu.Unlock()
 	go k.run()
+	go s.watch(k)
+}
+
+// watch drops a client that has gone. Without it, one attached to a container that says nothing would stay for ever, and
+// with it a descriptor for each time that somebody attaches and leaves (CVE-2022-23471).
+func (s *sinks) watch(k *sink) {
+	raw, err := k.f.SyscallConn()
+	if err != nil {
+		return
+	}
+	err = raw.Read(func(fd uintptr) bool {
+		n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd)}}, 0)
+		return n > 0 // POLLERR, which needs no asking: nobody has the other end
+	})
+	if err != nil {
+		return // closed by run, or no pipe
+	}
+	s.mu.Lock()
+	s.list = slices.DeleteFunc(s.list, func(other *sink) bool { return other == k })
+	s.mu.Unlock()
+	k.mu.Lock()
+	k.done, k.queue = true, nil
+	k.cond.Signal()
+	k.mu.Unlock()
 }
 
 func (s *sinks) write(p []byte) {
