@@ -13,16 +13,18 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// openLog opens a container's log for appending. Nothing below the log directory is followed: who can write there must
-// not make the daemon write elsewhere (CVE-2026-95839).
+// openLog opens a container's log for appending. Nothing below the log directory is followed, nor the directory itself,
+// which is one pod's: who can write there, or beside it, must not make the daemon write elsewhere (CVE-2026-95839). What
+// leads to it, /var/log among it, may be a link.
 func openLog(dir, name string) (*os.File, error) {
 	if !filepath.IsLocal(name) {
 		return nil, fmt.Errorf("%q leaves the log directory: %w", name, errdefs.ErrInvalidArgument)
 	}
+	dir = filepath.Clean(dir)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	at, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	at, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
