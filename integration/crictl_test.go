@@ -17,9 +17,10 @@ import (
 	"testing"
 	"time"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/berth-run/berth/integration/lab"
 	"github.com/berth-run/berth/integration/testimages"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // crictlNode drives a node as a person does.

@@ -13,8 +13,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/berth-run/berth/integration/lab"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/integration/lab"
 )
 
 const (
@@ -212,7 +213,7 @@ func (p *pod) killDaemon(ctx context.Context) error {
 		return err
 	}
 	load := startLoad(ctx, p.url(8080, "/"))
-	defer load.stop()
+	defer load.cancel()
 	time.Sleep(500 * time.Millisecond)
 	if err := p.node.KillBerth(); err != nil {
 		return err

@@ -103,7 +103,7 @@ func (c *Client) Start(ctx context.Context, podID string, pod *runtimeapi.PodSan
 	return id, nil
 }
 
-// Status is the status of a container.
+// ContainerState is the status of a container.
 func (c *Client) ContainerState(ctx context.Context, id string) (*runtimeapi.ContainerStatus, error) {
 	resp, err := c.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
 	if err != nil {

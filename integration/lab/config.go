@@ -5,8 +5,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/berth-run/berth/integration/testimages"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/integration/testimages"
 )
 
 // Pod is the configuration of a pod, as a kubelet would send it, for tests to change where they differ. Its logs go below

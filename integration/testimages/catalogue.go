@@ -144,8 +144,12 @@ func (b *Builder) catalogue(ctx context.Context, base []byte) ([]Image, error) {
 	images := []Image{
 		{e2e + "busybox", []string{"1.29-2", "1.29-4", "1.36.1-1", "1.37.0-1", "1.37.0-2", "latest"}, [][]byte{base}, config("", "sh")},
 		{e2e + "nonroot", []string{"1.5", "latest"}, [][]byte{base}, config("1234", "sh", "-c", "id -u; sleep 3600")},
-		{"pause", []string{"3.9", "3.10", "3.10.1", "3.10.2", "latest"}, [][]byte{layer(Program("pause", pause))},
-			ocispec.ImageConfig{Entrypoint: []string{"/pause"}, User: "65535:65535"}},
+		{
+			"pause",
+			[]string{"3.9", "3.10", "3.10.1", "3.10.2", "latest"},
+			[][]byte{layer(Program("pause", pause))},
+			ocispec.ImageConfig{Entrypoint: []string{"/pause"}, User: "65535:65535"},
+		},
 	}
 	// mark is an image of its own: busybox and one small file.
 	mark := func(repo, user, file, content string, tags ...string) {
@@ -188,7 +192,8 @@ func (b *Builder) catalogue(ctx context.Context, base []byte) ([]Image, error) {
 	httpd := config("", "/bin/start-httpd")
 	httpd.ExposedPorts = map[string]struct{}{"80/tcp": {}}
 	images = append(images, Image{
-		e2e + "httpd", []string{"2.4.38-4", "2.4.39-4", "latest"},
+		e2e + "httpd",
+		[]string{"2.4.38-4", "2.4.39-4", "latest"},
 		[][]byte{base, layer(
 			File("srv/index.html", "<html><body><h1>It works!</h1></body></html>\n"),
 			Program("bin/start-httpd", []byte("#!/bin/sh\necho httpd starting\nexec httpd -f -v -p 80 -h /srv\n")))},

@@ -28,39 +28,51 @@ func main() {
 
 // follow copies the lines of a file as they are written, until the context ends. The file need not be there yet.
 func follow(ctx context.Context, name string, out io.Writer) error {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	var lines *bufio.Reader
+	f, err := await(ctx, name)
+	if f == nil || err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	lines := bufio.NewReader(f)
 	var part string // of a line that is not whole yet
 	for {
-		if lines == nil {
-			f, err := os.Open(name)
-			switch {
-			case err == nil:
-				defer func() { _ = f.Close() }()
-				lines = bufio.NewReader(f)
-			case !errors.Is(err, fs.ErrNotExist):
-				return err
+		text, err := lines.ReadString('\n')
+		part += text
+		switch {
+		case errors.Is(err, io.EOF):
+			if !pause(ctx) {
+				return nil
 			}
+			continue
+		case err != nil:
+			return err
 		}
-		for lines != nil {
-			text, err := lines.ReadString('\n')
-			part += text
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				return err
-			}
-			if _, err := fmt.Fprint(out, "collected: ", part); err != nil {
-				return err
-			}
-			part = ""
+		if _, err := fmt.Fprint(out, "collected: ", part); err != nil {
+			return err
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
+		part = ""
+	}
+}
+
+// await opens a file once it is there; it is nil when the context ends before.
+func await(ctx context.Context, name string) (*os.File, error) {
+	for {
+		f, err := os.Open(name)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return f, err
 		}
+		if !pause(ctx) {
+			return nil, nil
+		}
+	}
+}
+
+// pause waits a little; it tells whether to go on.
+func pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(100 * time.Millisecond):
+		return true
 	}
 }
