@@ -11,14 +11,15 @@ import (
 // slowStep is how long a step may take before its end is logged as a warning. A pull takes as long as the registry does.
 const slowStep = 5 * time.Second
 
-// steps logs the end of every step of a call: where the time of a pod start goes, and what hangs.
+// steps logs the end of every step of a call: where the time of a pod start goes, and what hangs. That a step fails is said
+// by the end of its call; that its undo fails nobody else may say.
 func steps(log *slog.Logger) func(step.Event) {
 	return func(e step.Event) {
 		level, what := slog.LevelDebug, "step ends"
 		if e.Undo {
 			what = "step is undone"
 		}
-		if e.Err != nil || e.Duration >= slowStep && e.Call != "PullImage" {
+		if e.Undo && e.Err != nil || e.Duration >= slowStep && e.Call != "PullImage" {
 			level = slog.LevelWarn
 		}
 		attrs := []slog.Attr{
