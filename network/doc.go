@@ -6,6 +6,7 @@
 //     [Manager.Ready] says what is missing;
 //   - [Manager.Teardown] works where it matters: after a crash in [Manager.Setup], after a reboot (the namespace is gone),
 //     with a torn result cache, and with no configuration on the node any more, from the bytes that the caller kept;
+//   - a plugin that runs when the daemon is killed finishes, and the next daemon waits for it before it undoes its work;
 //   - a plugin that hangs ends with the caller's context, with all processes of its group; one that says too much is
 //     stopped; its type is a name, never a path (CVE-2021-20206);
 //   - errors name pod, network and plugin. Classes: errdefs.ErrUnavailable where the node is not ready for the pod (yet),

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -67,11 +66,12 @@ func (e *plugins) ExecPlugin(ctx context.Context, program string, stdin []byte, 
 
 func (e *plugins) run(ctx context.Context, program string, stdin []byte, environ []string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, program)
-	// A group of its own, to kill it with what it has started. And it does not outlive this process, whose successor
-	// will run DEL; the signal comes when the starting thread ends, so that is kept.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	// A group of its own, to kill it with what it has started.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	running, _ := ctx.Value(runningKey{}).(*os.File)
+	if running != nil {
+		cmd.ExtraFiles = []*os.File{running}
+	}
 	kill := func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.Cancel = kill
 	cmd.WaitDelay = drain
@@ -79,7 +79,13 @@ func (e *plugins) run(ctx context.Context, program string, stdin []byte, environ
 	stderr := &bounded{max: maxStderr}
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), stdout, stderr
 
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		if running != nil {
+			noteRunning(running, cmd.Process.Pid)
+		}
+		err = cmd.Wait()
+	}
 	switch {
 	case stdout.over:
 		return nil, fmt.Errorf("more than %d bytes of output: %w", maxOutput, errdefs.ErrResourceExhausted)

@@ -47,6 +47,7 @@ type Manager struct {
 	log     *slog.Logger
 	cni     *libcni.CNIConfig
 	plugins *plugins
+	linger  time.Duration
 	stop    chan struct{}
 	stopped sync.WaitGroup
 
@@ -72,6 +73,7 @@ func Open(o Options) (*Manager, error) {
 		log:      o.Log,
 		cni:      libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, p),
 		plugins:  p,
+		linger:   lingerTime,
 		stop:     make(chan struct{}),
 		notReady: errors.New("network configuration not read yet"),
 	}

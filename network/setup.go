@@ -64,6 +64,11 @@ func (m *Manager) Setup(ctx context.Context, p Pod) (*Result, error) {
 	if err := InNamespace(p.NetNS, loopbackUp); err != nil {
 		return nil, fmt.Errorf("%s: %w", p, err)
 	}
+	ctx, done, err := m.alone(ctx, p.ID)
+	if err != nil {
+		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
+	}
+	defer done()
 	res, err := m.cni.AddNetworkList(ctx, c.NetworkConfigList, rt)
 	if err != nil {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, withContext(ctx, err))
@@ -93,6 +98,12 @@ func (m *Manager) Teardown(ctx context.Context, p Pod) error {
 	if _, err := cniArgs(p); err != nil {
 		return nil //nolint:nilerr // Setup refuses such a pod before it runs anything
 	}
+	// Before the cache is read: they write there.
+	ctx, done, err := m.alone(ctx, p.ID)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	defer done()
 	networks, err := m.networksOf(p)
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
