@@ -24,6 +24,13 @@ import (
 // but the kubelet's client takes no message above 16 MiB (CVE-2022-1708). The rest is read and dropped.
 const maxExecOutput = 16<<20 - 64<<10
 
+// All ExecSync calls together keep no more than maxKept of it, but for what each may have in any case: twenty probes that
+// write without end must not cost twenty times as much.
+const (
+	maxKept  = 16 << 20
+	keptEach = 64 << 10
+)
+
 // maxExecs bounds the execs and attached clients of one pod.
 const maxExecs = 100
 
@@ -36,7 +43,8 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("command %q timed out after %s: %w", cmd, timeout, context.DeadlineExceeded))
 		defer cancel()
 	}
-	room := &budget{left: maxExecOutput}
+	room := &budget{left: maxExecOutput, all: &m.execRoom}
+	defer room.release()
 	out, errs := &bounded{room: room}, &bounded{room: room}
 	code, err := m.Exec(ctx, id, cmd, Streams{Stdout: out, Stderr: errs})
 	if err != nil {
@@ -45,10 +53,54 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	return out.data, errs.data, int32(code), nil
 }
 
-// budget is how much may still be kept, shared by the streams of one exec.
-type budget struct {
+// pool is what all budgets share.
+type pool struct {
 	mu   sync.Mutex
-	left int
+	used int
+}
+
+func (p *pool) take(n int) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n = min(n, maxKept-p.used)
+	p.used += n
+	return n
+}
+
+func (p *pool) give(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.used -= n
+}
+
+// budget is what the streams of one exec may keep together.
+type budget struct {
+	all *pool
+
+	mu     sync.Mutex
+	left   int
+	kept   int
+	shared int // of it, from the pool
+}
+
+// take says how many of n bytes may be kept.
+func (b *budget) take(n int) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n = min(n, b.left)
+	free := min(n, max(0, keptEach-b.kept))
+	more := b.all.take(n - free)
+	b.left -= free + more
+	b.kept += free + more
+	b.shared += more
+	return free + more
+}
+
+func (b *budget) release() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.all.give(b.shared)
+	b.shared = 0
 }
 
 // bounded keeps what fits into its budget and drops the rest.
@@ -58,11 +110,7 @@ type bounded struct {
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	b.room.mu.Lock()
-	n := min(len(p), b.room.left)
-	b.room.left -= n
-	b.room.mu.Unlock()
-	b.data = append(b.data, p[:n]...)
+	b.data = append(b.data, p[:b.room.take(len(p))]...)
 	return len(p), nil
 }
 

@@ -40,6 +40,7 @@ type Manager struct {
 	boot      string
 	launcher  *launcher
 	execs     execServers
+	execRoom  pool
 	podFiles  *records
 	ctrFiles  *records
 	closing   chan struct{}

@@ -239,7 +239,7 @@ func TestCVE_2026_47262_UserFilesOfAnImage(t *testing.T) {
 }
 
 func TestExecOutputIsBounded(t *testing.T) {
-	room := &budget{left: 10}
+	room := &budget{left: 10, all: &pool{}}
 	out, errs := &bounded{room: room}, &bounded{room: room}
 	for range 3 {
 		if n, err := out.Write([]byte("abcd")); n != 4 || err != nil {
@@ -251,6 +251,40 @@ func TestExecOutputIsBounded(t *testing.T) {
 	}
 	if got := string(out.data) + "|" + string(errs.data); got != "abcdabcd|xx" {
 		t.Errorf("kept %q", got)
+	}
+}
+
+// CVE-2022-31030: not each of them may keep as much as one alone.
+func TestExecOutputOfAllIsBoundedTogether(t *testing.T) {
+	var all pool
+	data := make([]byte, 1<<20)
+	var rooms []*budget
+	total := 0
+	for range 40 {
+		room := &budget{left: maxExecOutput, all: &all}
+		rooms = append(rooms, room)
+		out := &bounded{room: room}
+		for range 20 {
+			if n, err := out.Write(data); n != len(data) || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		if len(out.data) < keptEach {
+			t.Errorf("one keeps %d bytes only", len(out.data))
+		}
+		total += len(out.data)
+	}
+	if total > maxKept+40*keptEach {
+		t.Errorf("together they keep %d bytes", total)
+	}
+	for _, room := range rooms {
+		room.release()
+		room.release() // once is enough
+	}
+	if out := (&bounded{room: &budget{left: maxExecOutput, all: &all}}); all.used != 0 {
+		t.Errorf("%d bytes stay taken", all.used)
+	} else if _, _ = out.Write(make([]byte, 20<<20)); len(out.data) != maxExecOutput {
+		t.Errorf("one alone keeps %d bytes, want %d", len(out.data), maxExecOutput)
 	}
 }
 
