@@ -24,36 +24,38 @@ setup: ## install the Debian packages that are missing, saying what and why
 
 build: setup ## build bin/berth, bin/berth-shim and the reference CNI plugins in bin/cni
 	@mkdir -p bin
-	@echo "build: berth $(VERSION)"
-	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(STAMP)' -o bin/berth ./cmd/berth
-	@CGO_ENABLED=1 $(GO) build -trimpath -tags '$(SHIM_TAGS)' -ldflags '-s -w $(STAMP) -extldflags -static' -o bin/berth-shim ./cmd/berth-shim
+	@CGO_ENABLED=0 integration/progress.sh 'build berth $(VERSION)' $(GO) build -trimpath -ldflags '-s -w $(STAMP)' -o bin/berth ./cmd/berth
+	@CGO_ENABLED=1 integration/progress.sh 'build berth-shim' $(GO) build -trimpath -tags '$(SHIM_TAGS)' \
+		-ldflags '-s -w $(STAMP) -extldflags -static' -o bin/berth-shim ./cmd/berth-shim
 	@read -r _ dir < <(integration/tools/build.sh cni); rm -rf bin/cni; cp -r "$$dir" bin/cni
 
 demo: build ## a kubelet runs a pod of three containers on berth, which is killed meanwhile
-	@$(GO) run ./integration/demo
+	@integration/tools/build.sh registry cni crictl kubelet > /dev/null
+	@integration/progress.sh 'demo' $(GO) build -o bin/demo ./integration/demo
+	@exec bin/demo
 
 test: vet test-unit test-integration ## everything that CI runs
+	@echo 'test: all passed. Next: make demo; make bench; make test-integration RUN=TestKubelet/pods/logs'
 
 vet: setup ## static checks that need no tool: gofmt, go vet, import rules
-	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'run gofmt -w on:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
-	@echo 'vet: all packages'
-	@$(GO) vet -tags 'integration seccomp' ./...
-	@$(GO) test ./internal/archtest
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'run make fmt, for:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@integration/progress.sh vet $(GO) vet -tags 'integration seccomp' ./...
+	@integration/progress.sh 'import rules' $(GO) test ./internal/archtest
 
 test-unit: setup ## unit tests of all packages, with the race detector
-	@echo 'test-unit: all packages with -race'
-	@CGO_ENABLED=1 $(GO) test -race -tags seccomp ./...
+	@CGO_ENABLED=1 integration/progress.sh test-unit $(GO) test -race -tags seccomp ./...
 
-test-integration: build ## kubelet, crictl, critest, kill matrix: real peers; needs root
+test-integration: build ## kubelet, crictl, critest, kill matrix, attacks: real peers; needs root
 	@integration/tools/build.sh > /dev/null
-	@$(GO) test -tags integration -count=1 -timeout 80m -v -run '$(RUN)' ./integration | integration/progress.sh
+	@integration/progress.sh test-integration integration/count.sh bin/test-integration.log \
+		$(GO) test -tags integration -count=1 -timeout 80m -v -run '$(RUN)' ./integration
 
 bench: build ## measure berth: pod start, exec, removal, density, log, pull
-	@integration/tools/build.sh registry cni busybox > /dev/null
-	@$(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench . -benchtime 1x ./integration
+	@integration/tools/build.sh registry cni crictl busybox > /dev/null
+	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench . -benchtime 1x ./integration
 
 lint: setup ## golangci-lint with the configuration of this repository
-	@read -r _ linter < <(integration/tools/build.sh golangci-lint); "$$linter" run
+	@read -r _ linter < <(integration/tools/build.sh golangci-lint); integration/progress.sh lint "$$linter" run
 
 fmt: ## format all code as the linter wants it
 	@read -r _ linter < <(integration/tools/build.sh golangci-lint); "$$linter" fmt

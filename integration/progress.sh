@@ -1,16 +1,27 @@
 #!/usr/bin/env bash
-# Reads `go test -v` and shows what a person wants to see: a line for each finished test with its time, all output of those
-# that fail, and at the end the count. The full output stays in bin/test-integration.log.
+# progress.sh TITLE COMMAND... runs the command and shows its output as it comes. Whenever there has been none for a while
+# (at first two seconds, then ten) a line tells that it still runs, and for how long.
 set -uo pipefail
-log=bin/test-integration.log
-awk -v log="$log" '
-  BEGIN { printf "" > log }
-  { print >> log }
-  /^=== (RUN|PAUSE|CONT|NAME)/ { next }
-  /^ *--- (PASS|SKIP|FAIL)/ { count[$2]++; print; fflush(); next }
-  /^(ok|FAIL|PASS|panic:)/ { print; fflush(); next }
-  { print; fflush() }
-  END {
-    printf "test-integration: %d passed, %d failed, %d skipped; all output: %s\n", count["PASS:"], count["FAIL:"], count["SKIP:"], log
-  }
-'
+title=$1
+shift
+echo "$title: ${*:1:3} ..."
+began=$SECONDS
+"$@" 2>&1 < /dev/null | {
+  wait=2 part=''
+  while :; do
+    if IFS= read -r -t "$wait" line; then
+      printf '%s%s\n' "$part" "$line"
+      part=''
+    elif [ $? -gt 128 ]; then # no more output in time; a part of a line may have come
+      part+=$line wait=10
+      echo "$title: $((SECONDS - began)) s ..."
+    else
+      [ -z "$part$line" ] || printf '%s%s\n' "$part" "$line"
+      break
+    fi
+  done
+}
+status=${PIPESTATUS[0]}
+[ "$status" = 0 ] && outcome='done' || outcome="failed (exit code $status)"
+echo "$title: $outcome in $((SECONDS - began)) s"
+exit "$status"
