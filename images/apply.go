@@ -19,9 +19,8 @@ import (
 
 // applier unpacks one layer's tar stream into an empty directory that nobody else can enter, in the form that overlayfs
 // reads. All names are resolved by the kernel inside that directory (openat2, RESOLVE_IN_ROOT), so that no entry, link
-// or order of them reaches outside. containerd's pkg/archive resolves in user space, and differs where
-// docs name it: it fails on whiteouts of files of the same layer, turns ids of 2^32 into root's, keeps overlayfs's own
-// attributes and writes holes out.
+// or order of them reaches outside. containerd's pkg/archive resolves in user space, fails on whiteouts of files of the
+// same layer, turns ids of 2^32 into root's, keeps overlayfs's user attributes and writes holes out.
 type applier struct {
 	root  *os.File
 	limit bounds

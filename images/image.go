@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -154,11 +153,10 @@ func (s *Store) unhold(chains ...ChainID) {
 // not mounted.
 func (s *Store) lowers(chains []ChainID) ([]string, error) {
 	s.mu.RLock()
-	recs := maps.Clone(s.layers)
-	s.mu.RUnlock()
+	defer s.mu.RUnlock()
 	var dirs []string
 	for _, chain := range slices.Backward(chains) {
-		rec := recs[chain]
+		rec := s.layers[chain]
 		if rec == nil {
 			return nil, fmt.Errorf("layer %s: %w", chain, errdefs.ErrNotFound)
 		}

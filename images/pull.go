@@ -84,14 +84,12 @@ type pull struct {
 	chains   []ChainID
 	parts    []part
 	known    bool // the image is here
+	again    bool // it was, and then it was removed: now it is pulled as if it were new, which holds its layers
 	slots    chan struct{}
 }
 
 // errRemoved says that an image which was here, and therefore not fetched, was removed before it got its new reference.
 var errRemoved = fmt.Errorf("the image was removed while it was pulled again: %w", errdefs.ErrUnavailable)
-
-// removedTries is how often a pull begins again because of that.
-const removedTries = 3
 
 // part is one layer of a pull: staged, or here already and held.
 type part struct {
@@ -109,8 +107,8 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 	defer src.close()
 	var p *pull
 	var img *Image
-	for range removedTries {
-		p = &pull{s: s, named: named, src: src, slots: make(chan struct{}, layersAtOnce)}
+	for try := range 2 {
+		p = &pull{s: s, named: named, src: src, slots: make(chan struct{}, layersAtOnce), again: try > 0}
 		stack := &step.Stack{Call: "PullImage", Owner: named.String(), Observe: s.observe}
 		img, err = p.run(ctx, stack)
 		if err != nil {
@@ -210,7 +208,7 @@ const untyped = "untyped"
 
 // documents fetches the index, the manifest for this platform and the configuration.
 func (p *pull) documents(ctx context.Context) error {
-	if p.recognise() {
+	if !p.again && p.recognise() {
 		return nil
 	}
 	w := &documentWalk{src: p.src, want: platforms.Only(platforms.DefaultSpec())}
@@ -232,7 +230,7 @@ func (p *pull) documents(ctx context.Context) error {
 		p.chains = append(p.chains, ChainID(c))
 	}
 	p.s.mu.RLock()
-	p.known = p.s.images[p.id] != nil
+	p.known = !p.again && p.s.images[p.id] != nil
 	p.s.mu.RUnlock()
 	return nil
 }

@@ -337,6 +337,35 @@ func TestPullRemoveListTogether(t *testing.T) {
 	}
 }
 
+// TestImageRemovedWhilePulledAgain: the image is there when the pull looks, and gone when it wants to give it its name.
+func TestImageRemovedWhilePulledAgain(t *testing.T) {
+	var s *Store
+	removals := 0 // still to come
+	s = openStore(t, func(o *Options) {
+		o.Observe = func(e step.Event) {
+			if e.Step != "manifest" || s == nil || removals == 0 {
+				return
+			}
+			removals--
+			for _, img := range s.Images() {
+				if err := s.Remove(context.Background(), string(img.ID)); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", smallImage("x"))
+	for n := range 6 {
+		first := mustPull(t, s, reg.Host()+"/a:b")
+		removals = n
+		again := mustPull(t, s, reg.Host()+"/a:b")
+		if first.ID != again.ID || len(s.Images()) != 1 || len(leftovers(t, s)) != 1 {
+			t.Errorf("images %v, on disk %v", s.Images(), leftovers(t, s))
+		}
+	}
+}
+
 func TestFiveRemovesAtOnce(t *testing.T) {
 	s := openStore(t)
 	reg := imagestest.NewRegistry(t)
