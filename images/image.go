@@ -138,7 +138,15 @@ func (s *Store) hold(chains ...ChainID) bool {
 	return true
 }
 
-// unhold gives up what hold took.
+// reserve holds a layer that may not be there yet, and tells whether it is.
+func (s *Store) reserve(chain ChainID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holds[chain]++
+	return s.layers[chain] != nil
+}
+
+// unhold gives up what hold or reserve took.
 func (s *Store) unhold(chains ...ChainID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -271,8 +271,11 @@ func (p *pull) layerSteps() []step.Step {
 // layer gets one layer: it is here, somebody is at it, or it is fetched and unpacked.
 func (p *pull) layer(ctx context.Context, i int) error {
 	chain := p.chains[i]
+	// Held before anything else: from here on, should another pull record the layer and its image be removed at once,
+	// the layer stays.
+	there := p.s.reserve(chain)
 	for {
-		if p.s.hold(chain) {
+		if there {
 			root, err := os.Open(p.s.path(layersDir, chain.dir()))
 			if err != nil {
 				p.s.unhold(chain)
@@ -291,17 +294,18 @@ func (p *pull) layer(ctx context.Context, i int) error {
 			return p.s.unpack(ctx, p.src, p.layers[i], p.diffIDs[i], chain)
 		})
 		if err == nil {
-			// Held as well, so that it stays should another pull record it and its image be removed at once.
-			p.s.mu.Lock()
-			p.s.holds[chain]++
-			p.s.mu.Unlock()
+			// Let go of in this order: whoever finds the staged layer must find it held.
 			p.parts[i] = part{staged: staged, root: staged.root, release: func() { release(); p.s.unhold(chain) }}
 			return nil
 		}
 		if own || ctx.Err() != nil {
+			p.s.unhold(chain)
 			return fmt.Errorf("layer %d of %d: %w", i+1, len(p.chains), err)
 		}
 		// Another pull's try failed, perhaps for reasons of its own: its registry, its credentials.
+		p.s.mu.RLock()
+		there = p.s.layers[chain] != nil
+		p.s.mu.RUnlock()
 	}
 }
 

@@ -266,8 +266,9 @@ func TestPullRemoveListTogether(t *testing.T) {
 	for i := range 4 {
 		reg.Push("a", fmt.Sprint(i), imagestest.NewImage(base, imagestest.Layer(imagestest.File("etc/mine", fmt.Sprint(i)))))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	enough := time.After(3 * time.Second)
 	var wg sync.WaitGroup
 	var mounted, keys atomic.Int64
 	for i := range 4 {
@@ -313,6 +314,14 @@ func TestPullRemoveListTogether(t *testing.T) {
 					t.Error(err)
 				}
 				mounted.Add(1)
+			}
+			select {
+			case <-enough:
+				enough = nil
+			default:
+			}
+			if enough == nil && mounted.Load() >= 5 {
+				cancel()
 			}
 		}
 	})
