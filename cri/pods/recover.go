@@ -112,7 +112,7 @@ func (m *Manager) later(p *pod, slots chan struct{}, finish func(context.Context
 
 func (m *Manager) recoverPod(p *pod, members []*container, slots chan struct{}) {
 	rec := p.record()
-	reason, lost, why := rec.Reason, reasonLost, "its pod was stopped while the daemon was not there"
+	reason, lost, why := rec.Reason, reasonShim, "its pod was being stopped, and its shim ended while the daemon was not there"
 	switch {
 	case rec.Phase == creating:
 		// Nobody has its id: undo it.
@@ -136,23 +136,42 @@ func (m *Manager) recoverPod(p *pod, members []*container, slots chan struct{}) 
 		_ = p.update(func(r *podRecord) { r.Phase, r.Reason = stopped, reason })
 	}
 	m.later(p, slots, func(ctx context.Context) error {
+		// The shim of a pod that was being stopped may live, and knows the exits; what still runs is killed through it.
+		shimLives := rec.Boot == m.boot && rec.Phase != ready && p.resumeWatch()
 		for _, c := range members {
-			if err := cgroups.Kill(cgroups.Path(c.rec.Cgroup)); err != nil {
-				return err
+			phase := c.record().Phase
+			if !shimLives || phase == creating || phase == removing {
+				if err := cgroups.Kill(cgroups.Path(c.rec.Cgroup)); err != nil {
+					return err
+				}
 			}
-			if phase := c.record().Phase; phase == creating || phase == removing {
+			if phase == creating || phase == removing {
 				if err := m.undoContainer(ctx, c); err != nil {
 					return err
 				}
 				continue
 			}
-			c.lost(lost, why)
+			if !shimLives {
+				c.lost(lost, why)
+			}
 		}
 		if rec.Phase == removing {
 			return p.remove(ctx)
 		}
 		return p.stop(ctx, "Recover", reason)
 	})
+}
+
+// resumeWatch watches the shim of a pod that is not ready any more, if it still is there.
+func (p *pod) resumeWatch() bool {
+	states, err := p.startWatch()
+	if err != nil {
+		return false
+	}
+	for _, s := range states {
+		p.m.observeState(p, s)
+	}
+	return true
 }
 
 // recoverContainers compares the records of a pod's containers with what its shim says of them.
