@@ -22,19 +22,18 @@ import (
 // lingerTime is how long plugins that an earlier daemon has left are waited for, before they are killed.
 const lingerTime = 20 * time.Second
 
-// runningDir is below the cache directory: a file for each pod whose plugins run.
-const runningDir = "running"
+// runningFile is the file in the cache directory that is there while plugins of a pod run.
+func (m *Manager) runningFile(id string) string { return filepath.Join(m.opts.CacheDir, "running-"+id) }
 
 type runningKey struct{}
 
 // alone waits until no plugin of an earlier daemon runs for a pod. The plugins that are run with the context that it
 // returns keep others waiting until done is called, or, should this process be killed, until they have ended.
 func (m *Manager) alone(ctx context.Context, id string) (_ context.Context, done func(), err error) {
-	dir := filepath.Join(m.opts.CacheDir, runningDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(m.opts.CacheDir, 0o700); err != nil {
 		return nil, nil, err
 	}
-	file := filepath.Join(dir, id)
+	file := m.runningFile(id)
 	patience := time.Now().Add(m.linger)
 	for {
 		f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)

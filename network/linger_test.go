@@ -3,7 +3,6 @@ package network
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -12,13 +11,9 @@ import (
 )
 
 // leftBehind starts what a killed daemon leaves: a plugin that holds the lock of the pod.
-func leftBehind(t *testing.T, n *node, script string) *exec.Cmd {
+func leftBehind(t *testing.T, m *Manager, script string) *exec.Cmd {
 	t.Helper()
-	dir := filepath.Join(n.cache, runningDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Create(filepath.Join(dir, podID))
+	f, err := os.Create(m.runningFile(podID))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +37,7 @@ func leftBehind(t *testing.T, n *node, script string) *exec.Cmd {
 // way through its DEL leaves firewall rules for good.
 func TestTeardownWaitsForPluginsOfAnEarlierDaemon(t *testing.T) {
 	n, m, p, _ := added(t)
-	old := leftBehind(t, n, "sleep 0.3; echo old DEL >> "+n.log)
+	old := leftBehind(t, m, "sleep 0.3; echo old DEL >> "+n.log)
 	if err := m.Teardown(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
@@ -50,14 +45,14 @@ func TestTeardownWaitsForPluginsOfAnEarlierDaemon(t *testing.T) {
 	if err := old.Wait(); err != nil {
 		t.Error(err)
 	}
-	if left, err := os.ReadDir(filepath.Join(n.cache, runningDir)); err != nil || len(left) > 0 {
-		t.Errorf("%v, %v", left, err)
+	if _, err := os.Stat(m.runningFile(podID)); !os.IsNotExist(err) {
+		t.Errorf("the file of what runs is left: %v", err)
 	}
 }
 
 func TestPluginOfAnEarlierDaemonThatHangsIsKilled(t *testing.T) {
 	n, m, p, _ := added(t)
-	old := leftBehind(t, n, "sleep 1000 & wait")
+	old := leftBehind(t, m, "sleep 1000 & wait")
 	m.linger = 100 * time.Millisecond
 	start := time.Now()
 	if err := m.Teardown(t.Context(), p); err != nil {
@@ -74,7 +69,7 @@ func TestPluginOfAnEarlierDaemonThatHangsIsKilled(t *testing.T) {
 
 func TestWaitingForAnEarlierDaemonEndsWithTheContext(t *testing.T) {
 	n, m, p, _ := added(t)
-	leftBehind(t, n, "sleep 1000")
+	leftBehind(t, m, "sleep 1000")
 	if err := m.Teardown(within(t, 50*time.Millisecond), p); err == nil {
 		t.Error("DEL ran beside a plugin")
 	}
@@ -88,10 +83,11 @@ func TestPluginsInheritTheLock(t *testing.T) {
 	n.write(n.conf+"/10-a.conflist", list("a", "x"))
 	held := t.TempDir() + "/held"
 	n.plugin("x", `readlink /proc/$$/fd/3 > `+held+"\n"+good)
-	if _, err := n.open().Setup(t.Context(), p); err != nil {
+	m := n.open()
+	if _, err := m.Setup(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := read(t, held), filepath.Join(n.cache, runningDir, podID); got != want {
+	if got, want := read(t, held), m.runningFile(podID); got != want {
 		t.Errorf("descriptor 3 is %q, want %q", got, want)
 	}
 }
