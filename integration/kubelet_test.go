@@ -37,7 +37,7 @@ func TestKubelet(t *testing.T) {
 	must(t, n.StartKubelet(ctx))
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the end of the kubelet's log:\n%s", n.Kubelet.Process.Tail(30))
+			t.Logf("the last errors of the kubelet:\n%s", n.Kubelet.Complaints(""))
 		}
 	})
 	kn := kubeletNode{n, n.Kubelet}

@@ -102,7 +102,7 @@ func (d *demo) evidence() string {
 		text += "\n\nThe log of berth serve ends:\n" + p.Tail(12)
 	}
 	if k := d.node.Kubelet; k != nil {
-		text += "\n\nThe log of the kubelet ends:\n" + k.Process.Tail(12)
+		text += "\n\nThe last errors of the kubelet:\n" + k.Complaints("")
 	}
 	return text
 }

@@ -260,7 +260,7 @@ func (k *Kubelet) WaitPod(ctx context.Context, name string, within time.Duration
 		return nil
 	})
 	if err != nil {
-		return pod, fmt.Errorf("%w\nthe kubelet said last: %s", err, k.complaints(name))
+		return pod, fmt.Errorf("%w\nthe kubelet said last: %s", err, k.Complaints(name))
 	}
 	return pod, nil
 }
@@ -284,8 +284,8 @@ func (n *Node) WaitEnded(ctx context.Context, name string, within time.Duration)
 	})
 }
 
-// complaints are the last errors in the kubelet's log that name the pod.
-func (k *Kubelet) complaints(pod string) string {
+// Complaints are the last errors in the kubelet's log that name the pod; with an empty name, the last errors.
+func (k *Kubelet) Complaints(pod string) string {
 	text, err := os.ReadFile(k.Process.Log)
 	if err != nil {
 		return err.Error()

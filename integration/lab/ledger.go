@@ -286,7 +286,7 @@ func (n *Node) lookFiles(s Snapshot) error {
 			if strings.HasPrefix(rel, "ipam/") && (base == "lock" || strings.HasPrefix(base, "last_reserved_ip") || base == n.Network()) {
 				return nil
 			}
-			if rel == "root/cni" || rel == "root/cni/results" { // made with the first pod
+			if d.IsDir() && (rel == "root/cni" || filepath.Dir(rel) == "root/cni") { // made with the first pod
 				return nil
 			}
 			if rel == "root/images/layers" { // images are there to stay
