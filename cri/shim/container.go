@@ -235,11 +235,7 @@ func (c *container) kill(sig int, all bool) error {
 		}
 		sig = int(unix.SIGKILL) // init may have been moved out of its cgroup
 	}
-	// The pid is ours until it is reaped, which needs c.mu to be told: no other process can have it.
-	if err := unix.Kill(c.state.PID, unix.Signal(sig)); err != nil && err != unix.ESRCH {
-		return os.NewSyscallError("kill", err)
-	}
-	return nil
+	return c.shim.reaper.kill(c.state.PID, unix.Signal(sig))
 }
 
 // ended is called by the reaper with the end of init. What it leaves behind in its cgroup goes with it.

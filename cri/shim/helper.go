@@ -107,7 +107,7 @@ func (h *helpers) create(req CreateRequest, files []*os.File, adopt func(pid int
 	}
 	defer p.conn.Close()
 	if err := p.conn.send(HelperRequest{req}, files...); err != nil {
-		_ = unix.Kill(p.pid, unix.SIGKILL)
+		_ = h.reaper.kill(p.pid, unix.SIGKILL)
 		return 0, fmt.Errorf("helper: %w", err)
 	}
 	timeout := time.Duration(req.DeadlineMS) * time.Millisecond
@@ -115,11 +115,11 @@ func (h *helpers) create(req CreateRequest, files []*os.File, adopt func(pid int
 		timeout = 2 * time.Minute
 	}
 	// A helper that hangs (a dead FUSE volume) is killed, and with it what it has started.
-	timer := time.AfterFunc(timeout, func() { _ = unix.Kill(p.pid, unix.SIGKILL) })
+	timer := time.AfterFunc(timeout, func() { _ = h.reaper.kill(p.pid, unix.SIGKILL) })
 	defer timer.Stop()
 	var res HelperResponse
 	if _, err := p.conn.receive(&res); err != nil {
-		_ = unix.Kill(p.pid, unix.SIGKILL)
+		_ = h.reaper.kill(p.pid, unix.SIGKILL)
 		return 0, fmt.Errorf("helper ended before it had created the container (is the node short of memory, or a volume stuck?): %w", err)
 	}
 	if res.Error != "" {

@@ -68,6 +68,20 @@ func (r *reaper) adopt(pid int, told func(unix.WaitStatus)) {
 	r.mu.Unlock()
 }
 
+// kill signals a child whose end nobody has been told yet. Its pid is its own until it is waited for, which happens under
+// the same lock: a signal never reaches a process that got the pid later.
+func (r *reaper) kill(pid int, sig unix.Signal) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ours := r.waiting[pid]; !ours {
+		return nil
+	}
+	if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
+		return os.NewSyscallError("kill", err)
+	}
+	return nil
+}
+
 // exitCode is the status as a shell tells it: 128 + n for signal n.
 func exitCode(s unix.WaitStatus) int {
 	if s.Signaled() {

@@ -228,7 +228,7 @@ func (s *Server) handle(req Request, files []*os.File, res *Response) error {
 		default:
 		}
 		if s.pause > 0 {
-			_ = unix.Kill(s.pause, unix.SIGKILL)
+			_ = s.reaper.kill(s.pause, unix.SIGKILL)
 		}
 		return nil
 	}
@@ -332,10 +332,10 @@ func (s *Server) create(req CreateRequest, logFile *os.File) (int, error) {
 		c.mu.Lock()
 		c.state.PID = pid
 		c.mu.Unlock()
+		s.reaper.adopt(pid, c.ended) // before anybody can ask to kill it
 		s.mu.Lock()
 		s.containers[req.ID] = c
 		s.mu.Unlock()
-		s.reaper.adopt(pid, c.ended)
 	})
 	closeAll(theirs)
 	if err != nil {
