@@ -24,6 +24,8 @@ type build struct {
 	*container
 	image *images.Image
 	out   *spec.Output
+
+	target uint64 // the PID namespace of the container that mode TARGET names, else 0
 }
 
 // dir is a path below the container's directory in the run root, its bundle.
@@ -156,6 +158,11 @@ func (b *build) create(ctx context.Context) error {
 	}
 	if err := cgroups.Verify(cgroups.Path(b.rec.Cgroup), pid); err != nil { // CVE-2025-47291
 		return err
+	}
+	if b.target != 0 {
+		if is, err := pidNamespace(pid); err != nil || is != b.target {
+			return failedPrecondition("config.linux.security_context.namespace_options.target_id: the container has ended (%v)", err)
+		}
 	}
 	return b.update(func(r *containerRecord) { r.PID = pid })
 }

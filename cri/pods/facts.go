@@ -205,10 +205,11 @@ func (b *build) input() (spec.Input, error) {
 	if spec.SharedPID(p.config()) {
 		in.Namespaces.PID = p.nsPath("pid")
 	}
+	var err error
 	opts := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if opts.GetPid() == cri.NamespaceMode_TARGET {
-		target, err := b.m.container(opts.GetTargetId())
-		if err != nil {
+		var target *container
+		if target, err = b.m.container(opts.GetTargetId()); err != nil {
 			return in, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
 		}
 		v := target.view.Load()
@@ -216,8 +217,13 @@ func (b *build) input() (spec.Input, error) {
 			return in, failedPrecondition("config.linux.security_context.namespace_options.target_id: container %s does not run in this pod", v.ID)
 		}
 		in.Namespaces.Target = fmt.Sprintf("/proc/%d/ns/pid", v.PID)
+		if b.target, err = pidNamespace(v.PID); err == nil {
+			err = cgroups.Verify(v.CgroupPath, v.PID)
+		}
+		if err != nil {
+			return in, failedPrecondition("config.linux.security_context.namespace_options.target_id: container %s: %w", v.ID, err)
+		}
 	}
-	var err error
 	if in.Passwd, err = readInRoot(in.RootfsPath, "etc/passwd"); err != nil {
 		return in, err
 	}
@@ -251,6 +257,17 @@ func (b *build) input() (spec.Input, error) {
 		in.AppArmorLoaded, err = apparmor.IsLoaded(name)
 	}
 	return in, err
+}
+
+// pidNamespace is the PID namespace of a process. Beside a path with a pid, which another process may have by the time
+// that the path is opened, it tells whether that was the one meant.
+func pidNamespace(pid int) (uint64, error) {
+	var st unix.Stat_t
+	path := fmt.Sprintf("/proc/%d/ns/pid", pid)
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Ino, nil
 }
 
 // requestedDevices are the node that a path leads to, or all below it.
