@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,15 +21,14 @@ import (
 	"github.com/berth-run/berth/cri/spec"
 )
 
-// maxExecOutput bounds what ExecSync returns of stdout and stderr together, in bytes: the CRI allows 16 MiB for each,
-// but the kubelet's client takes no message above 16 MiB (CVE-2022-1708). The rest is read and dropped.
-const maxExecOutput = 16<<20 - 64<<10
-
-// All ExecSync calls together keep no more than maxKept of it, but for what each may have in any case: twenty probes that
-// write without end must not cost twenty times as much.
+// What ExecSync keeps of stdout and stderr, in bytes; the rest is read and dropped. The CRI allows 16 MiB for each
+// stream, and the kubelet takes 16 MiB for both, but a byte that is kept costs four before it is sent, and probes that
+// write without end come from many pods at once (CVE-2022-1708, CVE-2022-31030). So all calls together keep maxKept,
+// beyond keptEach that each may have in any case; kubelets look at the first 10 KiB.
 const (
-	maxKept  = 16 << 20
-	keptEach = 64 << 10
+	maxKept       = 8 << 20
+	keptEach      = 64 << 10
+	maxExecOutput = maxKept + keptEach
 )
 
 // maxExecs bounds the execs and attached clients of one pod.
@@ -50,7 +50,7 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	if err != nil {
 		return nil, nil, 0, err
 	}
-	return out.data, errs.data, int32(code), nil
+	return out.bytes(), errs.bytes(), int32(code), nil
 }
 
 // pool is what all budgets share.
@@ -103,16 +103,31 @@ func (b *budget) release() {
 	b.shared = 0
 }
 
-// bounded keeps what fits into its budget and drops the rest.
+// bounded keeps what fits into its budget and drops the rest. It keeps pieces: one array that grows would be copied, and
+// its former selves be garbage, several times over.
 type bounded struct {
-	room *budget
-	data []byte
+	room   *budget
+	pieces [][]byte
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	b.data = append(b.data, p[:b.room.take(len(p))]...)
+	keep := p[:b.room.take(len(p))]
+	if last := len(b.pieces) - 1; last >= 0 {
+		n := min(len(keep), cap(b.pieces[last])-len(b.pieces[last]))
+		b.pieces[last] = append(b.pieces[last], keep[:n]...)
+		keep = keep[n:]
+	}
+	if len(keep) > 0 {
+		size := 1 << 10
+		if len(b.pieces) > 0 {
+			size = 64 << 10
+		}
+		b.pieces = append(b.pieces, append(make([]byte, 0, max(size, len(keep))), keep...))
+	}
 	return len(p), nil
 }
+
+func (b *bounded) bytes() []byte { return slices.Concat(b.pieces...) }
 
 // Exec runs a command in a running container with the streams of a client, and returns its exit code. When ctx ends, it
 // is killed with all that it has started.

@@ -249,7 +249,7 @@ func TestExecOutputIsBounded(t *testing.T) {
 			t.Fatal(n, err)
 		}
 	}
-	if got := string(out.data) + "|" + string(errs.data); got != "abcdabcd|xx" {
+	if got := string(out.bytes()) + "|" + string(errs.bytes()); got != "abcdabcd|xx" {
 		t.Errorf("kept %q", got)
 	}
 }
@@ -269,10 +269,10 @@ func TestExecOutputOfAllIsBoundedTogether(t *testing.T) {
 				t.Fatal(n, err)
 			}
 		}
-		if len(out.data) < keptEach {
-			t.Errorf("one keeps %d bytes only", len(out.data))
+		if len(out.bytes()) < keptEach {
+			t.Errorf("one keeps %d bytes only", len(out.bytes()))
 		}
-		total += len(out.data)
+		total += len(out.bytes())
 	}
 	if total > maxKept+40*keptEach {
 		t.Errorf("together they keep %d bytes", total)
@@ -283,8 +283,8 @@ func TestExecOutputOfAllIsBoundedTogether(t *testing.T) {
 	}
 	if out := (&bounded{room: &budget{left: maxExecOutput, all: &all}}); all.used != 0 {
 		t.Errorf("%d bytes stay taken", all.used)
-	} else if _, _ = out.Write(make([]byte, 20<<20)); len(out.data) != maxExecOutput {
-		t.Errorf("one alone keeps %d bytes, want %d", len(out.data), maxExecOutput)
+	} else if _, _ = out.Write(make([]byte, 20<<20)); len(out.bytes()) != maxExecOutput {
+		t.Errorf("one alone keeps %d bytes, want %d", len(out.bytes()), maxExecOutput)
 	}
 }
 
