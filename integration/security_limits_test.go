@@ -497,3 +497,27 @@ func (s *security) TestCDIDeviceIsNotSilentlyDropped(t *testing.T) {
 		t.Errorf("runs without its device, exit code %d: %s", code, out)
 	}
 }
+
+// The namespace of another container is one of the same pod that runs, and no other process's.
+func (s *security) TestTargetNamespaceIsThePodsOwn(t *testing.T) {
+	p, other := s.pod(t, plainPod), s.pod(t, hostNetworkPod)
+	target, stranger := s.start(t, p, s.idle("")), s.start(t, other, s.idle(""))
+	debug := func(id string) *runtimeapi.ContainerConfig {
+		ctr := s.container("", "cat /proc/1/cmdline; sleep 86400")
+		ns := ctr.Linux.SecurityContext.NamespaceOptions
+		ns.Pid, ns.TargetId = runtimeapi.NamespaceMode_TARGET, id
+		return ctr
+	}
+	id := s.start(t, p, debug(target))
+	if is, want := s.namespaces(t, s.info(t, id).PID, p, s.info(t, target).PID)["pid"], "init's"; is != want {
+		t.Errorf("PID namespace: %s, want %s", is, want)
+	}
+	_, err := s.tryStart(t, p, debug(stranger))
+	wantCode(t, err, codes.FailedPrecondition, "target_id")
+	_, err = s.tryStart(t, p, debug(strings.Repeat("0", 64)))
+	wantCode(t, err, codes.NotFound)
+	_, err = s.CRI.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: target})
+	must(t, err)
+	_, err = s.tryStart(t, p, debug(target))
+	wantCode(t, err, codes.FailedPrecondition, "target_id")
+}

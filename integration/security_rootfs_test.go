@@ -28,11 +28,6 @@ func (s *security) TestCVE_2024_21626_WorkdirInProcSelfFd(t *testing.T) {
 	for n := 3; n <= 64; n++ {
 		ctr := s.container("", escape)
 		ctr.WorkingDir = fmt.Sprintf("/proc/self/fd/%d", n)
-		id, err := s.CRI.Create(t.Context(), p.id, p.cfg, ctr)
-		if err != nil {
-			continue
-		}
-		s.remove(t, id)
 		if out, code, err := s.output(t, p, ctr); err == nil && code == 0 {
 			t.Errorf("WORKDIR %s is the host's: %s", ctr.WorkingDir, out)
 		}
@@ -83,7 +78,7 @@ func (s *security) TestCVE_2021_30465_MountTargetSwappedForLink(t *testing.T) {
 		}
 	})
 	created := 0
-	const creations = 100
+	const creations = 60
 	for i := range creations {
 		ctr := s.container("", "true")
 		ctr.Mounts = []*runtimeapi.Mount{bindMount(volume, "/volume"), bindMount(other, "/volume/a/b"), bindMount(filepath.Join(s.Dir, "resolv.conf"), "/volume/a/tool")}

@@ -65,6 +65,7 @@ func TestSecurity(t *testing.T) {
 	program, err := os.ReadFile(n.Tools.Busybox)
 	must(t, err)
 	s.busybox = imagestest.Layer(busyboxEntries(program)...)
+	s.pod(t, plainPod) // with what the first pod of a node makes for good
 	before, err := n.Snapshot()
 	must(t, err)
 	for i := range reflect.TypeFor[*security]().NumMethod() {
@@ -85,7 +86,7 @@ func TestSecurity(t *testing.T) {
 	s.settle(t, before)
 }
 
-// settle waits until everything is as it was before. Cgroups below /berth are not this node's, whose pods name a parent.
+// settle waits until nothing is there that was not before. Cgroups below /berth are not this node's, whose pods name a parent.
 func (s *security) settle(t *testing.T, before lab.Snapshot) {
 	t.Helper()
 	err := lab.Eventually(context.Background(), 20*time.Second, "everything is as it was before", func(context.Context) error {
