@@ -3,14 +3,14 @@
 set -euo pipefail
 
 want=(
-  "gcc           compiles berth-shim, whose container start must run C code before Go's threads exist"
-  "libc6-dev     the C library that berth-shim is linked with, statically"
-  "libseccomp-dev  seccomp profiles of containers"
-  "pkg-config    tells the Go compiler where libseccomp is"
-  "iptables      the bridge and portmap CNI plugins run it for NAT of pods and host ports"
-  "nftables      tests read the firewall rules back with nft"
-  "iproute2      the README's commands look at links and addresses with ip"
-  "util-linux    tests use flock, ipcmk and nsenter"
+  "gcc compiles berth-shim, whose container start must run C code before Go's threads exist"
+  "libc6-dev the C library that berth-shim is linked with, statically"
+  "libseccomp-dev seccomp profiles of containers"
+  "pkg-config tells the Go compiler where libseccomp is"
+  "iptables the bridge and portmap CNI plugins run it for NAT of pods and host ports"
+  "nftables tests read the firewall rules back with nft"
+  "iproute2 the README's commands look at links and addresses with ip"
+  "util-linux tests use flock, ipcmk and nsenter"
 )
 
 need=()
@@ -28,7 +28,10 @@ if [ "$(id -u)" != 0 ]; then
   echo "setup: run as root: apt-get install $(printf '%s\n' "${need[@]%% *}" | paste -sd ' ')" >&2
   exit 1
 fi
-for line in "${need[@]}"; do echo "setup: install $line"; done
+for line in "${need[@]}"; do
+  read -r package why <<< "$line"
+  echo "setup: install $package: $why"
+done
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq < /dev/null
 apt-get install -y -qq --no-install-recommends "${need[@]%% *}" < /dev/null > /dev/null
