@@ -317,12 +317,12 @@ func (l *life) killShim(pod string) {
 			time.Sleep(5 * time.Millisecond)
 		}
 		// What is left of the pod is taken away after that, in a call of the daemon's own; a client's Stop waits for it.
-		return l.ended(ctx, p, killedCode)
+		return l.finished(ctx, p, killedCode)
 	})
 }
 
-// ended notes that the containers of a pod which ran have ended, and waits until the daemon says so.
-func (l *life) ended(ctx context.Context, p *lifePod, code int32) error {
+// finished notes that the containers of a pod which ran have ended, and waits until the daemon says so.
+func (l *life) finished(ctx context.Context, p *lifePod, code int32) error {
 	for _, c := range l.ctrs {
 		if c.pod != p || c.state != "running" {
 			continue
@@ -360,7 +360,7 @@ func (l *life) stopPod(pod string) {
 			return err
 		}
 		p.state = "not ready"
-		return errors.Join(l.checkPod(ctx, p), l.ended(ctx, p, killedCode))
+		return errors.Join(l.checkPod(ctx, p), l.finished(ctx, p, killedCode))
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sort"
@@ -20,7 +21,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/integration/lab"
-	"github.com/berth-run/berth/internal/step"
 )
 
 // Environment variables of fail points in shims: the daemon hands them on (cri/pods/launch.go).
@@ -44,33 +44,74 @@ type killNode struct {
 	exits  int // how many containers have been made to exit while the daemon was dead
 }
 
+// bystanderEnds is the last command of the bystander, which no other container has.
+const bystanderEnds = "exit 99"
+
 // newKillNode makes a node with its bystander, and notes what there is then.
 func newKillNode(ctx context.Context, t *testing.T) (_ *killNode, err error) {
-	n, err := lab.New(lab.Options{Tools: tools, Bin: os.Getenv(binDir), Log: t.Logf})
-	if err != nil {
-		return nil, err
+	k, err := newBareNode(ctx, t, nil)
+	if err != nil || k.Foreign() {
+		return k, err
 	}
-	k := &killNode{Node: n}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, k.Close())
 		}
 	}()
-	if n.Foreign() {
-		return k, nil
-	}
-	if err := errors.Join(n.StartRegistry(ctx), n.StartBerth(ctx)); err != nil {
+	k.pod = k.Pod("bystander")
+	if k.podID, err = k.CRI.RunPod(ctx, k.pod); err != nil {
 		return nil, err
 	}
-	k.pod = n.Pod("bystander")
-	if k.podID, err = n.CRI.RunPod(ctx, k.pod); err != nil {
-		return nil, err
-	}
-	if k.ticker, err = startTicks(ctx, n, k.podID, k.pod, ticking("ticker", "exit 0")); err != nil {
+	if k.ticker, err = startTicks(ctx, k.Node, k.podID, k.pod, ticking("ticker", bystanderEnds)); err != nil {
 		return nil, err
 	}
 	k.before, err = k.snapshot()
 	return k, err
+}
+
+// newBareNode makes a node without a bystander. prepare, if it is not nil, is called before the daemon is started.
+func newBareNode(ctx context.Context, t *testing.T, prepare func(*lab.Node) error) (_ *killNode, err error) {
+	n, err := lab.New(lab.Options{Tools: tools, Bin: os.Getenv(binDir), Log: t.Logf})
+	if err != nil {
+		return nil, err
+	}
+	k := &killNode{Node: n}
+	if n.Foreign() {
+		return k, nil
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, k.Close())
+		}
+	}()
+	if prepare != nil {
+		if err := prepare(n); err != nil {
+			return nil, err
+		}
+	}
+	if err := errors.Join(n.StartRegistry(ctx), n.StartBerth(ctx)); err != nil {
+		return nil, err
+	}
+	k.before, err = k.snapshot()
+	return k, err
+}
+
+// killTestNode makes a node for one test, which skips where fail points cannot be.
+func killTestNode(t *testing.T, k *killNode, err error) *killNode {
+	t.Helper()
+	must(t, err)
+	t.Cleanup(func() {
+		if t.Failed() && k.Berth != nil {
+			t.Logf("the end of the log of berth serve:\n%s", k.Berth.Tail(60))
+		}
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if k.Foreign() {
+		t.Skip("another runtime cannot be killed here")
+	}
+	return k
 }
 
 // Close takes the node down; the bystander ends with it.
@@ -89,13 +130,13 @@ func (k *killNode) Unarm() {
 	_ = k.StartBerth(ctx) // closing tells what that leaves undone
 }
 
-// snapshot is the ledger, less what comes and goes by itself: sleep of the bystander's loop, the daemon's exec server, and
-// what other daemons on the machine do below /berth.
+// snapshot is the ledger, less what comes and goes by itself: the processes of the bystander, which is looked at otherwise,
+// the daemon's exec server, and what other daemons on the machine do below /berth.
 func (k *killNode) snapshot() (lab.Snapshot, error) {
 	all, err := k.Snapshot()
 	for line := range all {
-		if strings.HasPrefix(line, "cgroup ") && strings.Contains(line, "/berth/") ||
-			strings.HasPrefix(line, "process ") && (strings.HasSuffix(line, ": "+tick) || strings.HasSuffix(line, ": berth-shim exec")) {
+		if strings.HasPrefix(line, "cgroup ") && strings.Contains(line, "/berth/") || strings.HasPrefix(line, "process ") &&
+			(strings.HasSuffix(line, ": "+tick) || strings.HasSuffix(line, ": berth-shim exec") || strings.Contains(line, bystanderEnds)) {
 			delete(all, line)
 		}
 	}
@@ -106,6 +147,10 @@ func (k *killNode) snapshot() (lab.Snapshot, error) {
 func (k *killNode) settle(ctx context.Context) error {
 	deadline := time.Now().Add(15 * time.Second)
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		// The ledger reads all of /proc, which is not for things that are still on their way out.
+		for end := time.Now().Add(5 * time.Second); k.underWay() && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+		}
 		after, err := k.snapshot()
 		if err != nil {
 			return err
@@ -129,6 +174,21 @@ func (k *killNode) settle(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// underWay tells whether there is more in a few directories than the bystander's.
+func (k *killNode) underWay() bool {
+	most := 0
+	if k.podID != "" {
+		most = 1
+	}
+	for _, dir := range []string{"run/pods", "run/containers", "root/images/rootfs", "root/pods", "root/containers"} {
+		entries, err := os.ReadDir(filepath.Join(k.Dir, dir))
+		if err == nil && len(entries) > most {
+			return true
+		}
+	}
+	return false
 }
 
 // died waits for the daemon to have killed itself, and tells whether it has.
@@ -215,14 +275,6 @@ func (k *killNode) left(ctx context.Context, l *leaver) error {
 	return err
 }
 
-// armed is an environment that kills the daemon at a point; without one it only lists points, into a file.
-func armed(variable, point string) []string {
-	if point == "" {
-		return nil
-	}
-	return []string{variable + "=" + point}
-}
-
 // tick is what the counting containers do between two lines.
 const tick = "sleep 0.02"
 
@@ -267,24 +319,34 @@ func followTicks(ctx context.Context, n *lab.Node, id, log string) (*ticks, erro
 
 // read reads what is new in the log and checks that no number is missing.
 func (t *ticks) read() error {
-	data, err := os.ReadFile(t.log)
+	f, err := os.Open(t.log)
 	if err != nil {
 		return err
 	}
-	if int64(len(data)) < t.at {
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() < t.at {
 		return fmt.Errorf("the log %s has shrunk", t.log)
 	}
+	data, err := io.ReadAll(io.NewSectionReader(f, t.at, info.Size()-t.at))
+	if err != nil {
+		return err
+	}
 	for {
-		line, _, whole := bytes.Cut(data[t.at:], []byte("\n"))
+		line, rest, whole := bytes.Cut(data, []byte("\n"))
 		if !whole {
 			return nil
 		}
+		data = rest
 		parts := strings.SplitN(string(line), " ", 4)
 		if len(parts) != 4 || parts[1] != "stdout" || parts[2] != "F" {
 			return fmt.Errorf("log line %q", line)
 		}
 		switch number, err := strconv.Atoi(parts[3]); {
-		case parts[3] == "bye" && !t.bye:
+		case parts[3] == "bye": // twice, where a repeated call has sent the signal twice
 			t.bye = true
 		case err != nil || t.bye || number != t.next:
 			return fmt.Errorf("log line %q comes where %d was expected (said bye: %t)", line, t.next, t.bye)
@@ -376,12 +438,17 @@ func infoPID(info map[string]string) (int, error) {
 // awaitEnd waits until a process is gone, or a zombie.
 func awaitEnd(ctx context.Context, pid int) error {
 	return lab.Eventually(ctx, 10*time.Second, fmt.Sprintf("end of process %d", pid), func(context.Context) error {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil || bytes.HasPrefix(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" Z")) {
-			return nil //nolint:nilerr // it is gone
+		if ended(pid) {
+			return nil
 		}
 		return errors.New("it runs")
 	})
+}
+
+// ended tells whether a process is gone, or a zombie.
+func ended(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || bytes.HasPrefix(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" Z"))
 }
 
 // points reads a list of fail points, in the order in which they were passed first.
@@ -406,5 +473,3 @@ func points(file string) ([]string, error) {
 
 // listTo has the daemon, or its shims, list the fail points that they pass.
 func listTo(variable, file string) string { return variable + "=" + file }
-
-var _ = step.EnvKill // the daemon's own variables
