@@ -264,9 +264,9 @@ func (got posture) want(t *testing.T, who string, want posture) {
 }
 
 // with is a copy with some fields changed.
-func (p posture) with(change posture) posture {
+func (got posture) with(change posture) posture {
 	all := posture{}
-	for _, from := range []posture{p, change} {
+	for _, from := range []posture{got, change} {
 		for k, v := range from {
 			all[k] = v
 		}
