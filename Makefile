@@ -52,7 +52,7 @@ test-integration: build ## kubelet, crictl, critest, kill matrix, attacks: real 
 
 bench: build ## measure berth: pod start, exec, removal, density, log, pull
 	@integration/tools/build.sh registry cni crictl busybox > /dev/null
-	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench . -benchtime 1x ./integration
+	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench '$(RUN)' -benchtime 1x ./integration
 
 lint: setup ## golangci-lint with the configuration of this repository
 	@read -r _ linter < <(integration/tools/build.sh golangci-lint); integration/progress.sh lint "$$linter" run

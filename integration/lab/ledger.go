@@ -68,6 +68,10 @@ func (n *Node) SettleWithin(ctx context.Context, before Snapshot, within time.Du
 	})
 }
 
+// Processes lists what runs for the node and was not started by this package, by process id with their command lines: shims,
+// and the processes of containers.
+func (n *Node) Processes() (map[int]string, error) { return n.processesLeft() }
+
 // processesLeft lists the processes that belong to the node and that this package did not start: whose command line, open
 // files or root file system lie in its directory, or which are in its cgroup or in a network namespace that is pinned there.
 func (n *Node) processesLeft() (map[int]string, error) {
