@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -211,6 +212,49 @@ func TestCrictl(t *testing.T) {
 			t.Errorf("left: %s", got)
 		}
 	})
+}
+
+// TestExamplesForCrictl runs the files of examples/crictl as README.md does.
+func TestExamplesForCrictl(t *testing.T) {
+	n := crictlNode{newNode(t)}
+	if n.Foreign() {
+		t.Skip("another runtime knows no mirror of docker.io")
+	}
+	n.run(t, "pull", "docker.io/library/busybox:1.37")
+	ledger(t, n.Node)
+	root, err := lab.RepoRoot()
+	must(t, err)
+	text, err := os.ReadFile(filepath.Join(root, "examples/crictl/pod.yaml"))
+	must(t, err)
+	// Only the place of the logs differs: a test writes nothing to /var/log.
+	logs := filepath.Join(n.Dir, "logs", "hello")
+	here := regexp.MustCompile(`(?m)^log_directory: .*$`).ReplaceAll(text, []byte("log_directory: "+logs))
+	if bytes.Equal(here, text) {
+		t.Fatal("examples/crictl/pod.yaml has no log_directory")
+	}
+	pod := filepath.Join(t.TempDir(), "pod.yaml")
+	must(t, os.WriteFile(pod, here, 0o644))
+
+	podID := n.run(t, "runp", pod)
+	t.Cleanup(func() { _, _ = n.Crictl(context.Background(), "rmp", "-f", podID) }) // if the test ends early
+	id := n.run(t, "create", podID, filepath.Join(root, "examples/crictl/container.yaml"), pod)
+	n.run(t, "start", id)
+	ip, err := n.CRI.PodIP(t.Context(), podID)
+	must(t, err)
+	must(t, lab.Eventually(t.Context(), soon, "the page", func(ctx context.Context) error {
+		return wantPage(ctx, "http://"+ip+":8080/", "hello from berth")
+	}))
+	if got := n.run(t, "exec", "-s", id, "id", "-u"); got != "65534" {
+		t.Errorf("user %q", got)
+	}
+	must(t, lab.Eventually(t.Context(), soon, "its log", func(ctx context.Context) error {
+		got, err := n.CrictlCommand(ctx, "logs", id).CombinedOutput() // it was written to standard error
+		if err == nil && !strings.Contains(string(got), "response:200") {
+			err = fmt.Errorf("%q", got)
+		}
+		return err
+	}))
+	n.run(t, "rmp", "-f", podID)
 }
 
 // TestPullByDigest is critest's case of that name, with a digest of the images made here.

@@ -143,6 +143,7 @@ func (b *Builder) catalogue(ctx context.Context, base []byte) ([]Image, error) {
 	const tools, e2e = "k8s-staging-cri-tools/", "e2e-test-images/"
 	images := []Image{
 		{e2e + "busybox", []string{"1.29-2", "1.29-4", "1.36.1-1", "1.37.0-1", "1.37.0-2", "latest"}, [][]byte{base}, config("", "sh")},
+		{"library/busybox", []string{"1.37", "latest"}, [][]byte{base}, config("", "sh")}, // the name in examples/crictl
 		{e2e + "nonroot", []string{"1.5", "latest"}, [][]byte{base}, config("1234", "sh", "-c", "id -u; sleep 3600")},
 		{
 			"pause",
