@@ -20,7 +20,6 @@ type Process struct {
 
 	cmd  *exec.Cmd
 	done chan struct{}
-	err  error // of Wait, once done is closed
 }
 
 // spawner starts processes from one thread that never ends. The kernel's parent-death signal, which makes sure that a
@@ -55,7 +54,7 @@ func start(name, log string, env []string, program string, args ...string) (*Pro
 	}
 	p := &Process{Name: name, Log: log, cmd: cmd, done: make(chan struct{})}
 	go func() {
-		p.err = cmd.Wait()
+		_ = cmd.Wait() // how it ended is in its ProcessState
 		close(p.done)
 	}()
 	return p, nil
@@ -120,7 +119,7 @@ func (p *Process) ready(ctx context.Context, within time.Duration, probe func(co
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("%s ended (%w) before it was ready: %s", p.Name, errors.Join(errors.New(p.cmd.ProcessState.String()), p.err), p.Tail(15))
+			return fmt.Errorf("%s ended (%v) before it was ready; its last lines:\n%s", p.Name, p.cmd.ProcessState, p.Tail(15))
 		case <-ctx.Done():
 			return fmt.Errorf("%s is not ready after %v: %w\n%s", p.Name, within, err, p.Tail(15))
 		case <-time.After(50 * time.Millisecond):
