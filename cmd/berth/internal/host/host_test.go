@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -80,6 +82,33 @@ func TestSecondDaemonIsToldThePIDOfTheFirst(t *testing.T) {
 		t.Fatalf("after the first has gone: %v", err)
 	}
 	if err := second.Release(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A daemon that is killed while it starts a child leaves its lock with that child, until it executes its program.
+func TestLockOfADeadDaemonIsWaitedFor(t *testing.T) {
+	root, run := t.TempDir(), t.TempDir()
+	first, err := Claim(root, run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range first.files {
+		if _, err := f.WriteAt(fmt.Appendf(nil, "%-10d\n", dead.Process.Pid), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	released := make(chan error, 1)
+	time.AfterFunc(100*time.Millisecond, func() { released <- first.Release() })
+	second, err := Claim(root, run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(<-released, second.Release()); err != nil {
 		t.Error(err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,7 +53,7 @@ func claim(name, dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w: %s", name, dir, cause(err), remedy)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lock(f); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = fmt.Errorf("%s %s is in use by another berth serve (pid %s): stop that one, or give this one its own --root, --run and --socket", name, dir, holder(f))
 		} else {
@@ -66,6 +67,23 @@ func claim(name, dir string) (*os.File, error) {
 	return f, nil
 }
 
+// lastChild is how long the last child of a daemon that was killed may hold its lock: a child that was just being started
+// has a copy of every descriptor, until it executes its program.
+const lastChild = 2 * time.Second
+
+// lock locks a file. It waits only where whoever has the lock by its own account is dead.
+func lock(f *os.File) error {
+	for end := time.Now().Add(lastChild); ; time.Sleep(5 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return err
+		}
+		if pid, perr := strconv.Atoi(holder(f)); perr != nil || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			return err
+		}
+	}
+}
+
 func writePID(f *os.File) error {
 	if err := f.Truncate(0); err != nil {
 		return err
@@ -76,7 +94,7 @@ func writePID(f *os.File) error {
 
 // holder reads the pid that the holder of a lock wrote.
 func holder(f *os.File) string {
-	data, err := io.ReadAll(io.LimitReader(f, 32))
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, 32))
 	pid := strings.TrimSpace(string(data))
 	if _, perr := strconv.ParseUint(pid, 10, 32); err != nil || perr != nil {
 		return "unknown"
