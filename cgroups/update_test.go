@@ -47,7 +47,8 @@ func TestMerge(t *testing.T) {
 		"swap, no limit, on v2":      {in{Memory: &specs.LinuxMemory{Swap: ptr(int64(150))}}, limits{v2: true, memory: Unlimited}, out{Memory: -1, MemorySwap: 150}},
 		"pids":                       {in{Pids: &specs.LinuxPids{Limit: ptr(int64(-1))}}, v2, out{PidsLimit: ptr(int64(-1))}},
 		"huge pages that are there": {
-			in{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 0}, {Pagesize: "1GB", Limit: 7}}}, v1,
+			in{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 0}, {Pagesize: "1GB", Limit: 7}}},
+			v1,
 			out{HugetlbLimit: []*cgroups.HugepageLimit{{Pagesize: "2MB"}}},
 		},
 		"unified":              {in{Unified: map[string]string{"memory.high": "max", "memory.oom.group": "1"}}, v2, out{Unified: map[string]string{"memory.high": "max", "memory.oom.group": "1"}}},

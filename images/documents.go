@@ -115,7 +115,8 @@ func parseDocument(data []byte, mediaType string) (*document, error) {
 }
 
 func isManifestType(t string) bool { return t == ocispec.MediaTypeImageManifest || t == dockerManifest }
-func isIndexType(t string) bool    { return t == ocispec.MediaTypeImageIndex || t == dockerManifestList }
+
+func isIndexType(t string) bool { return t == ocispec.MediaTypeImageIndex || t == dockerManifestList }
 
 func checkIndex(index *ocispec.Index) error {
 	if len(index.Manifests) > maxReferences {

@@ -135,7 +135,8 @@ func TestCandidates(t *testing.T) {
 	}
 	index := &ocispec.Index{Manifests: []ocispec.Descriptor{
 		d(1, p("unknown", "unknown", "")), d(2, p("windows", "arm64", "")), d(3, p("linux", "arm", "v7")), d(4, nil),
-		d(5, p("linux", "arm64", "v8")), d(6, p("linux", "amd64", "")), {MediaType: "application/vnd.example", Size: 7, Platform: p("linux", "arm64", "")},
+		d(5, p("linux", "arm64", "v8")), d(6, p("linux", "amd64", "")),
+		{MediaType: "application/vnd.example", Size: 7, Platform: p("linux", "arm64", "")},
 	}}
 	var got []int64
 	for _, c := range candidates(index, platforms.Only(platforms.MustParse("linux/arm64"))) {

@@ -341,7 +341,7 @@ func TestContentEncodingIsNotObeyed(t *testing.T) {
 		return false
 	})
 	s := openStore(t)
-	pullErr(t, s, reg.Host()+"/a:b", nil)
+	_ = pullErr(t, s, reg.Host()+"/a:b", nil)
 	if _, err := s.Pull(context.Background(), reg.Host()+"/a:c", nil); err != nil {
 		t.Errorf("labelled layer: %v", err)
 	}
@@ -378,7 +378,7 @@ func TestWrongBytesAreNeverVisible(t *testing.T) {
 					})
 				}
 				s := openStore(t)
-				pullErr(t, s, reg.Host()+"/a:b", nil)
+				_ = pullErr(t, s, reg.Host()+"/a:b", nil)
 				if left := leftovers(t, s); len(left) > 0 {
 					t.Errorf("left behind: %v", left)
 				}
@@ -709,11 +709,11 @@ func TestCVE_2021_20291_ReadersOfAbortedPulls(t *testing.T) {
 	d := digest.FromBytes(img.Layers[0].Blob)
 	reg.PutBlob(d, built.Blobs[d][:20])
 	s := openStore(t)
-	pullErr(t, s, reg.Host()+"/a:b", nil)
+	_ = pullErr(t, s, reg.Host()+"/a:b", nil)
 	time.Sleep(100 * time.Millisecond)
 	goroutines, files := runtime.NumGoroutine(), openFiles(t)
 	for range 200 {
-		pullErr(t, s, reg.Host()+"/a:b", nil)
+		_ = pullErr(t, s, reg.Host()+"/a:b", nil)
 	}
 	for range 100 {
 		if runtime.NumGoroutine() <= goroutines+5 && openFiles(t) <= files+5 {

@@ -241,7 +241,7 @@ func TestRandomKills(t *testing.T) {
 	again := func(call func(context.Context) error) error {
 		for {
 			err := call(ctx)
-			if err == nil || !isGone(err) || ctx.Err() != nil {
+			if err == nil || !isGone(err) || ctx.Err() != nil || t.Failed() {
 				return err
 			}
 			time.Sleep(20 * time.Millisecond)

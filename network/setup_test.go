@@ -142,8 +142,10 @@ func TestErrorsOfPlugins(t *testing.T) {
 		"address of the bridge only": {`echo '{"cniVersion":"1.0.0","interfaces":[{"name":"cni0"}],"ips":[{"address":"10.90.0.1/24","interface":0}]}'`, "no address for eth0", nil},
 		"killed":                     {`kill -9 $$`, "signal: killed", nil},
 		"endless output":             {`exec yes`, "more than 1048576 bytes of output", errdefs.ErrResourceExhausted},
-		"endless output, ignored end": {`trap '' PIPE; while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx 2>/dev/null; done`,
-			"more than 1048576 bytes of output", errdefs.ErrResourceExhausted},
+		"endless output, ignored end": {
+			`trap '' PIPE; while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx 2>/dev/null; done`,
+			"more than 1048576 bytes of output", errdefs.ErrResourceExhausted,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n.plugin("y", tc.body)

@@ -52,7 +52,11 @@ func openLog(dir, name string) (*os.File, error) {
 	how.Flags = unix.O_CREAT | unix.O_APPEND | unix.O_WRONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
 	how.Mode = 0o640
 	fd, err := unix.Openat2(at, filepath.Clean(name), &how)
-	if err != nil {
+	switch err {
+	case nil:
+	case unix.ELOOP, unix.EXDEV, unix.ENXIO, unix.EISDIR: // a link, a way out, a fifo, a directory
+		return nil, fmt.Errorf("open %s: %w: %w", filepath.Join(dir, name), err, errdefs.ErrInvalidArgument)
+	default:
 		return nil, &os.PathError{Op: "open", Path: filepath.Join(dir, name), Err: err}
 	}
 	var st unix.Stat_t

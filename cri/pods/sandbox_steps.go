@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -353,6 +352,3 @@ func (p *pod) shimDied() {
 		m.log.Warn("pod without a shim is not all cleaned up; it is tried again when it is stopped", "id", rec.ID, "error", err)
 	}
 }
-
-// podPath is the run directory of a pod, for recovery.
-func (m *Manager) podPath(id string) string { return filepath.Join(m.opts.Run, "pods", id) }

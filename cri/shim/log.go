@@ -31,7 +31,6 @@ type Log struct {
 	mu      sync.Mutex
 	f       *os.File // nil: no log
 	out     []byte
-	lines   int
 	dropped uint64
 	now     func() time.Time
 }

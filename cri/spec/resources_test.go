@@ -49,12 +49,14 @@ func TestResources(t *testing.T) {
 			&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr[int64](-1)}, Memory: &specs.LinuxMemory{Limit: ptr[int64](-1)}},
 		},
 		{
-			"no swap controller", &cri.LinuxContainerResources{MemoryLimitInBytes: 1 << 20, MemorySwapLimitInBytes: 2 << 20}, Host{CgroupVersion: 2},
+			"no swap controller", &cri.LinuxContainerResources{MemoryLimitInBytes: 1 << 20, MemorySwapLimitInBytes: 2 << 20},
+			Host{CgroupVersion: 2},
 			&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr[int64](1 << 20)}},
 		},
 		{
 			"no hugetlb controller", &cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 1 << 21}}},
-			Host{CgroupVersion: 2}, &specs.LinuxResources{},
+			Host{CgroupVersion: 2},
+			&specs.LinuxResources{},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -128,10 +130,12 @@ func TestOOMScoreAdj(t *testing.T) {
 		floor int
 		want  int
 	}{
-		{nil, -1000, 0}, {&cri.LinuxContainerResources{OomScoreAdj: 900}, -1000, 900},
+		{nil, -1000, 0},
+		{&cri.LinuxContainerResources{OomScoreAdj: 900}, -1000, 900},
 		{&cri.LinuxContainerResources{OomScoreAdj: -997}, -1000, -997},
 		{&cri.LinuxContainerResources{OomScoreAdj: -997}, -500, -500},
-		{&cri.LinuxContainerResources{OomScoreAdj: -997}, 0, 0}, {nil, 200, 200},
+		{&cri.LinuxContainerResources{OomScoreAdj: -997}, 0, 0},
+		{nil, 200, 200},
 	} {
 		p := mustContainer(t, func(in *Input) {
 			in.Container.Linux.Resources, in.Host.OOMScoreAdjFloor = c.r, c.floor
@@ -181,7 +185,7 @@ func TestMergeResources(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var oldCopy, updCopy proto.Message = proto.Clone(c.old), proto.Clone(c.upd)
+			oldCopy, updCopy := proto.Clone(c.old), proto.Clone(c.upd)
 			got := MergeResources(c.old, c.upd)
 			if !proto.Equal(got, c.want) {
 				t.Errorf("got %v, want %v", got, c.want)

@@ -44,12 +44,16 @@ func TestUser(t *testing.T) {
 				RunAsUser: id(1000), SupplementalGroups: []int64{600, 500},
 				SupplementalGroupsPolicy: cri.SupplementalGroupsPolicy_Strict,
 			},
-			1000, 2000, []uint32{500, 600, 2000}, "/home/web",
+			1000, 2000,
+			[]uint32{500, 600, 2000},
+			"/home/web",
 		},
 		{
 			"merge keeps them, each once", "",
 			&cri.LinuxContainerSecurityContext{RunAsUser: id(1000), SupplementalGroups: []int64{600, 29, 600}},
-			1000, 2000, []uint32{4, 29, 600, 2000}, "/home/web",
+			1000, 2000,
+			[]uint32{4, 29, 600, 2000},
+			"/home/web",
 		},
 		{"entry without home", "nohome", &cri.LinuxContainerSecurityContext{}, 1001, 2001, []uint32{2001}, "/"},
 	} {

@@ -35,9 +35,11 @@ type fake struct {
 func (f *fake) Exec(ctx context.Context, id string, cmd []string, s pods.Streams) (int, error) {
 	return f.exec(ctx, id, cmd, s)
 }
+
 func (f *fake) Attach(ctx context.Context, id string, s pods.Streams) error {
 	return f.attach(ctx, id, s)
 }
+
 func (f *fake) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
 	return f.forward(ctx, id, port, stream)
 }

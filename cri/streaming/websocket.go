@@ -137,7 +137,8 @@ func (b *bridge) translate(w http.ResponseWriter, r *http.Request, a asked) {
 	}
 	defer outer.Close()
 	// A client that has gone takes the own session with it, which knows what that means.
-	defer context.AfterFunc(r.Context(), func() { _ = inner.Close() })()
+	stop := context.AfterFunc(r.Context(), func() { _ = inner.Close() })
+	defer stop()
 	if err := relay(inner, ws, a); err != nil {
 		b.log.Debug("websocket session ended", "err", err)
 	}

@@ -59,7 +59,7 @@ type Stack struct {
 
 type entry struct {
 	Step
-	pending <-chan error // a Do that was left behind
+	pending <-chan struct{} // closed when a Do that was left behind has returned
 }
 
 // Resume puts steps that a journal names, oldest first, onto the stack without doing them, so that Unwind undoes them.
@@ -184,7 +184,7 @@ func (s *Stack) save() error {
 }
 
 func (s *Stack) do(ctx context.Context, st Step) error {
-	err, pending := s.timed(ctx, st, false)
+	pending, err := s.timed(ctx, st, false)
 	if pending != nil {
 		s.mu.Lock()
 		for i := range s.begun {
@@ -205,13 +205,13 @@ func (s *Stack) undo(ctx context.Context, e entry) error {
 			return fmt.Errorf("%s: undo %s: the step %w", s.Call, e.Name, ErrLeftBehind)
 		}
 	}
-	err, _ := s.timed(ctx, e.Step, true)
+	_, err := s.timed(ctx, e.Step, true)
 	return err
 }
 
 // timed runs one half of a step under its deadline. A half that does not return is left behind: pending then tells its
 // end.
-func (s *Stack) timed(ctx context.Context, st Step, undo bool) (err error, pending <-chan error) {
+func (s *Stack) timed(ctx context.Context, st Step, undo bool) (pending <-chan struct{}, err error) {
 	run, before, after, verb := st.Do, ".before", ".after", ""
 	if undo {
 		run, before, after, verb = st.Undo, ".undo-before", ".undo-after", "undo "
@@ -224,8 +224,9 @@ func (s *Stack) timed(ctx context.Context, st Step, undo bool) (err error, pendi
 	}
 	start := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s: %w", timeout, context.DeadlineExceeded))
-	done := make(chan error, 1)
+	done, ended := make(chan error, 1), make(chan struct{})
 	go func() {
+		defer close(ended)
 		defer cancel()
 		done <- run(ctx)
 	}()
@@ -236,7 +237,7 @@ func (s *Stack) timed(ctx context.Context, st Step, undo bool) (err error, pendi
 		case err = <-done:
 		case <-time.After(leaveBehind):
 			err = fmt.Errorf("%w: %w", ErrLeftBehind, context.Cause(ctx))
-			pending = done
+			pending = ended
 		}
 	}
 	if err != nil {
@@ -248,5 +249,5 @@ func (s *Stack) timed(ctx context.Context, st Step, undo bool) (err error, pendi
 	if err == nil {
 		Point(point + after)
 	}
-	return err, pending
+	return pending, err
 }

@@ -81,7 +81,7 @@ func TestErrorsNameFileLineFieldAndValue(t *testing.T) {
 		"\n# x\ncni-conf: /x\n":     `c.yaml:3: unknown field "cni-conf", the nearest known is "cniConf"`,
 		"CNIBIN: [/x]\n":            `c.yaml:1: unknown field "CNIBIN", the nearest known is "cniBin"`,
 		"certs_d: /x\n":             `unknown field "certs_d", the nearest known is "certsD"`,
-		"\"log-levle\": info\n":     `c.yaml:1: unknown field "log-levle", the nearest known is "logLevel"`,
+		"\"log-levl\": info\n":      `c.yaml:1: unknown field "log-levl", the nearest known is "logLevel"`,
 		"{root: /r, rum: /x}":       `c.yaml:1: unknown field "rum", the nearest known is "run"`,
 		"Root: /r\n":                `unknown field "Root", the nearest known is "root"`,
 		"a: 1\n\n\nb: 2\n":          `c.yaml:4: unknown field "b"`,
