@@ -168,17 +168,18 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 	if err == nil {
 		err = s.Run(ctx, step.Step{Name: "record", Do: func(context.Context) error {
 			return c.update(func(r *containerRecord) {
-				if r.FinishedAt.IsZero() { // init may have been killed meanwhile
-					r.Phase = ready
+				r.Phase = ready
+				if !r.FinishedAt.IsZero() { // init was killed meanwhile
+					r.Phase = stopped
 				}
 			})
 		}})
 	}
 	if err != nil {
 		if undo := s.Unwind(ctx); undo != nil {
-			// It stays in the records, and is undone when the pod is removed or the daemon starts.
+			// It stays in the records, under no name, and is undone when the pod is removed or the daemon starts.
 			_ = c.update(func(r *containerRecord) {
-				r.Phase, r.FinishedAt, r.ExitCode, r.Reason, r.Message = stopped, time.Now(), startErrorCode, reasonStart, err.Error()
+				r.Phase, r.FinishedAt, r.ExitCode, r.Reason, r.Message = removing, time.Now(), startErrorCode, reasonStart, err.Error()
 			})
 			c.markExited()
 			m.mu.Lock()
@@ -430,6 +431,14 @@ func (m *Manager) observeState(p *pod, s shim.State) {
 	c.exit(s)
 }
 
+// ended notes that the container has exited. One that is being made or removed stays so: a daemon that dies now leaves it
+// to the next one to undo, and its name to others.
+func (r *containerRecord) ended() {
+	if r.Phase != creating && r.Phase != removing {
+		r.Phase = stopped
+	}
+}
+
 // exit puts a container's end on record, once.
 func (c *container) exit(s shim.State) {
 	select {
@@ -457,9 +466,7 @@ func (c *container) exit(s shim.State) {
 		if s.LogDropped > 0 {
 			r.Message += fmt.Sprintf(" (%d bytes of its output could not be written to its log: no space was left)", s.LogDropped)
 		}
-		if r.Phase != removing {
-			r.Phase = stopped
-		}
+		r.ended()
 	})
 	if err != nil {
 		c.m.log.Error("exit of a container is not kept", "id", c.rec.ID, "error", err)
@@ -482,9 +489,7 @@ func (c *container) lost(reason, why string) {
 			return
 		}
 		r.FinishedAt, r.ExitCode, r.Reason, r.Message = time.Now(), code, reason, why
-		if r.Phase != removing {
-			r.Phase = stopped
-		}
+		r.ended()
 	})
 	if err != nil {
 		c.m.log.Error("exit of a container is not kept", "id", c.rec.ID, "error", err)
