@@ -102,7 +102,7 @@ func killTestNode(t *testing.T, k *killNode, err error) *killNode {
 	must(t, err)
 	t.Cleanup(func() {
 		if t.Failed() && k.Berth != nil {
-			t.Logf("the end of the log of berth serve:\n%s", k.Berth.Tail(60))
+			t.Logf("from the log of berth serve:\n%s", k.said())
 		}
 		if err := k.Close(); err != nil {
 			t.Error(err)
@@ -112,6 +112,19 @@ func killTestNode(t *testing.T, k *killNode, err error) *killNode {
 		t.Skip("another runtime cannot be killed here")
 	}
 	return k
+}
+
+// said is what the daemons have logged that is worth reading after a failure: warnings, and the end.
+func (k *killNode) said() string {
+	all := strings.Split(k.Berth.Tail(5000), "\n")
+	end := max(0, len(all)-40)
+	var lines []string
+	for i, line := range all {
+		if i >= end || strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // Close takes the node down; the bystander ends with it.

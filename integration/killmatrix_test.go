@@ -130,7 +130,7 @@ func matrix(t *testing.T, points []string, test func(k *killNode, point string) 
 				}
 				t.Run(point, func(t *testing.T) {
 					if err := test(k, point); err != nil {
-						t.Errorf("%v\nthe end of the log of berth serve:\n%s", err, k.Berth.Tail(40))
+						t.Errorf("%v\nfrom the log of berth serve:\n%s", err, k.said())
 					}
 				})
 				if t.Failed() {
