@@ -4,7 +4,7 @@
 set -uo pipefail
 title=$1
 shift
-echo "$title: ${*:1:3} ..."
+echo "$title ..."
 began=$SECONDS
 "$@" 2>&1 < /dev/null | {
   wait=2 part=''
