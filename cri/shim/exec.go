@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +23,8 @@ type ExecRequest struct {
 	StateRoot string          `json:",omitempty"` // libcontainer's directory
 	Process   json.RawMessage `json:",omitempty"` // an OCI process
 	Terminal  bool            `json:",omitempty"`
+	// InFile says that the process comes in a file, the last of those beside the message.
+	InFile bool `json:",omitempty"`
 	// CgroupDir and CgroupController are where the process gets a cgroup of its own, below the container's, so that it
 	// can be killed with all that it has started: the container's directory in one hierarchy and that hierarchy's
 	// controller, "" on v2.
@@ -36,6 +39,45 @@ type ExecResponse struct {
 	PID    int    `json:",omitempty"`
 	Exited bool   `json:",omitempty"`
 	Code   int    `json:",omitempty"` // 128 + signal where a signal ended it
+}
+
+// maxInline is how long a process may be in a message. A longer one goes in a file: the variables of a container may be
+// two megabytes (Kubernetes adds seven for each service of a namespace), and a message is one packet.
+const maxInline = 64 << 10
+
+// toFile moves the process out of the request, into a file of memory.
+func (r *ExecRequest) toFile() (*os.File, error) {
+	fd, err := unix.MemfdCreate("process", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "process")
+	if _, err := f.Write(r.Process); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	r.Process, r.InFile = nil, true
+	return f, nil
+}
+
+// fromFile takes the process from the last of the files, and returns the others.
+func (r *ExecRequest) fromFile(files []*os.File) ([]*os.File, error) {
+	if !r.InFile {
+		return files, nil
+	}
+	last := len(files) - 1
+	if last < 0 {
+		return files, errors.New("a process without its file")
+	}
+	f := files[last]
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return files[:last], err
+	}
+	r.Process = make(json.RawMessage, info.Size())
+	_, err = f.ReadAt(r.Process, 0) // its offset is where the daemon has stopped to write
+	return files[:last], err
 }
 
 // Executor runs one process in a container. It calls started with the process's pid and returns its exit code.
@@ -75,6 +117,12 @@ func ServeExec(fd int, run Executor, kill func(req ExecRequest, pid int)) error 
 			}
 			continue
 		}
+		files, err = req.fromFile(files)
+		if err != nil {
+			closeAll(files)
+			reply(ExecResponse{Seq: req.Seq, Error: errorText(err)})
+			continue
+		}
 		e := &execution{req: req}
 		mu.Lock()
 		running[req.Seq] = e
@@ -92,7 +140,7 @@ func ServeExec(fd int, run Executor, kill func(req ExecRequest, pid int)) error 
 			delete(running, req.Seq)
 			mu.Unlock()
 			if err != nil {
-				reply(ExecResponse{Seq: req.Seq, Error: err.Error()})
+				reply(ExecResponse{Seq: req.Seq, Error: errorText(err)})
 				return
 			}
 			reply(ExecResponse{Seq: req.Seq, Exited: true, Code: code})
@@ -222,9 +270,7 @@ func (s *ExecServer) Start(ctx context.Context, req ExecRequest, files ...*os.Fi
 	s.waiting[req.Seq] = c
 	s.mu.Unlock()
 	e := &Execution{server: s, seq: req.Seq, c: c}
-	s.send.Lock()
-	err := s.conn.send(req, files...)
-	s.send.Unlock()
+	err := s.request(req, files)
 	if err != nil {
 		s.forget(req.Seq)
 		return nil, fmt.Errorf("exec server: %w", err)
@@ -248,6 +294,20 @@ func (s *ExecServer) Start(ctx context.Context, req ExecRequest, files ...*os.Fi
 		}()
 		return nil, context.Cause(ctx)
 	}
+}
+
+func (s *ExecServer) request(req ExecRequest, files []*os.File) error {
+	if len(req.Process) > maxInline {
+		f, err := req.toFile()
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		files = append(slices.Clip(files), f)
+	}
+	s.send.Lock()
+	defer s.send.Unlock()
+	return s.conn.send(req, files...)
 }
 
 func (s *ExecServer) forget(seq uint64) {

@@ -160,7 +160,7 @@ func ServeHelper(fd int, create func(req CreateRequest, files []*os.File) (int, 
 	var res HelperResponse
 	res.PID, err = create(req.Create, files)
 	if err != nil {
-		res.Error = err.Error()
+		res.Error = errorText(err)
 	}
 	closeAll(files)
 	if err := c.send(res); err != nil {

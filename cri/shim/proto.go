@@ -105,6 +105,18 @@ const (
 	CodeInvalid  = "invalid"   // the request makes no sense
 )
 
+// maxError bounds the text of an error in an answer, in bytes: it may quote what was asked for, and an answer that does not
+// fit into a message would never come.
+const maxError = 8 << 10
+
+func errorText(err error) string {
+	text := err.Error()
+	if len(text) > maxError {
+		text = text[:maxError] + "…"
+	}
+	return text
+}
+
 // Error is an error that a shim answered.
 type Error struct{ Code, Message string }
 

@@ -180,7 +180,7 @@ func (s *Server) serve(c *conn) {
 	err = s.handle(req, files, &res)
 	step.Point("shim." + req.Verb + ".after")
 	if err != nil {
-		res.Error = err.Error()
+		res.Error = errorText(err)
 		var coded *Error
 		if errors.As(err, &coded) {
 			res.Code = coded.Code
