@@ -1,14 +1,26 @@
 package pods
 
 import (
+	"context"
+	"time"
+
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// A daemon can die between the last step of a call and its answer. Whoever made the call repeats it, as it was, and is
-// then given what is there: otherwise a name would be blocked by something whose id nobody knows. This holds only for
-// what was taken over from an earlier daemon, and only while it is as the call left it; to everybody else a name that is
-// taken is an error.
+// A daemon can die between the last step of a call and its answer, or whoever made the call give up there. It is repeated,
+// as it was, and is then given what is there: otherwise a name would be blocked by something whose id nobody knows. This
+// holds only for what was taken over from an earlier daemon or was finished for nobody, and only while it is as the call
+// left it; to everybody else a name that is taken is an error.
+
+// onTheWay is what an answer may take to whoever made the call, on a node that is busy.
+const onTheWay = time.Second
+
+// mayBeUnheard tells, at the end of a call, whether whoever made it may have given up before the answer is there.
+func mayBeUnheard(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && time.Until(deadline) < onTheWay
+}
 
 // sandboxAgain returns the id of the pod that a repeated RunPodSandbox asks for, or "".
 func (m *Manager) sandboxAgain(name string, cfg *cri.PodSandboxConfig) string {
@@ -19,7 +31,7 @@ func (m *Manager) sandboxAgain(name string, cfg *cri.PodSandboxConfig) string {
 		return ""
 	}
 	p := m.pods[c.id]
-	if p == nil || !p.recovered || !p.view.Load().Ready || !proto.Equal(p.config(), cfg) {
+	if p == nil || !p.unheard.Load() || !p.view.Load().Ready || !proto.Equal(p.config(), cfg) {
 		return ""
 	}
 	for _, c := range m.containers {
@@ -39,7 +51,7 @@ func (m *Manager) containerAgain(name string, cfg *cri.ContainerConfig) string {
 		return ""
 	}
 	ctr := m.containers[c.id]
-	if ctr == nil || !ctr.recovered.Load() || ctr.view.Load().State != cri.ContainerState_CONTAINER_CREATED || !proto.Equal(ctr.view.Load().Config, cfg) {
+	if ctr == nil || !ctr.unheard.Load() || ctr.view.Load().State != cri.ContainerState_CONTAINER_CREATED || !proto.Equal(ctr.view.Load().Config, cfg) {
 		return ""
 	}
 	return ctr.rec.ID
@@ -48,5 +60,5 @@ func (m *Manager) containerAgain(name string, cfg *cri.ContainerConfig) string {
 // startedAgain tells, once, whether a StartContainer may be one that has been done already. The caller holds the pod's
 // lock.
 func (c *container) startedAgain() bool {
-	return c.recovered.Swap(false) && c.view.Load().State == cri.ContainerState_CONTAINER_RUNNING
+	return c.unheard.Swap(false) && c.view.Load().State == cri.ContainerState_CONTAINER_RUNNING
 }

@@ -32,7 +32,7 @@ type container struct {
 	rec    containerRecord
 	exited chan struct{} // closed once it has exited and its record says so
 
-	recovered atomic.Bool // taken over from an earlier daemon; see again.go
+	unheard atomic.Bool // whoever made or started it may not know; see again.go
 
 	process atomic.Pointer[specs.Process] // of the specification, for exec
 }
@@ -123,6 +123,7 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *cr
 	c, err := m.createContainer(ctx, p, cfg)
 	if err == nil {
 		id = c.rec.ID
+		c.unheard.Store(mayBeUnheard(ctx))
 	}
 	m.settle(name, cl, id, err)
 	return id, err
@@ -241,6 +242,7 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 		}},
 	)
 	if err == nil {
+		c.unheard.Store(mayBeUnheard(ctx))
 		return nil
 	}
 	// The kubelet reads the reason from a container that has exited with code 128, and makes another.

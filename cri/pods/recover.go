@@ -27,7 +27,7 @@ func (m *Manager) recover(ctx context.Context) error {
 			return err
 		}
 		p := m.newPod(*rec)
-		p.recovered = true
+		p.unheard.Store(true)
 		found = append(found, p)
 		return nil
 	})
@@ -51,7 +51,7 @@ func (m *Manager) recover(ctx context.Context) error {
 		}
 		p := byID[rec.SandboxID]
 		c := m.newContainer(p, *rec)
-		c.recovered.Store(true)
+		c.unheard.Store(true)
 		switch {
 		case p == nil:
 			orphans = append(orphans, c)

@@ -27,7 +27,7 @@ type pod struct {
 	rec   podRecord
 	watch *shim.Watch
 
-	recovered bool // taken over from an earlier daemon; see again.go
+	unheard atomic.Bool // whoever made it may not know; see again.go
 
 	sessions int           // execs and attached clients
 	shimGone chan struct{} // closed when the watch has ended, after what follows from it is done
@@ -104,6 +104,7 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 	p, err := m.runSandbox(ctx, cfg, handler)
 	if err == nil {
 		id = p.rec.ID
+		p.unheard.Store(mayBeUnheard(ctx))
 	}
 	m.settle(name, c, id, err)
 	return id, err
