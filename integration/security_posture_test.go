@@ -129,7 +129,7 @@ func (s *security) TestPostureOfShimExecServerAndDaemon(t *testing.T) {
 	host := posture{
 		"Uid": "0 0 0 0", "Gid": "0 0 0 0", "Groups": own["Groups"], "CapInh": own["CapInh"], "CapAmb": own["CapAmb"], "CapPrm": own["CapPrm"],
 		"CapEff": own["CapEff"], "CapBnd": own["CapBnd"], "NoNewPrivs": "0", "Seccomp": own["Seccomp"], "SigBlk": "",
-		"SigIgn": noCapabilities, "Umask": own["Umask"], "oom_score_adj": strings.TrimSpace(string(score)), "root": "host",
+		"SigIgn": own["SigIgn"], "Umask": own["Umask"], "oom_score_adj": strings.TrimSpace(string(score)), "root": "host",
 	}
 	for _, kind := range namespaceKinds {
 		host["namespace "+kind] = "host"
@@ -149,7 +149,7 @@ func (s *security) TestPostureOfShimExecServerAndDaemon(t *testing.T) {
 	s.onlyFiles(t, "daemon", daemon, append(common, "/", "berth.log", "anon_inode:inotify", "/memfd:berth-shim (deleted)",
 		"root/lock", "run/lock", "root/berth.lock", "run/berth.lock", "root/images", "root/images/*", "root/images/*/*")...)
 	server := s.execServer(t)
-	golang(server, nil).want(t, "exec server", host)
+	golang(server, nil).want(t, "exec server", host.with(posture{"SigIgn": noCapabilities}))
 	s.onlyFiles(t, "exec server", server, append(common, "/", "berth.log")...)
 
 	lowest := "-998"

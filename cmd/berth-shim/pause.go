@@ -71,6 +71,14 @@ static void berth_pause(void) {
 		pause();
 }
 
+// Signals 32 and 33 are the C library's own, which hides them from everybody, and Go does not touch them: ignored by
+// whatever started the daemon, they would be ignored in every container. The other signals Go sets, see defaultSignals.
+__attribute__((constructor)) static void berth_hidden_signals(void) {
+	char by_default[32] = {0}; // larger than the kernel's struct sigaction without its mask; SIG_DFL is 0
+	for (int signal = 32; signal < 34; signal++)
+		syscall(SYS_rt_sigaction, signal, by_default, NULL, 8);
+}
+
 __attribute__((constructor)) static void berth_pause_if_asked(void) {
 	if (getenv("_BERTH_PAUSE") != NULL)
 		berth_pause();
