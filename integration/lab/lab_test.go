@@ -38,3 +38,32 @@ func TestReportCountsCasesAndNotTheirSetUp(t *testing.T) {
 		t.Errorf("%+v, want %+v", r, want)
 	}
 }
+
+func TestUndoRulesTakesThePodsChainsAndLeavesSharedOnes(t *testing.T) {
+	n := &Node{Index: 1}
+	saved := []string{
+		"*nat",
+		":CNI-d05d CNI-HOSTPORT-DNAT - [0:0]",
+		`-A POSTROUTING -s 10.91.1.2/32 -m comment --comment "name: \"berth-lab1\" id: \"63\"" -j CNI-d05d`,
+		`-A POSTROUTING -s 10.91.11.2/32 -m comment --comment "name: \"berth-lab11\" id: \"64\"" -j CNI-other`,
+		`-A CNI-d05d -d 10.91.1.0/24 -m comment --comment "name: \"berth-lab1\" id: \"63\"" -j ACCEPT`,
+		`-A CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \"berth-lab1\" id: \"63\"" -m multiport --dports 80 -j CNI-DN-d05d`,
+		"-A CNI-DN-d05d -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.91.1.2:80",
+		"COMMIT",
+	}
+	want := `*nat
+-D POSTROUTING -s 10.91.1.2/32 -m comment --comment "name: \"berth-lab1\" id: \"63\"" -j CNI-d05d
+-D CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \"berth-lab1\" id: \"63\"" -m multiport --dports 80 -j CNI-DN-d05d
+-F CNI-d05d
+-F CNI-DN-d05d
+-X CNI-d05d
+-X CNI-DN-d05d
+COMMIT
+`
+	if got := n.undoRules(saved); got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	if got := n.undoRules(saved[:2]); got != "" {
+		t.Errorf("without rules: %q", got)
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sort"
 	"strings"
@@ -245,27 +244,6 @@ func (n *Node) lookCgroups(s Snapshot) error {
 			case "", "/kubepods", "/kubepods/besteffort", "/kubepods/burstable":
 			default:
 				s["cgroup "+dir] = true
-			}
-		}
-	}
-	return nil
-}
-
-// lookFirewall notes the rules that speak of the node's network or of its addresses. Rules with a program's static chains
-// are made once and stay.
-func (n *Node) lookFirewall(s Snapshot) error {
-	prefix := strings.TrimSuffix(n.Subnet(), "0/24")
-	for _, dump := range [][]string{{"iptables-save"}, {"ip6tables-save"}, {"nft", "list", "ruleset"}} {
-		if _, err := exec.LookPath(dump[0]); err != nil {
-			continue
-		}
-		out, err := exec.Command(dump[0], dump[1:]...).Output()
-		if err != nil {
-			return fmt.Errorf("%s: %w", strings.Join(dump, " "), err)
-		}
-		for _, line := range strings.Split(string(out), "\n") {
-			if strings.Contains(line, n.Network()+`"`) || strings.Contains(line, n.Network()+`\"`) || strings.Contains(line, prefix) {
-				s[dump[0]+" "+strings.TrimSpace(line)] = true
 			}
 		}
 	}

@@ -165,10 +165,16 @@ func (n *Node) Close() error {
 	if n.Kubelet != nil {
 		errs = append(errs, n.Kubelet.Stop())
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if n.Berth != nil && !n.Berth.Alive() {
+		// It removes what it made better than force does. A test that ended with it dead may have broken it on purpose.
+		if err := n.StartBerth(ctx); err != nil {
+			n.logf("node %d is taken down by force: %v", n.Index, err)
+		}
+	}
 	if n.CRI != nil && (n.foreign || n.Berth != nil && n.Berth.Alive()) {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		errs = append(errs, n.CRI.RemovePods(ctx, n.owns))
-		cancel()
 	}
 	if n.CRI != nil {
 		errs = append(errs, n.CRI.Close())
@@ -202,7 +208,7 @@ func (n *Node) sweep() error {
 	case !errors.As(err, &missing):
 		errs = append(errs, err)
 	}
-	errs = append(errs, n.sweepLogLinks())
+	errs = append(errs, n.sweepLogLinks(), n.sweepFirewall())
 	if os.Getenv("BERTH_KEEP") != "" {
 		n.logf("BERTH_KEEP: the node's files stay in %s", n.Dir)
 		return errors.Join(errs...)
