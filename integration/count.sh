@@ -12,6 +12,11 @@ shift
   { print; fflush() }
   END {
     printf "%d passed, %d failed, %d skipped (subtests counted); all output: %s\n", count["PASS:"], count["FAIL:"], count["SKIP:"], log_file
+    if (!count["PASS:"] && !count["FAIL:"] && !count["SKIP:"]) {
+      print "no test ran: is RUN right?"
+      exit 1
+    }
   }
 '
-exit "${PIPESTATUS[0]}"
+status=("${PIPESTATUS[@]}")
+exit $((status[0] ? status[0] : status[1]))
