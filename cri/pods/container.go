@@ -238,7 +238,7 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 			return c.update(func(r *containerRecord) { r.Phase, r.StartedAt = starting, time.Now() })
 		}},
 		step.Step{Name: "start", Timeout: 30 * time.Second, Do: func(ctx context.Context) error {
-			return c.pod.shim().Start(ctx, c.rec.ID)
+			return ofShim(c.pod.shim().Start(ctx, c.rec.ID))
 		}},
 	)
 	if err == nil {
@@ -282,6 +282,8 @@ func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Durat
 				if rec.Signalled {
 					return nil
 				}
+				ctx, cancel := context.WithTimeout(ctx, shimAnswers)
+				defer cancel()
 				if err := c.pod.shim().Signal(ctx, rec.ID, rec.StopSignal); err != nil {
 					return nil // it is killed below all the same
 				}

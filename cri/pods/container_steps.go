@@ -154,7 +154,7 @@ func (b *build) create(ctx context.Context) error {
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 	}, log)
 	if err != nil {
-		return err
+		return ofShim(err)
 	}
 	if err := cgroups.Verify(cgroups.Path(b.rec.Cgroup), pid); err != nil { // CVE-2025-47291
 		return err

@@ -177,10 +177,30 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, s Streams) 
 	} else {
 		code, err = execPipes(ctx, server, req, s)
 	}
-	if err != nil && ctx.Err() != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
 		err = context.Cause(ctx)
+	case err != nil:
+		err = c.execFailed(err)
 	}
 	return code, err
+}
+
+// exitFollows is how long after an exec that failed because its container ends the exit may be told.
+const exitFollows = 100 * time.Millisecond
+
+// execFailed says why an exec could not run. One in a container that just ends fails in many ways, none of which says so.
+func (c *container) execFailed(err error) error {
+	wait := exitFollows
+	if _, gone := os.Readlink(fmt.Sprintf("/proc/%d/root", c.view.Load().PID)); gone != nil {
+		wait = exitIsTold // its init has ended, a zombie has no root either
+	}
+	select {
+	case <-c.exited:
+		return failedPrecondition("container %s has exited meanwhile (%v)", c.rec.ID, err)
+	case <-time.After(wait):
+		return ofShim(err)
+	}
 }
 
 // killWait is how long a killed process may take to be gone.

@@ -84,5 +84,7 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 		return err
 	}
 	defer f.Close()
-	return c.pod.shim().ReopenLog(ctx, c.rec.ID, f)
+	ctx, cancel := context.WithTimeout(ctx, shimAnswers)
+	defer cancel()
+	return ofShim(c.pod.shim().ReopenLog(ctx, c.rec.ID, f))
 }

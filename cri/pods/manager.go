@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berth-run/berth/cri/shim"
 	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/images"
 	"github.com/berth-run/berth/internal/step"
@@ -299,6 +300,20 @@ func (l lock) Unlock() { <-l }
 // failedPrecondition is an error about a state that does not allow what was asked.
 func failedPrecondition(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrFailedPrecondition)...)
+}
+
+// ofShim gives an error of a shim or of the exec server the class that a caller can act upon.
+func ofShim(err error) error {
+	var answer *shim.Error
+	switch {
+	case errors.As(err, &answer) && answer.Code == shim.CodeDeadline:
+		return fmt.Errorf("%w: %w", err, context.DeadlineExceeded)
+	case errors.As(err, &answer) && (answer.Code == shim.CodeState || answer.Code == shim.CodeNotFound):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	case errors.Is(err, shim.ErrGone), errors.Is(err, shim.ErrExecServerGone):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	}
+	return err
 }
 
 func isNotFound(err error) bool { return errors.Is(err, errdefs.ErrNotFound) }

@@ -3,6 +3,7 @@ package pods
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -304,5 +305,37 @@ func TestSessionsAreBounded(t *testing.T) {
 	ends[0]()
 	if _, err := p.session(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What a shim answers when a container ends under a call is no failure of the daemon's.
+func TestErrorsOfShimsHaveAClass(t *testing.T) {
+	for _, tc := range []struct{ err, class error }{
+		{&shim.Error{Code: shim.CodeState, Message: "container is exited"}, errdefs.ErrFailedPrecondition},
+		{&shim.Error{Code: shim.CodeNotFound, Message: "no container"}, errdefs.ErrFailedPrecondition},
+		{&shim.Error{Code: shim.CodeDeadline, Message: "not created within 1s"}, context.DeadlineExceeded},
+		{fmt.Errorf("shim create: %w", shim.ErrGone), errdefs.ErrUnavailable},
+		{shim.ErrExecServerGone, errdefs.ErrUnavailable},
+	} {
+		if err := ofShim(tc.err); !errors.Is(err, tc.class) || !strings.HasPrefix(err.Error(), tc.err.Error()) {
+			t.Errorf("%v becomes %v", tc.err, err)
+		}
+	}
+	if ofShim(nil) != nil {
+		t.Error("no error becomes one")
+	}
+}
+
+func TestExecInAContainerThatEnds(t *testing.T) {
+	rec := someContainer(ctrA, podA)
+	rec.PID = os.Getpid()
+	c := bare(t).newContainer(nil, *rec)
+	lost := errors.New("root of the container: no such file or directory")
+	if err := c.execFailed(lost); !errors.Is(err, lost) || errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("in one that runs: %v", err)
+	}
+	go c.exit(shim.State{})
+	if err := c.execFailed(lost); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "exited") {
+		t.Errorf("in one that ends: %v", err)
 	}
 }

@@ -60,6 +60,9 @@ func (c Client) call(ctx context.Context, req Request, files ...*os.File) (*Resp
 	stop := context.AfterFunc(ctx, func() { _ = conn.f.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := conn.send(req, files...); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return nil, fmt.Errorf("shim %s: %w", req.Verb, gone(err))
 	}
 	var res Response

@@ -120,6 +120,9 @@ func (h *helpers) create(req CreateRequest, files []*os.File, adopt func(pid int
 	var res HelperResponse
 	if _, err := p.conn.receive(&res); err != nil {
 		_ = h.reaper.kill(p.pid, unix.SIGKILL)
+		if !timer.Stop() {
+			return 0, &Error{CodeDeadline, fmt.Sprintf("not created within %s", timeout)}
+		}
 		return 0, fmt.Errorf("helper ended before it had created the container (is the node short of memory, or a volume stuck?): %w", err)
 	}
 	if res.Error != "" {

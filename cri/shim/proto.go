@@ -103,6 +103,7 @@ const (
 	CodeNotFound = "not found" // no such container in this shim
 	CodeState    = "state"     // not in a state that allows it
 	CodeInvalid  = "invalid"   // the request makes no sense
+	CodeDeadline = "deadline"  // not done by the deadline that came with the request
 )
 
 // maxError bounds the text of an error in an answer, in bytes: it may quote what was asked for, and an answer that does not
