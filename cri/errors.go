@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
@@ -45,7 +46,18 @@ func toStatus(err error) error {
 	if s, ok := status.FromError(err); ok {
 		return s.Err()
 	}
-	return status.Error(code(err), err.Error())
+	return status.Error(code(err), brief(err.Error(), maxText))
+}
+
+// maxText bounds the text of an error, in bytes: it may quote what was asked for, and goes into the log as well.
+const maxText = 8 << 10
+
+// brief is the beginning of a text.
+func brief(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
 }
 
 func code(err error) codes.Code {
@@ -59,8 +71,14 @@ func code(err error) codes.Code {
 
 // invalid is an InvalidArgument that names the field and its value.
 func invalid(field string, value any, why string, args ...any) error {
+	if s, ok := value.(string); ok {
+		value = brief(s, maxValue)
+	}
 	return fmt.Errorf("%s: %#v: %s: %w", field, value, fmt.Sprintf(why, args...), errdefs.ErrInvalidArgument)
 }
+
+// maxValue bounds a value in an error or in the log, in bytes. No id and no name of Kubernetes' is as long.
+const maxValue = 256
 
 // missing is an InvalidArgument that names a field which must be set.
 func missing(field string) error {

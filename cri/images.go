@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -20,6 +21,10 @@ func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri
 	if err != nil {
 		return nil, err
 	}
+	// The one credential that goes into a header as it is; the text of the error that comes of it is a registry's.
+	if token := req.GetAuth().GetRegistryToken(); strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return nil, fmt.Errorf("auth.registry_token: holds control characters: %w", errdefs.ErrInvalidArgument)
+	}
 	img, err := s.images.Pull(ctx, name, auth(req.GetAuth()))
 	if err != nil {
 		return nil, pullError(err)
@@ -29,15 +34,19 @@ func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri
 
 // ListImages lists from memory. A filter names one image.
 func (s *Server) ListImages(_ context.Context, req *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
-	list := s.images.Images()
-	if name := req.GetFilter().GetImage().GetImage(); name != "" {
-		img, err := s.images.Image(name)
-		switch {
-		case errors.Is(err, errdefs.ErrNotFound):
-			list = nil
-		case err != nil:
+	var list []*images.Image
+	if filter := req.GetFilter().GetImage(); filter.GetImage() == "" {
+		list = s.images.Images()
+	} else {
+		name, err := imageName(filter)
+		if err != nil {
 			return nil, err
-		default:
+		}
+		img, err := s.images.Image(name)
+		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+			return nil, err
+		}
+		if err == nil {
 			list = []*images.Image{img}
 		}
 	}
@@ -100,6 +109,9 @@ func imageName(spec *cri.ImageSpec) (string, error) {
 	}
 	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 		return "", invalid("image.image", name, "a reference holds no blanks and no control characters")
+	}
+	if len(name) > maxID {
+		return "", invalid("image.image", name, "a reference holds %d bytes at most", maxID)
 	}
 	return name, nil
 }

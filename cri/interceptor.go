@@ -102,15 +102,16 @@ func subject(req any) []any {
 	switch r := req.(type) {
 	case *cri.RunPodSandboxRequest:
 		m := r.GetConfig().GetMetadata()
-		return []any{"pod", m.GetNamespace() + "/" + m.GetName(), "attempt", m.GetAttempt()}
+		return []any{"pod", brief(m.GetNamespace()+"/"+m.GetName(), maxValue), "attempt", m.GetAttempt()}
 	case *cri.CreateContainerRequest:
-		return []any{"sandbox", r.GetPodSandboxId(), "container", r.GetConfig().GetMetadata().GetName(), "attempt", r.GetConfig().GetMetadata().GetAttempt()}
+		m := r.GetConfig().GetMetadata()
+		return []any{"sandbox", brief(r.GetPodSandboxId(), maxValue), "container", brief(m.GetName(), maxValue), "attempt", m.GetAttempt()}
 	case interface{ GetContainerId() string }:
-		return []any{"id", r.GetContainerId()}
+		return []any{"id", brief(r.GetContainerId(), maxValue)}
 	case interface{ GetPodSandboxId() string }:
-		return []any{"sandbox", r.GetPodSandboxId()}
+		return []any{"sandbox", brief(r.GetPodSandboxId(), maxValue)}
 	case interface{ GetImage() *cri.ImageSpec }:
-		return []any{"image", r.GetImage().GetImage()}
+		return []any{"image", brief(r.GetImage().GetImage(), maxValue)}
 	}
 	return nil
 }

@@ -89,7 +89,7 @@ func parseCIDRs(joined string) ([]netip.Prefix, error) {
 	for cidr := range strings.SplitSeq(joined, ",") {
 		p, err := netip.ParsePrefix(strings.TrimSpace(cidr))
 		if err != nil {
-			return nil, invalid("pod_cidr", joined, "%q is no address range", cidr)
+			return nil, invalid("pod_cidr", cidr, "is no address range")
 		}
 		out = append(out, p)
 	}

@@ -88,7 +88,7 @@ func TestHandshake(t *testing.T) {
 
 // Every request that cannot be right is refused before anything is looked up, with the field and its value.
 func TestBadRequestsNameFieldAndValue(t *testing.T) {
-	rt, im, _ := start(t)
+	rt, im, log := start(t)
 	ctx := t.Context()
 	for _, tc := range []struct {
 		name string
@@ -142,6 +142,16 @@ func TestBadRequestsNameFieldAndValue(t *testing.T) {
 			_, err := rt.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: idA, Cmd: []string{"a", "b\x00c"}})
 			return err
 		}, `cmd: "b\x00c"`},
+		{"ExecSync with an endless argument", func() error {
+			_, err := rt.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: idA, Cmd: []string{"a", strings.Repeat("b", 1<<17)}})
+			return err
+		}, `cmd: "bbb`},
+		{"an endless handler", func() error {
+			_, err := rt.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{
+				Config: &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: "a"}}, RuntimeHandler: strings.Repeat("h", 1<<20),
+			})
+			return err
+		}, `runtime_handler: "hhh`},
 		{"ExecSync with a negative timeout", func() error {
 			_, err := rt.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: idA, Cmd: []string{"a"}, Timeout: -1})
 			return err
@@ -178,6 +188,18 @@ func TestBadRequestsNameFieldAndValue(t *testing.T) {
 			_, err := im.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: "a b"}})
 			return err
 		}, `image.image: "a b"`},
+		{"PullImage with an endless name", func() error {
+			_, err := im.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: strings.Repeat("a", 1<<20)}})
+			return err
+		}, `image.image: "aaa`},
+		{"PullImage with a token that is no header", func() error {
+			_, err := im.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: "a"}, Auth: &cri.AuthConfig{RegistryToken: "x\ny"}})
+			return err
+		}, "auth.registry_token: holds"},
+		{"ListImages with an endless name", func() error {
+			_, err := im.ListImages(ctx, &cri.ListImagesRequest{Filter: &cri.ImageFilter{Image: &cri.ImageSpec{Image: strings.Repeat("a", 1<<20)}}})
+			return err
+		}, `image.image: "aaa`},
 		{"ImageStatus of nothing", func() error { _, err := im.ImageStatus(ctx, &cri.ImageStatusRequest{}); return err }, "image.image: missing"},
 		{"RemoveImage of nothing", func() error { _, err := im.RemoveImage(ctx, &cri.RemoveImageRequest{}); return err }, "image.image: missing"},
 	} {
@@ -187,6 +209,11 @@ func TestBadRequestsNameFieldAndValue(t *testing.T) {
 		}
 		if len(status.Convert(err).Message()) > 1000 {
 			t.Errorf("%s: the error repeats all of the request", tc.name)
+		}
+	}
+	for line := range strings.Lines(log.String()) {
+		if len(line) > 4000 {
+			t.Errorf("a line of %d bytes in the log: %.200s", len(line), line)
 		}
 	}
 }

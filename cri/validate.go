@@ -16,12 +16,15 @@ func checkID(field, id string) error {
 	case id == "":
 		return missing(field)
 	case len(id) > maxID:
-		return invalid(field, id[:64]+"…", "an id has at most 64 digits")
+		return invalid(field, id, "an id has at most 64 digits")
 	case strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '/' }):
 		return invalid(field, id, "an id has hexadecimal digits only")
 	}
 	return nil
 }
+
+// maxArgument is what Linux takes in one argument (MAX_ARG_STRLEN), without its final NUL.
+const maxArgument = 128<<10 - 1
 
 // checkCommand refuses a command that cannot be executed.
 func checkCommand(field string, cmd []string) error {
@@ -29,6 +32,9 @@ func checkCommand(field string, cmd []string) error {
 		return missing(field)
 	}
 	for _, arg := range cmd {
+		if len(arg) > maxArgument {
+			return invalid(field, arg, "an argument holds %d bytes at most", maxArgument)
+		}
 		if strings.ContainsRune(arg, 0) {
 			return invalid(field, arg, "an argument cannot hold a NUL byte")
 		}

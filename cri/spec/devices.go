@@ -19,6 +19,12 @@ func validateDevices(cfg *cri.ContainerConfig) error {
 		if err := absolute(at+".host_path", d.GetHostPath()); err != nil {
 			return err
 		}
+		if path.Clean(d.GetContainerPath()) == "/" {
+			return invalid(at+".container_path", d.GetContainerPath(), "is the root of the container")
+		}
+		if path.Clean(d.GetHostPath()) == "/" { // a walk through all file systems of the host
+			return invalid(at+".host_path", d.GetHostPath(), "is the root of the host")
+		}
 		if p := d.GetPermissions(); p == "" || strings.Trim(p, "rwm") != "" {
 			return invalid(at+".permissions", p, "is not made of r, w and m")
 		}

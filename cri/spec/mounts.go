@@ -33,7 +33,7 @@ func validateMount(at string, m *cri.Mount) error {
 	}
 	if image := m.GetImage(); image.GetImage() != "" {
 		if m.GetHostPath() != "" {
-			return invalid(at+".host_path", m.GetHostPath(), "is given together with image %q", image.GetImage())
+			return invalid(at+".host_path", m.GetHostPath(), "is given together with image %s", show(image.GetImage()))
 		}
 		if !m.GetReadonly() {
 			return invalid(at+".readonly", m.GetReadonly(), "is not possible: an image volume is read-only")
@@ -81,6 +81,12 @@ func validateMount(at string, m *cri.Mount) error {
 // maxPath is PATH_MAX of Linux without its NUL byte. Longer ones overflowed counters on their way to the kernel
 // (CVE-2021-43784).
 const maxPath = 4095
+
+// tooLong says whether a path is longer than the kernel takes, or a name in it is.
+func tooLong(p string) bool {
+	const maxName = 255 // NAME_MAX
+	return len(p) > maxPath || slices.ContainsFunc(strings.Split(p, "/"), func(name string) bool { return len(name) > maxName })
+}
 
 // absolute refuses a path of the container that is empty, relative, too long or holds control characters.
 func absolute(at, p string) error {

@@ -14,11 +14,14 @@ import (
 
 const resourcesField = "config.linux.resources"
 
-// Bounds of the kernel's CPU bandwidth controller, in microseconds.
+// Bounds of the kernel's CPU bandwidth controller, in microseconds, and of its shares.
 const (
 	minCPUQuota  = 1_000
+	maxCPUQuota  = 1<<44 - 1
 	minCPUPeriod = 1_000
 	maxCPUPeriod = 1_000_000
+	minCPUShares = 2
+	maxCPUShares = 262_144
 )
 
 var (
@@ -30,10 +33,12 @@ var (
 func ValidateResources(at string, r *cri.LinuxContainerResources) error {
 	const negative = "is negative"
 	switch {
-	case r.GetCpuShares() < 0:
-		return invalid(at+".cpu_shares", r.GetCpuShares(), negative)
+	case r.GetCpuShares() != 0 && (r.GetCpuShares() < minCPUShares || r.GetCpuShares() > maxCPUShares):
+		return invalid(at+".cpu_shares", r.GetCpuShares(), "is outside %d..%d", minCPUShares, maxCPUShares)
 	case r.GetCpuQuota() != 0 && r.GetCpuQuota() != -1 && r.GetCpuQuota() < minCPUQuota:
 		return invalid(at+".cpu_quota", r.GetCpuQuota(), "is neither -1 (no limit) nor %d or more", minCPUQuota)
+	case r.GetCpuQuota() > maxCPUQuota:
+		return invalid(at+".cpu_quota", r.GetCpuQuota(), "is more than %d", int64(maxCPUQuota))
 	case r.GetCpuPeriod() != 0 && (r.GetCpuPeriod() < minCPUPeriod || r.GetCpuPeriod() > maxCPUPeriod):
 		return invalid(at+".cpu_period", r.GetCpuPeriod(), "is outside %d..%d", minCPUPeriod, maxCPUPeriod)
 	case r.GetMemoryLimitInBytes() < -1:

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"math"
 	"reflect"
 	"testing"
 
@@ -74,6 +75,9 @@ func TestResources(t *testing.T) {
 func TestResourcesRefused(t *testing.T) {
 	for word, r := range map[string]*cri.LinuxContainerResources{
 		"cpu_shares: -1":                       {CpuShares: -1},
+		"cpu_shares: 1":                        {CpuShares: 1},
+		"cpu_shares: 262145":                   {CpuShares: 262_145},
+		"cpu_quota: 9223372036854775807":       {CpuQuota: math.MaxInt64},
 		"cpu_quota: -2":                        {CpuQuota: -2},
 		"cpu_quota: 999":                       {CpuQuota: 999},
 		"cpu_period: 999":                      {CpuPeriod: 999},

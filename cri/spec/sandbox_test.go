@@ -174,6 +174,8 @@ func TestSandboxRefused(t *testing.T) {
 		{"config.log_directory", func(p *cri.PodSandboxConfig) { p.LogDirectory = "logs" }},
 		{"config.log_directory", func(p *cri.PodSandboxConfig) { p.LogDirectory = "/var/log/../../etc" }},
 		{"config.log_directory", func(p *cri.PodSandboxConfig) { p.LogDirectory = "/var/log\n" }},
+		{"config.log_directory", func(p *cri.PodSandboxConfig) { p.LogDirectory = "/var/" + strings.Repeat("n", 256) }},
+		{"config.log_directory", func(p *cri.PodSandboxConfig) { p.LogDirectory = strings.Repeat("/var", 1024) }},
 		{"config.linux.cgroup_parent", func(p *cri.PodSandboxConfig) { p.Linux.CgroupParent = "kubepods" }},
 		{"config.linux.cgroup_parent", func(p *cri.PodSandboxConfig) { p.Linux.CgroupParent = "/a/../../b" }},
 		{"config.linux.cgroup_parent", func(p *cri.PodSandboxConfig) { p.Linux.CgroupParent = "/a\n" }},
@@ -247,6 +249,15 @@ func TestContainerRefused(t *testing.T) {
 		{"config.log_path", func(c *cri.ContainerConfig) { c.LogPath = "a/../../x" }},
 		{"config.log_path", func(c *cri.ContainerConfig) { c.LogPath = "/etc/passwd" }},
 		{"config.log_path", func(c *cri.ContainerConfig) { c.LogPath = "a\nb" }},
+		{"config.log_path", func(c *cri.ContainerConfig) { c.LogPath = strings.Repeat("n", 256) }},
+		{"config.log_path", func(c *cri.ContainerConfig) { c.LogPath = strings.Repeat("n/", 2045) }}, // with the directory
+		{"config.image.image", func(c *cri.ContainerConfig) { c.Image.Image = strings.Repeat("a", 1025) }},
+		{"config.devices[0].container_path", func(c *cri.ContainerConfig) {
+			c.Devices = []*cri.Device{{ContainerPath: "/", HostPath: "/dev/null", Permissions: "r"}}
+		}},
+		{"config.devices[0].host_path", func(c *cri.ContainerConfig) {
+			c.Devices = []*cri.Device{{ContainerPath: "/dev/x", HostPath: "/dev/..", Permissions: "r"}}
+		}},
 		{"config.stop_signal: 99", func(c *cri.ContainerConfig) { c.StopSignal = 99 }},
 	} {
 		refuse(t, func(in *Input) { c.change(in.Container) }, c.word)

@@ -31,6 +31,9 @@ func validateSandbox(at string, cfg *cri.PodSandboxConfig) error {
 	if dir := cfg.GetLogDirectory(); dir != "" && (!path.IsAbs(dir) || upward(dir) || controls(dir)) {
 		return invalid(at+".log_directory", dir, "is not an absolute path without '..' and control characters")
 	}
+	if dir := cfg.GetLogDirectory(); tooLong(dir) {
+		return invalid(at+".log_directory", dir, "is longer than a path or a name in it may be")
+	}
 	if err := validateDNS(at+".dns_config", cfg.GetDnsConfig()); err != nil {
 		return err
 	}
@@ -91,6 +94,9 @@ func validatePort(at string, p *cri.PortMapping) error {
 	return nil
 }
 
+// maxImageName is more than a host, a repository (255 bytes), a tag (128) and a digest take together.
+const maxImageName = 1024
+
 // ValidateContainer refuses a container that can never run in that pod, naming field and value.
 func ValidateContainer(sandbox *cri.PodSandboxConfig, cfg *cri.ContainerConfig) error {
 	if cfg.GetMetadata().GetName() == "" {
@@ -107,6 +113,12 @@ func ValidateContainer(sandbox *cri.PodSandboxConfig, cfg *cri.ContainerConfig) 
 	}
 	if p := cfg.GetLogPath(); p != "" && (path.IsAbs(p) || upward(p) || controls(p)) {
 		return invalid("config.log_path", p, "is not a relative path without '..' and control characters")
+	}
+	if p := cfg.GetLogPath(); tooLong(p) || len(sandbox.GetLogDirectory())+1+len(p) > maxPath {
+		return invalid("config.log_path", p, "is longer than a path or a name in it may be")
+	}
+	if name := cfg.GetImage().GetImage(); len(name) > maxImageName {
+		return invalid("config.image.image", name, "is longer than %d bytes", maxImageName)
 	}
 	if _, _, err := StopSignal(cfg, ""); err != nil {
 		return err
