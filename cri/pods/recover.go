@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/shim"
@@ -196,6 +197,18 @@ func (m *Manager) recoverContainers(p *pod, members []*container, states []shim.
 			// The call that was to start it had not come to the shim. Whoever made it tries again.
 			_ = c.update(func(r *containerRecord) { r.Phase, r.StartedAt = ready, time.Time{} })
 		}
+		delete(told, rec.ID)
+	}
+	for id := range told { // their records are damaged: another of the same name is made, and must not run beside it
+		cgroup, err := cgroups.Join(p.config().GetLinux().GetCgroupParent(), id)
+		if err != nil {
+			continue
+		}
+		m.log.Warn("a container without a record is ended", "id", id, "pod", name(p.config()))
+		undo = append(undo, m.newContainer(p, containerRecord{
+			Version: recordVersion, ID: id, SandboxID: p.rec.ID, Boot: m.boot, Phase: removing, Cgroup: string(cgroup), Steps: []string{"create"},
+			Config: message[*cri.ContainerConfig]{&cri.ContainerConfig{}},
+		}))
 	}
 	if len(undo) == 0 {
 		return
@@ -267,9 +280,39 @@ func (m *Manager) sweep(ctx context.Context) {
 	if err := m.opts.Network.GC(gc, live); err != nil {
 		m.log.Warn("network of pods that are gone is not all released", "error", err)
 	}
+	m.endStrays(ctx)
 	sweepDir(m.runDir("pods"), func(id string) bool { return m.pods[id] != nil })
 	sweepDir(m.runDir("containers"), known)
 	sweepDir(m.stateRoot(), known)
+}
+
+// endStrays ends the shims of pods whose records are damaged, with what they still run: nobody else ever would.
+func (m *Manager) endStrays(ctx context.Context) {
+	entries, err := os.ReadDir(m.runDir("pods"))
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if m.pods[e.Name()] != nil {
+			continue
+		}
+		c := shim.Client{Socket: m.runDir("pods", e.Name(), shim.SocketName)}
+		w, states, err := c.Watch()
+		if err != nil {
+			continue // it has none
+		}
+		w.Close()
+		sctx, cancel := context.WithTimeout(ctx, shimAnswers)
+		for _, s := range states {
+			_ = c.KillAll(sctx, s.ID)
+		}
+		var answer *shim.Error
+		for err = c.Shutdown(sctx); errors.As(err, &answer) && sctx.Err() == nil; err = c.Shutdown(sctx) {
+			time.Sleep(2 * time.Millisecond) // until the exits are told
+		}
+		cancel()
+		m.log.Warn("a pod without a record is ended", "id", e.Name(), "containers", len(states), "error", err)
+	}
 }
 
 func sweepDir(dir string, keep func(id string) bool) {

@@ -1,0 +1,63 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/integration/lab"
+)
+
+// TestDamagedRecords starts the daemon with records of a pod and of a container that a bad disk has cut short: what they
+// named is lost to every client, and so must not run on, beside the one that the kubelet makes in its place.
+func TestDamagedRecords(t *testing.T) {
+	n := newNode(t)
+	if n.Foreign() {
+		t.Skip("another runtime has other records")
+	}
+	ctx := t.Context()
+	var pods, ctrs [2]string
+	for i, name := range []string{"pod-is-damaged", "container-is-damaged"} {
+		cfg := n.Pod(name)
+		id, err := n.CRI.RunPod(ctx, cfg)
+		must(t, err)
+		pods[i] = id
+		ctrs[i], err = n.CRI.Start(ctx, id, cfg, lab.Sleeper("lost"))
+		must(t, err)
+	}
+	must(t, n.KillBerth())
+	for _, record := range []string{filepath.Join("pods", pods[0]), filepath.Join("containers", ctrs[1])} {
+		must(t, os.Truncate(filepath.Join(n.Root(), record+".json"), 100))
+	}
+	must(t, n.StartBerth(ctx))
+	must(t, lab.Eventually(ctx, 10*time.Second, "only the other pod's shim is left", func(ctx context.Context) error {
+		left, err := n.Processes()
+		if err != nil {
+			return err
+		}
+		for pid, name := range left {
+			if !strings.Contains(name, pods[1]) {
+				return fmt.Errorf("process %d is left: %s", pid, name)
+			}
+		}
+		return nil
+	}))
+	list, err := n.CRI.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	must(t, err)
+	if len(list.Items) != 1 || list.Items[0].Id != pods[1] || list.Items[0].State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		t.Errorf("pods are %v", list.Items)
+	}
+	again, err := n.CRI.Start(ctx, pods[1], n.Pod("container-is-damaged"), lab.Sleeper("lost"))
+	must(t, err)
+	_, err = n.CRI.Exec(ctx, again, "true")
+	must(t, err)
+	must(t, n.CRI.RemovePod(ctx, pods[1]))
+}
