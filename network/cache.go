@@ -43,7 +43,11 @@ func (m *Manager) attachments() ([]attachment, error) {
 			continue
 		}
 		a := attachment{file: filepath.Join(dir, e.Name()), id: parts[len(parts)-2]}
-		if err := a.read(); err != nil {
+		err := a.read()
+		if errors.Is(err, os.ErrNotExist) {
+			continue // its pod has just been torn down
+		}
+		if err != nil {
 			m.log.Warn("cached result of a plugin cannot be used", "file", a.file, "error", err)
 		}
 		all = append(all, a)

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -295,4 +296,44 @@ func TestSetupWithoutNamespaceRunsNothing(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	n.same(n.calls())
+}
+
+// Pods are torn down side by side, after a restart above all. Each looked through the results of all, and warned of those
+// that others had just removed.
+func TestResultsOfOthersMayGo(t *testing.T) {
+	n, m, p, _ := added(t)
+	file := n.caches()[0]
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.Repeat("0", len(podID))
+	other, made := strings.Replace(file, podID, id, 1), n.cache+"/made"
+	whole = bytes.ReplaceAll(whole, []byte(podID), []byte(id))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 1000 {
+			_ = os.WriteFile(made, whole, 0o600)
+			_ = os.Rename(made, other)
+			_ = os.Remove(other)
+		}
+	}()
+	for busy := true; busy; {
+		select {
+		case <-done:
+			busy = false
+		default:
+		}
+		all, err := m.attachments()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(all) == 0 || all[len(all)-1].id != podID {
+			t.Fatalf("%d results of other pods, none of %s", len(all), p.ID)
+		}
+	}
+	if log := n.daemonLog.String(); strings.Contains(log, "cannot be used") {
+		t.Errorf("%.300s", log)
+	}
 }
