@@ -38,9 +38,9 @@ const maxExecs = 100
 // exit code. Processes that it left in the background are not waited for. A timeout above zero kills it, with all that
 // it has started, and returns an error of the class context.DeadlineExceeded.
 func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, exitCode int32, err error) {
-	if timeout > 0 {
+	if timeout > 0 && len(cmd) > 0 { // its arguments may be passwords, and errors are logged
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("command %q timed out after %s: %w", cmd, timeout, context.DeadlineExceeded))
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("command %q timed out after %s: %w", cmd[0], timeout, context.DeadlineExceeded))
 		defer cancel()
 	}
 	room := &budget{left: maxExecOutput, all: &m.execRoom}

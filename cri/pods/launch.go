@@ -194,11 +194,15 @@ func inNamespaces(paths []string, f func() error) error {
 	return <-done
 }
 
+// execServerEnds is more than an exec server takes to end, with what it runs, once its socket is closed.
+const execServerEnds = 15 * time.Second
+
 // execServers keeps one exec server at hand.
 type execServers struct {
 	launcher *launcher
 	mu       sync.Mutex
 	server   *shim.ExecServer
+	proc     *os.Process // of server
 	closed   bool
 }
 
@@ -223,6 +227,10 @@ func (e *execServers) get() (*shim.ExecServer, error) {
 		return nil, fmt.Errorf("start exec server: %w", err)
 	}
 	go func() { _, _ = proc.Wait() }()
+	if last := e.proc; last != nil { // it has ended or will soon, unless it is stopped
+		time.AfterFunc(execServerEnds, func() { _ = last.Kill() })
+	}
+	e.proc = proc
 	e.server, err = shim.NewExecServer(ours)
 	return e.server, err
 }

@@ -18,6 +18,7 @@ import (
 type ExecRequest struct {
 	Seq  uint64
 	Kill bool `json:",omitempty"`
+	Ping bool `json:",omitempty"` // answer, and nothing else
 
 	ID        string          `json:",omitempty"` // container
 	StateRoot string          `json:",omitempty"` // libcontainer's directory
@@ -108,6 +109,10 @@ func ServeExec(fd int, run Executor, kill func(req ExecRequest, pid int)) error 
 		if err != nil {
 			break
 		}
+		if req.Ping {
+			reply(ExecResponse{Seq: req.Seq, Exited: true})
+			continue
+		}
 		if req.Kill {
 			mu.Lock()
 			e := running[req.Seq]
@@ -185,8 +190,9 @@ func (e *execution) kill(kill func(ExecRequest, int)) {
 
 // ExecServer is the daemon's side of an exec server, which it has started.
 type ExecServer struct {
-	conn *conn
-	send sync.Mutex
+	conn     *conn
+	patience time.Duration // with a server that takes no message, or does not answer one
+	send     sync.Mutex
 
 	mu      sync.Mutex
 	seq     uint64
@@ -203,7 +209,7 @@ func NewExecServer(fd int) (*ExecServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &ExecServer{conn: c, waiting: map[uint64]chan ExecResponse{}}
+	s := &ExecServer{conn: c, patience: 30 * time.Second, waiting: map[uint64]chan ExecResponse{}}
 	go s.receive()
 	return s, nil
 }
@@ -259,19 +265,13 @@ type Execution struct {
 // Start has a process run and returns when it does. The files stay the caller's to close. When ctx ends first, the
 // process is killed.
 func (s *ExecServer) Start(ctx context.Context, req ExecRequest, files ...*os.File) (*Execution, error) {
-	c := make(chan ExecResponse, 2)
-	s.mu.Lock()
-	if s.err != nil {
-		s.mu.Unlock()
-		return nil, s.err
-	}
-	s.seq++
-	req.Seq = s.seq
-	s.waiting[req.Seq] = c
-	s.mu.Unlock()
-	e := &Execution{server: s, seq: req.Seq, c: c}
-	err := s.request(req, files)
+	seq, c, err := s.expect()
 	if err != nil {
+		return nil, err
+	}
+	req.Seq = seq
+	e := &Execution{server: s, seq: seq, c: c}
+	if err := s.request(req, files); err != nil {
 		s.forget(req.Seq)
 		return nil, fmt.Errorf("exec server: %w", err)
 	}
@@ -288,11 +288,38 @@ func (s *ExecServer) Start(ctx context.Context, req ExecRequest, files ...*os.Fi
 		e.PID = r.PID
 		return e, nil
 	case <-ctx.Done():
-		e.Kill()
 		go func() { // the answers still to come have room in c
-			_, _ = e.Wait(context.Background())
+			e.Kill()
+			s.check()
 		}()
 		return nil, context.Cause(ctx)
+	}
+}
+
+// expect returns the number of a request to be made, and where its answers will be.
+func (s *ExecServer) expect() (uint64, chan ExecResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return 0, nil, s.err
+	}
+	c := make(chan ExecResponse, 2)
+	s.seq++
+	s.waiting[s.seq] = c
+	return s.seq, c, nil
+}
+
+// check gives up on a server that is stopped or stuck, so that the next exec gets another. One that only waits, for an
+// exec that hangs in a dead volume, answers.
+func (s *ExecServer) check() {
+	seq, c, err := s.expect()
+	if err != nil || s.request(ExecRequest{Seq: seq, Ping: true}, nil) != nil {
+		return
+	}
+	select {
+	case <-c:
+	case <-time.After(s.patience):
+		s.Close()
 	}
 }
 
@@ -307,7 +334,13 @@ func (s *ExecServer) request(req ExecRequest, files []*os.File) error {
 	}
 	s.send.Lock()
 	defer s.send.Unlock()
-	return s.conn.send(req, files...)
+	_ = s.conn.f.SetWriteDeadline(time.Now().Add(s.patience))
+	err := s.conn.send(req, files...)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.Close()
+		err = ErrExecServerGone
+	}
+	return err
 }
 
 func (s *ExecServer) forget(seq uint64) {
@@ -337,9 +370,7 @@ func (e *Execution) Wait(ctx context.Context) (int, error) {
 
 // Kill kills the process and all that it has started.
 func (e *Execution) Kill() {
-	e.server.send.Lock()
-	defer e.server.send.Unlock()
-	_ = e.server.conn.send(ExecRequest{Seq: e.seq, Kill: true})
+	_ = e.server.request(ExecRequest{Seq: e.seq, Kill: true}, nil)
 }
 
 // ExitCode is a wait status as a shell tells it: 128 + n for signal n.

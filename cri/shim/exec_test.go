@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A container may have more variables than a message has room for: its probes failed for ever.
@@ -89,6 +91,77 @@ func TestExecErrorsAreAlwaysAnswered(t *testing.T) {
 	if _, err := s.Start(ctx, ExecRequest{}); err == nil || !strings.HasPrefix(err.Error(), "no such file: ") {
 		t.Errorf("the error is %.40q", err)
 	}
+	s.Close()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// An exec server that is stopped held its callers, and at last, with its socket full, the lock that all of them need.
+func TestExecServerThatIsStuckIsGivenUp(t *testing.T) {
+	ours, theirs, err := ExecSocketpair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(theirs)
+	s, err := NewExecServer(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.patience = 50 * time.Millisecond
+	process, err := json.Marshal(strings.Repeat("x", 8<<10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for !s.Gone() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Millisecond)
+		if _, err := s.Start(ctx, ExecRequest{Process: process}); err == nil {
+			t.Error("an exec that nobody has started")
+		}
+		cancel()
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("it is never given up")
+		}
+	}
+}
+
+// One that waits for an exec which neither starts nor can be killed serves the others meanwhile.
+func TestExecServerThatWaitsIsNotGivenUp(t *testing.T) {
+	ours, theirs, err := ExecSocketpair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hang := make(chan struct{})
+	served := make(chan error, 1)
+	go func() {
+		served <- ServeExec(theirs, func(req ExecRequest, _ []*os.File, started func(int)) (int, error) {
+			if req.ID == "hangs" {
+				<-hang
+			}
+			started(1)
+			return 0, nil
+		}, func(ExecRequest, int) {})
+	}()
+	s, err := NewExecServer(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.patience = 200 * time.Millisecond
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Millisecond)
+	defer cancel()
+	if _, err := s.Start(ctx, ExecRequest{ID: "hangs"}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("it ends with %v", err)
+	}
+	time.Sleep(2 * s.patience)
+	e, err := s.Start(context.Background(), ExecRequest{ID: "runs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, err := e.Wait(context.Background()); code != 0 || err != nil {
+		t.Errorf("%d, %v", code, err)
+	}
+	close(hang)
 	s.Close()
 	if err := <-served; err != nil {
 		t.Error(err)
