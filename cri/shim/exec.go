@@ -336,9 +336,12 @@ func (s *ExecServer) request(req ExecRequest, files []*os.File) error {
 	defer s.send.Unlock()
 	_ = s.conn.f.SetWriteDeadline(time.Now().Add(s.patience))
 	err := s.conn.send(req, files...)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		s.Close()
-		err = ErrExecServerGone
+		return ErrExecServerGone
+	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET): // its end is just not read yet
+		return ErrExecServerGone
 	}
 	return err
 }

@@ -171,6 +171,9 @@ func TestSandboxRefused(t *testing.T) {
 		{"config.metadata.name", func(p *cri.PodSandboxConfig) { p.Metadata.Name = "a\nb" }},
 		{"config.metadata.namespace", func(p *cri.PodSandboxConfig) { p.Metadata.Namespace = "a\x00" }},
 		{"config.metadata.uid", func(p *cri.PodSandboxConfig) { p.Metadata.Uid = "a\x1b" }},
+		{"config.metadata.name", func(p *cri.PodSandboxConfig) { p.Metadata.Name = strings.Repeat("a", 1025) }},
+		{"config.metadata.namespace", func(p *cri.PodSandboxConfig) { p.Metadata.Namespace = strings.Repeat("a", 1025) }},
+		{"config.metadata.uid", func(p *cri.PodSandboxConfig) { p.Metadata.Uid = strings.Repeat("a", 1025) }},
 		{"config.log_directory", func(p *cri.PodSandboxConfig) { p.LogDirectory = "logs" }},
 		{"config.log_directory", func(p *cri.PodSandboxConfig) { p.LogDirectory = "/var/log/../../etc" }},
 		{"config.log_directory", func(p *cri.PodSandboxConfig) { p.LogDirectory = "/var/log\n" }},
@@ -243,6 +246,7 @@ func TestContainerRefused(t *testing.T) {
 	}{
 		{"config.metadata.name: is empty", func(c *cri.ContainerConfig) { c.Metadata = nil }},
 		{"config.metadata.name", func(c *cri.ContainerConfig) { c.Metadata.Name = "a\n" }},
+		{"config.metadata.name", func(c *cri.ContainerConfig) { c.Metadata.Name = strings.Repeat("a", 1025) }},
 		{"config.image.image: is empty", func(c *cri.ContainerConfig) { c.Image = nil }},
 		{"config.image.image", func(c *cri.ContainerConfig) { c.Image.Image = "a\n" }},
 		{"config.log_path", func(c *cri.ContainerConfig) { c.LogPath = "../x" }},

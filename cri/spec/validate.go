@@ -94,9 +94,6 @@ func validatePort(at string, p *cri.PortMapping) error {
 	return nil
 }
 
-// maxImageName is more than a host, a repository (255 bytes), a tag (128) and a digest take together.
-const maxImageName = 1024
-
 // ValidateContainer refuses a container that can never run in that pod, naming field and value.
 func ValidateContainer(sandbox *cri.PodSandboxConfig, cfg *cri.ContainerConfig) error {
 	if cfg.GetMetadata().GetName() == "" {
@@ -116,9 +113,6 @@ func ValidateContainer(sandbox *cri.PodSandboxConfig, cfg *cri.ContainerConfig) 
 	}
 	if p := cfg.GetLogPath(); tooLong(p) || len(sandbox.GetLogDirectory())+1+len(p) > maxPath {
 		return invalid("config.log_path", p, "is longer than a path or a name in it may be")
-	}
-	if name := cfg.GetImage().GetImage(); len(name) > maxImageName {
-		return invalid("config.image.image", name, "is longer than %d bytes", maxImageName)
 	}
 	if _, _, err := StopSignal(cfg, ""); err != nil {
 		return err
@@ -177,9 +171,16 @@ func validateSecurity(sandbox *cri.PodSandboxConfig, cfg *cri.ContainerConfig) e
 
 type fieldValue struct{ at, value string }
 
-// plainFields refuses control characters in any of them.
+// maxPlain is more than any name or uid of Kubernetes has, and than the parts of an image's name make together. A pod's go
+// into the arguments of network plugins: one for which no plugin can be started can neither be made nor be undone.
+const maxPlain = 1024
+
+// plainFields refuses control characters in any of them, and what is too long for a name.
 func plainFields(fields ...fieldValue) error {
 	for _, f := range fields {
+		if len(f.value) > maxPlain {
+			return invalid(f.at, f.value, "is longer than %d bytes", maxPlain)
+		}
 		if err := plain(f.at, f.value); err != nil {
 			return err
 		}
