@@ -177,7 +177,12 @@ func (s *security) TestPostureOfShimExecServerAndDaemon(t *testing.T) {
 		golang(shim, p).want(t, "shim of a pod "+string(kind), inPod.with(change))
 		s.onlyFiles(t, "shim of a pod "+string(kind), shim, append(common, "run/pods/ID/shim.log")...)
 		if helper := childOf(t, shim, "berth-shim create"); helper > 0 { // it ends when it has nothing to do
-			golang(helper, p).want(t, "helper of a shim", inPod.with(change).with(posture{"SigIgn": "0000000000000003"})) // until it creates a container
+			const parked = "0000000000000003" // until it creates a container
+			// Just started, it has the shim's until its Go runtime has set its own.
+			for end := time.Now().Add(5 * time.Second); readStatus(t, helper)["SigIgn"] != parked && time.Now().Before(end); {
+				time.Sleep(5 * time.Millisecond)
+			}
+			golang(helper, p).want(t, "helper of a shim", inPod.with(change).with(posture{"SigIgn": parked}))
 			s.onlyFiles(t, "helper of a shim", helper, append(common, "run/pods/ID/shim.log")...)
 		} else {
 			t.Errorf("the shim of a pod %s has no helper ready", kind)
