@@ -23,16 +23,9 @@ type Kubelet struct {
 	Process   *Process
 	Manifests string // directory of static pods
 
-	url     string
-	client  *http.Client
-	sysctls map[string][]byte // what the kubelet is about to set on this machine, as it was before
-}
-
-// kernelSettings are written by every kubelet at its start (pkg/kubelet/cm, setupKernelTunables) unless the machine has
-// them already.
-var kernelSettings = []string{
-	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
-	"kernel/keys/root_maxbytes",
+	url      string
+	client   *http.Client
+	settings *keptSettings
 }
 
 // StartKubelet starts the kubelet on the node's runtime and waits until it is healthy.
@@ -50,7 +43,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	}
 	root := filepath.Join(n.Dir, "kubelet")
 	k := &Kubelet{
-		Manifests: filepath.Join(n.Dir, "manifests"), url: "https://" + addr, sysctls: map[string][]byte{},
+		Manifests: filepath.Join(n.Dir, "manifests"), url: "https://" + addr,
 		client: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}, // its own certificate, on loopback
 	}
 	config, err := n.kubeletConfig(addr)
@@ -61,15 +54,13 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	if err := os.WriteFile(file, config, 0o644); err != nil {
 		return err
 	}
-	for _, name := range kernelSettings {
-		if value, err := os.ReadFile("/proc/sys/" + name); err == nil {
-			k.sysctls[name] = value
-		}
+	if k.settings, err = keepSettings(); err != nil {
+		return err
 	}
 	p, err := start("kubelet", filepath.Join(n.Dir, "kubelet.log"), nil, n.Tools.Kubelet,
 		"--config", file, "--root-dir", root, "--cert-dir", filepath.Join(root, "pki"), "--hostname-override", n.Network(), "--v", "2")
 	if err != nil {
-		return err
+		return errors.Join(err, k.settings.release())
 	}
 	k.Process, n.Kubelet = p, k
 	return p.ready(ctx, 60*time.Second, func(ctx context.Context) error {
@@ -131,15 +122,9 @@ func (n *Node) kubeletProcess() *Process {
 
 // Stop ends the kubelet; its pods run on. The machine's kernel settings are put back.
 func (k *Kubelet) Stop() error {
-	errs := []error{k.Process.Stop()}
-	for name, value := range k.sysctls {
-		now, err := os.ReadFile("/proc/sys/" + name)
-		if err == nil && string(now) != string(value) {
-			errs = append(errs, os.WriteFile("/proc/sys/"+name, value, 0o644))
-		}
-	}
+	err := errors.Join(k.Process.Stop(), k.settings.release())
 	k.client.CloseIdleConnections()
-	return errors.Join(errs...)
+	return err
 }
 
 // Get asks the kubelet's own API, for example "/pods" or "/containerLogs/NAMESPACE/POD/CONTAINER".

@@ -67,3 +67,43 @@ COMMIT
 		t.Errorf("without rules: %q", got)
 	}
 }
+
+func TestKernelSettingsComeBackWithTheLastKubelet(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("kernel settings are root's")
+	}
+	if exists(settingsFile) {
+		t.Skip("a kubelet of another test runs, or one was killed")
+	}
+	const name = "/proc/sys/kernel/panic"
+	before, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := keepSettings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte("17\n"), 0o644); err != nil { // as a kubelet does
+		t.Fatal(err)
+	}
+	second, err := keepSettings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.release(); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(name); err != nil || string(got) != "17\n" {
+		t.Errorf("while a kubelet runs: %q (%v)", got, err)
+	}
+	if err := second.release(); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(name); err != nil || string(got) != string(before) {
+		t.Errorf("after the last: %q (%v), want %q", got, err, before)
+	}
+	if exists(settingsFile) {
+		t.Errorf("%s is left", settingsFile)
+	}
+}
