@@ -204,7 +204,8 @@ func (n *Node) lookMounts(s Snapshot) error {
 }
 
 // lookLinks notes the ports of the node's bridge, and veths that nobody owns: one whose pod is gone, or which was not yet
-// put into the bridge. The bridge itself stays with the node, as the bridge plugin wants it.
+// put into the bridge. The bridge itself stays with the node, as the bridge plugin wants it. Where the machine is shared,
+// links without a bridge may be another's, just being made.
 func (n *Node) lookLinks(s Snapshot) error {
 	links, err := netlink.LinkList()
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -219,18 +220,21 @@ func (n *Node) lookLinks(s Snapshot) error {
 	for _, l := range links {
 		a := l.Attrs()
 		// ifb0 and ifb1 come with the kernel module; the bandwidth plugin's own are named bwp....
-		if l.Type() == "veth" && (a.MasterIndex == 0 || a.MasterIndex == bridge) || l.Type() == "ifb" && !strings.HasPrefix(a.Name, "ifb") {
+		if l.Type() == "veth" && (a.MasterIndex == 0 && !shared() || a.MasterIndex == bridge) || l.Type() == "ifb" && !shared() && !strings.HasPrefix(a.Name, "ifb") {
 			s[fmt.Sprintf("link %s (%s)", a.Name, l.Type())] = true
 		}
 	}
 	return nil
 }
 
+// shared tells whether BERTH_LAB_SHARED is set: others run such tests on this machine meanwhile.
+func shared() bool { return os.Getenv("BERTH_LAB_SHARED") != "" }
+
 // lookCgroups notes what is below the node's cgroup, and below /berth, where pods go that name no parent: unless
-// BERTH_LAB_SHARED tells that other instances of berth use this machine too, which nothing tells apart there.
+// the machine is shared, since nothing tells apart there whose they are.
 func (n *Node) lookCgroups(s Snapshot) error {
 	tops := []string{n.Cgroup()}
-	if os.Getenv("BERTH_LAB_SHARED") == "" {
+	if !shared() {
 		tops = append(tops, "/berth")
 	}
 	for _, top := range tops {

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet crictl critest registry cni busybox golangci-lint ...]    default: all but golangci-lint
+#   build.sh [kubelet crictl critest registry cni busybox gotestsum golangci-lint ...]    default: all but the last two
 #
 # Standard output: a line "NAME PATH" for each (cni: the directory of the plugins). Progress goes to standard error.
-# Results lie in $BERTH_CACHE (default ${XDG_CACHE_HOME:-$HOME/.cache}/berth), keyed by the modules and this script.
+# Results lie in $BERTH_CACHE (default ${XDG_CACHE_HOME:-$HOME/.cache}/berth), keyed by the modules.
 # KUBELET=PATH uses that kubelet and builds none.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -42,10 +42,12 @@ run() {
   say "$title: done in $(($(date +%s) - start)) s"
 }
 
-# slot MODULE prints the directory for what is built from that module: a change of the module or of this script is a new one.
+# slot MODULE prints the directory for what is built from that module: a change of the module is a new one. Raise RECIPE
+# when how things are built changes.
+RECIPE=1
 slot() {
   local sum
-  sum=$(cat "$here/$1/go.mod" "$here/$1/go.sum" "$here/build.sh" | sha256sum | cut -c1-16)
+  sum=$( (cat "$here/$1/go.mod" "$here/$1/go.sum"; echo "$RECIPE") | sha256sum | cut -c1-16)
   printf '%s/tools/%s-%s' "$cache" "$1" "$sum"
 }
 
@@ -122,6 +124,13 @@ busybox() {
   echo "busybox $out"
 }
 
+gotestsum() {
+  local out
+  out=$(slot gotestsum)/gotestsum
+  [ -x "$out" ] || gobuild gotestsum "$out" gotest.tools/gotestsum
+  echo "gotestsum $out"
+}
+
 golangci-lint() {
   local out
   out=$(slot lint)/golangci-lint
@@ -138,7 +147,7 @@ fi
 [ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet
 for tool; do
   case $tool in
-  kubelet | crictl | critest | registry | cni | busybox | golangci-lint) "$tool" 9>&- ;;
+  kubelet | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" 9>&- ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done
