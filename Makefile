@@ -10,6 +10,9 @@ CNI_BIN ?= /opt/cni/bin
 DESTDIR ?=
 # What to run of the integration tests: make test-integration RUN='TestKubelet/pods/logs'
 RUN ?= .
+# The same for the machine of integration/vm: with a shell as process 1, and with systemd.
+VM_RUN ?= ^(TestCritest|TestUserNamespaces|TestEachLimit|TestOOMKilled|TestPidsLimit)$$
+VM_SYSTEMD_RUN ?= ^TestSystemdDriver$$
 
 STAMP := -X github.com/berth-run/berth/internal/version.Version=$(VERSION) -X github.com/berth-run/berth/internal/version.Commit=$(COMMIT)
 # osusergo and netgo: static programs must not ask glibc's loadable modules; runc_nocriu: nothing here checkpoints.
@@ -50,6 +53,14 @@ test-integration: build ## kubelet, crictl, critest, kill matrix, attacks: real 
 	@integration/progress.sh test-integration integration/count.sh bin/test-integration.log \
 		$(GO) test -tags integration -count=1 -timeout 80m -v -run '$(RUN)' ./integration
 
+test-vm: build ## critest and others in a virtual machine: cgroup v2, AppArmor, ext4, systemd (no KVM needed; an hour)
+	@integration/tools/build.sh > /dev/null
+	@$(GO) test -c -tags integration -o bin/integration.test ./integration
+	@integration/progress.sh 'test-vm' integration/count.sh bin/test-vm.log \
+		integration/vm/run.sh -t 7200 integration/vm/tests.sh '$(VM_RUN)'
+	@integration/progress.sh 'test-vm with systemd' integration/count.sh bin/test-vm-systemd.log \
+		integration/vm/run.sh -s -t 3600 integration/vm/tests.sh '$(VM_SYSTEMD_RUN)'
+
 bench: build ## measure berth: pod start, exec, removal, density, log, pull
 	@integration/tools/build.sh registry cni crictl busybox > /dev/null
 	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench '$(RUN)' -benchtime 1x ./integration
@@ -68,4 +79,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration bench lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm bench lint fmt install clean
