@@ -51,6 +51,21 @@ slot() {
   printf '%s/tools/%s-%s' "$cache" "$1" "$sum"
 }
 
+# once OUT COMMAND... runs the command, which makes OUT, unless OUT is there. Two clones that build at once would only slow
+# each other down: one builds, the other waits and finds it done.
+once() {
+  local out=$1
+  shift
+  [ ! -e "$out" ] || return 0
+  (
+    if ! flock -n 9; then
+      say "waiting for another build in $cache/tools"
+      flock 9
+    fi
+    [ -e "$out" ] || "$@" 9>&-
+  ) 9> "$cache/tools/.lock"
+}
+
 # gobuild MODULE OUT PACKAGE [LDFLAGS]: static, stripped, from the pinned module; visible under its name only when whole.
 gobuild() {
   local dir=$here/$1 out=$2 pkg=$3 ld="-s -w ${4:-}"
@@ -69,7 +84,7 @@ kubelet() {
   out=$(slot kubernetes)/kubelet
   if [ ! -x "$out" ]; then
     say "kubelet $KUBERNETES: built once, about 7 minutes on two cores (or name one: KUBELET=PATH)"
-    gobuild kubernetes "$out" k8s.io/kubernetes/cmd/kubelet "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES"
+    once "$out" gobuild kubernetes "$out" k8s.io/kubernetes/cmd/kubelet "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES"
   fi
   echo "kubelet $out"
 }
@@ -77,77 +92,79 @@ kubelet() {
 crictl() {
   local out
   out=$(slot cri)/crictl
-  [ -x "$out" ] || gobuild cri "$out" sigs.k8s.io/cri-tools/cmd/crictl
+  once "$out" gobuild cri "$out" sigs.k8s.io/cri-tools/cmd/crictl
   echo "crictl $out"
 }
 
 critest() {
   local out
   out=$(slot cri)/critest
-  if [ ! -x "$out" ]; then
-    mkdir -p "${out%/*}"
-    (cd "$here/cri" && CGO_ENABLED=0 run "build critest" go test -c -v -mod=readonly -ldflags '-s -w' -o "$out.part" sigs.k8s.io/cri-tools/cmd/critest)
-    mv "$out.part" "$out"
-  fi
+  once "$out" build_critest "$out"
   echo "critest $out"
+}
+
+build_critest() {
+  local out=$1
+  mkdir -p "${out%/*}"
+  (cd "$here/cri" && CGO_ENABLED=0 run "build critest" go test -c -v -mod=readonly -ldflags '-s -w' -o "$out.part" sigs.k8s.io/cri-tools/cmd/critest)
+  mv "$out.part" "$out"
 }
 
 registry() {
   local out
   out=$(slot registry)/registry
-  [ -x "$out" ] || gobuild registry "$out" github.com/distribution/distribution/v3/cmd/registry
+  once "$out" gobuild registry "$out" github.com/distribution/distribution/v3/cmd/registry
   echo "registry $out"
 }
 
 cni() {
-  local out pkgs
+  local out
   out=$(slot cni)/bin
-  if [ ! -d "$out" ]; then
-    rm -rf "$out.part"
-    mkdir -p "$out.part"
-    # tools.go names the plugins; one build for all shares what they have in common.
-    pkgs=$(sed -n 's/^\t_ "\(.*\)"$/\1/p' "$here/cni/tools.go")
-    # shellcheck disable=SC2086 # a list of words
-    (cd "$here/cni" && CGO_ENABLED=0 run "build the CNI plugins" go build -v -mod=readonly -ldflags '-s -w' -o "$out.part/" $pkgs)
-    mv "$out.part" "$out"
-  fi
+  once "$out" build_cni "$out"
   echo "cni $out"
+}
+
+build_cni() {
+  local out=$1 pkgs
+  rm -rf "$out.part"
+  mkdir -p "$out.part"
+  # tools.go names the plugins; one build for all shares what they have in common.
+  pkgs=$(sed -n 's/^\t_ "\(.*\)"$/\1/p' "$here/cni/tools.go")
+  # shellcheck disable=SC2086 # a list of words
+  (cd "$here/cni" && CGO_ENABLED=0 run "build the CNI plugins" go build -v -mod=readonly -ldflags '-s -w' -o "$out.part/" $pkgs)
+  mv "$out.part" "$out"
 }
 
 busybox() {
   local out=$cache/tools/busybox-1
-  if [ ! -x "$out" ]; then
-    # Debian's busybox-static lacks applets that critest needs (pgrep, ipcs) and runs applets without exec.
-    unit="lines of output" run "build a static busybox from Debian's source package" "$here/busybox.sh" "$out.part"
-    mv "$out.part" "$out"
-  fi
+  once "$out" build_busybox "$out"
   echo "busybox $out"
+}
+
+# Debian's busybox-static lacks applets that critest needs (pgrep, ipcs) and runs applets without exec.
+build_busybox() {
+  unit="lines of output" run "build a static busybox from Debian's source package" "$here/busybox.sh" "$1.part"
+  mv "$1.part" "$1"
 }
 
 gotestsum() {
   local out
   out=$(slot gotestsum)/gotestsum
-  [ -x "$out" ] || gobuild gotestsum "$out" gotest.tools/gotestsum
+  once "$out" gobuild gotestsum "$out" gotest.tools/gotestsum
   echo "gotestsum $out"
 }
 
 golangci-lint() {
   local out
   out=$(slot lint)/golangci-lint
-  [ -x "$out" ] || gobuild lint "$out" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+  once "$out" gobuild lint "$out" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
   echo "golangci-lint $out"
 }
 
-# Two clones that build at once would only slow each other down: one builds, the other waits and finds it done.
-exec 9> "$cache/tools/.lock"
-if ! flock -n 9; then
-  say "waiting for another build in $cache/tools"
-  flock 9
-fi
 [ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet
 for tool; do
   case $tool in
-  kubelet | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" 9>&- ;;
+  kubelet | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done
