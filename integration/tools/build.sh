@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet crictl critest registry cni busybox gotestsum golangci-lint ...]    default: all but the last two
+#   build.sh [kubelet kube-apiserver kubectl etcd containerd crictl critest registry cni busybox gotestsum golangci-lint ...]
+#   default: what the tests need
 #
 # Standard output: a line "NAME PATH" for each (cni: the directory of the plugins). Progress goes to standard error.
 # Results lie in $BERTH_CACHE (default ${XDG_CACHE_HOME:-$HOME/.cache}/berth), keyed by the modules.
@@ -74,19 +75,52 @@ gobuild() {
   mv "$out.part" "$out"
 }
 
+# kubernetes NAME builds a program of Kubernetes.
+kubernetes() {
+  local out
+  out=$(slot kubernetes)/$1
+  once "$out" gobuild kubernetes "$out" "k8s.io/kubernetes/cmd/$1" "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES"
+  echo "$1 $out"
+}
+
 kubelet() {
-  if [ -n "${KUBELET:-}" ]; then
-    [ -x "$KUBELET" ] || { say "KUBELET=$KUBELET is not a program"; exit 1; }
-    echo "kubelet $KUBELET"
+  if [ -z "${KUBELET:-}" ]; then
+    kubernetes kubelet # about 7 minutes on two cores
     return
   fi
+  [ -x "$KUBELET" ] || { say "KUBELET=$KUBELET is not a program"; exit 1; }
+  echo "kubelet $KUBELET"
+}
+
+kube-apiserver() { kubernetes kube-apiserver; }
+
+kubectl() { kubernetes kubectl; }
+
+# etcd's own main package is in a module that no other can require: tools/etcd has one.
+etcd() {
   local out
-  out=$(slot kubernetes)/kubelet
-  if [ ! -x "$out" ]; then
-    say "kubelet $KUBERNETES: built once, about 7 minutes on two cores (or name one: KUBELET=PATH)"
-    once "$out" gobuild kubernetes "$out" k8s.io/kubernetes/cmd/kubelet "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES"
-  fi
-  echo "kubelet $out"
+  out=$(slot etcd)/etcd
+  once "$out" gobuild etcd "$out" .
+  echo "etcd $out"
+}
+
+containerd() {
+  local out
+  out=$(slot containerd)/bin
+  once "$out" build_containerd "$out"
+  echo "containerd $out"
+}
+
+# The runtime that berth is compared with. runc alone needs cgo (libcontainer's nsenter).
+build_containerd() {
+  local out=$1
+  rm -rf "$out.part"
+  mkdir -p "$out.part"
+  (cd "$here/containerd" && CGO_ENABLED=0 run "build containerd" go build -v -mod=readonly -ldflags '-s -w' -o "$out.part/" \
+    github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2)
+  (cd "$here/containerd" && CGO_ENABLED=1 run "build runc" go build -v -mod=readonly -tags 'seccomp osusergo netgo' \
+    -ldflags '-s -w -extldflags -static' -o "$out.part/" github.com/opencontainers/runc)
+  mv "$out.part" "$out"
 }
 
 crictl() {
@@ -164,7 +198,7 @@ golangci-lint() {
 [ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet
 for tool; do
   case $tool in
-  kubelet | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
+  kubelet | kube-apiserver | kubectl | etcd | containerd | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done
