@@ -12,8 +12,12 @@ import (
 // StartBerth starts `berth serve` with the node's own roots, socket and network, and connects to it. Environment entries
 // (NAME=VALUE) arm fail points. It returns once the runtime answers and says that its network is ready.
 //
-// When the node uses another runtime (BERTH_TEST_ENDPOINT), it only connects to that.
+// Where the node runs containerd instead, that is started; where it uses another runtime that is there
+// (BERTH_TEST_ENDPOINT), it only connects to it.
 func (n *Node) StartBerth(ctx context.Context, env ...string) error {
+	if n.foreign && !n.shared {
+		return n.startContainerd(ctx)
+	}
 	if n.foreign {
 		if n.CRI != nil {
 			return nil

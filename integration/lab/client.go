@@ -48,7 +48,8 @@ func (c *Client) Ready(ctx context.Context) error {
 		return err
 	}
 	for _, cond := range resp.GetStatus().GetConditions() {
-		if !cond.Status {
+		// What other conditions a runtime has (containerd: that nothing in use is deprecated) the kubelet does not look at.
+		if !cond.Status && (cond.Type == runtimeapi.RuntimeReady || cond.Type == runtimeapi.NetworkReady) {
 			return fmt.Errorf("%s is false: %s: %s", cond.Type, cond.Reason, cond.Message)
 		}
 	}
@@ -178,7 +179,7 @@ func (c *Client) RemovePods(ctx context.Context, pick func(*runtimeapi.PodSandbo
 
 // owns tells whether a pod belongs to the node: all do, unless another runtime is shared with others.
 func (n *Node) owns(pod *runtimeapi.PodSandbox) bool {
-	if !n.foreign {
+	if !n.shared {
 		return true
 	}
 	return strings.HasPrefix(pod.GetMetadata().GetNamespace(), n.Network()) || strings.HasSuffix(pod.GetMetadata().GetName(), "-"+n.Network())

@@ -16,6 +16,7 @@
 //	... node.CRI.RunPodSandbox(ctx, ...)
 //	err = node.Settle(ctx, before) // nil once everything is as it was
 //
-// With BERTH_TEST_ENDPOINT set to a CRI endpoint the tests run against that runtime instead of `berth serve`, to learn
-// whether a test is right; it has to find the test images itself.
+// With BERTH_TEST_CONTAINERD set the tests run against a containerd with runc that each node starts for itself, to learn
+// whether a test is right; with BERTH_TEST_ENDPOINT set to a CRI endpoint, against that runtime, which has to find the test
+// images itself. Options.Containerd is the same for one node: a test that compares has one of each.
 package lab

@@ -28,8 +28,23 @@ type Kubelet struct {
 	settings *keptSettings
 }
 
-// StartKubelet starts the kubelet on the node's runtime and waits until it is healthy.
-func (n *Node) StartKubelet(ctx context.Context) error {
+// FeatureGates turns features of a kubelet on.
+func FeatureGates(names ...string) func(config map[string]any) {
+	return func(config map[string]any) {
+		gates, _ := config["featureGates"].(map[string]bool)
+		if gates == nil {
+			gates = map[string]bool{}
+			config["featureGates"] = gates
+		}
+		for _, name := range names {
+			gates[name] = true
+		}
+	}
+}
+
+// StartKubelet starts the kubelet on the node's runtime and waits until it is healthy. What the test wants otherwise it
+// changes in the kubelet's configuration.
+func (n *Node) StartKubelet(ctx context.Context, change ...func(config map[string]any)) error {
 	if n.Tools.Kubelet == "" {
 		t, err := BuildTools(ctx, os.Stderr, "kubelet")
 		if err != nil {
@@ -46,7 +61,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 		Manifests: filepath.Join(n.Dir, "manifests"), url: "https://" + addr,
 		client: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}, // its own certificate, on loopback
 	}
-	config, err := n.kubeletConfig(addr)
+	config, err := n.kubeletConfig(addr, change)
 	if err != nil {
 		return err
 	}
@@ -57,7 +72,13 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	if k.settings, err = keepSettings(); err != nil {
 		return err
 	}
-	p, err := start("kubelet", filepath.Join(n.Dir, "kubelet.log"), nil, n.Tools.Kubelet,
+	begin := n.startApart
+	if n.shared { // its containerd is this machine's
+		begin = func(name, log, program string, args ...string) (*Process, error) {
+			return start(name, log, nil, program, args...)
+		}
+	}
+	p, err := begin("kubelet", filepath.Join(n.Dir, "kubelet.log"), n.Tools.Kubelet,
 		"--config", file, "--root-dir", root, "--cert-dir", filepath.Join(root, "pki"), "--hostname-override", n.Network(), "--v", "2")
 	if err != nil {
 		return errors.Join(err, k.settings.release())
@@ -71,7 +92,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 
 // kubeletConfig keeps the kubelet to the node's directory and cgroup and takes everything out that belongs to a whole
 // machine: eviction, image garbage collection, firewall chains, enforcement of node limits.
-func (n *Node) kubeletConfig(addr string) ([]byte, error) {
+func (n *Node) kubeletConfig(addr string, change []func(map[string]any)) ([]byte, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
@@ -109,6 +130,9 @@ func (n *Node) kubeletConfig(addr string) ([]byte, error) {
 		"crashLoopBackOff":                map[string]any{"maxContainerRestartPeriod": "2s"},
 		"shutdownGracePeriod":             "0s",
 		"shutdownGracePeriodCriticalPods": "0s",
+	}
+	for _, f := range change {
+		f(config)
 	}
 	return yaml.Marshal(config)
 }

@@ -16,10 +16,12 @@ import (
 
 // Options say what is special about a node; the zero value serves most tests.
 type Options struct {
-	Endpoint string                           // use this CRI runtime instead of `berth serve`; default $BERTH_TEST_ENDPOINT
-	Bin      string                           // directory of berth and berth-shim; default bin/ of the repository
-	Tools    *Tools                           // default: all but the kubelet, built if need be
-	Log      func(format string, args ...any) // what takes long is told here; may be nil
+	Endpoint string // use this CRI runtime instead of `berth serve`; default $BERTH_TEST_ENDPOINT
+	// Containerd has the node run containerd with runc instead of `berth serve`, to compare; default $BERTH_TEST_CONTAINERD.
+	Containerd bool
+	Bin        string                           // directory of berth and berth-shim; default bin/ of the repository
+	Tools      *Tools                           // default: all but the kubelet, built if need be
+	Log        func(format string, args ...any) // what takes long is told here; may be nil
 }
 
 // Node is one node.
@@ -36,8 +38,11 @@ type Node struct {
 	bin       string
 	claim     net.Listener
 	processes []*Process // others, in the order of their start
-	log       func(format string, args ...any)
-	foreign   bool
+	// containerd is one of them where the node runs that instead of `berth serve`.
+	containerd *Process
+	log        func(format string, args ...any)
+	foreign    bool // another runtime than `berth serve`
+	shared     bool // with others: not all its pods are the node's
 }
 
 // New makes a node's directory, network configuration and cgroup; it starts nothing.
@@ -46,10 +51,11 @@ func New(o Options) (*Node, error) {
 		return nil, errors.New("a node needs root: run the tests with sudo")
 	}
 	n := &Node{Tools: o.Tools, log: o.Log, bin: o.Bin, Endpoint: o.Endpoint}
-	if n.Endpoint == "" {
+	if n.Endpoint == "" && !o.Containerd {
 		n.Endpoint = os.Getenv("BERTH_TEST_ENDPOINT")
 	}
-	n.foreign = n.Endpoint != ""
+	n.shared = n.Endpoint != ""
+	n.foreign = n.shared || o.Containerd || os.Getenv("BERTH_TEST_CONTAINERD") != ""
 	var err error
 	if n.Tools == nil {
 		if n.Tools, err = BuildTools(context.Background(), os.Stderr, "registry", "cni", "crictl", "busybox"); err != nil {
@@ -140,7 +146,7 @@ func (n *Node) Conflist() string {
 }
 
 func (n *Node) layout() error {
-	for _, dir := range []string{"root", "run", "certs.d", "cni", "logs", "ipam", "manifests"} {
+	for _, dir := range []string{"root", "run", "certs.d", "cni", "logs", "ipam", "manifests", "containerd", "kubelet"} {
 		if err := os.Mkdir(filepath.Join(n.Dir, dir), 0o755); err != nil {
 			return err
 		}
@@ -154,6 +160,9 @@ func (n *Node) layout() error {
 	}
 	// An own configuration of crictl keeps it from reading /etc/crictl.yaml.
 	if err := os.WriteFile(filepath.Join(n.Dir, "crictl.yaml"), []byte("timeout: 60\n"), 0o644); err != nil {
+		return err
+	}
+	if err := sharedMount(filepath.Join(n.Dir, "kubelet")); err != nil {
 		return err
 	}
 	return makeCgroup(n.Cgroup())

@@ -19,6 +19,7 @@ type Process struct {
 	Log  string // path of its output
 
 	cmd  *exec.Cmd
+	out  *os.File
 	done chan struct{}
 }
 
@@ -38,26 +39,45 @@ var spawner = sync.OnceValue(func() chan func() {
 // start runs a program in a process group of its own, so that a Ctrl-C at the terminal reaches only the test, which then
 // cleans up. Output is appended to the log.
 func start(name, log string, env []string, program string, args ...string) (*Process, error) {
+	p, err := prepare(name, log, env, program, args...)
+	if err != nil {
+		return nil, err
+	}
+	started := make(chan error)
+	spawner() <- func() { started <- p.cmd.Start() }
+	if err := p.begun(<-started); err != nil {
+		return nil, err
+	}
+	go p.wait()
+	return p, nil
+}
+
+// prepare opens the log of a program that is to be started.
+func prepare(name, log string, env []string, program string, args ...string) (*Process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	defer func() { _ = out.Close() }() // the child has its own
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	spawner() <- func() { started <- cmd.Start() }
-	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+	return &Process{Name: name, Log: log, cmd: cmd, out: out, done: make(chan struct{})}, nil
+}
+
+// begun closes what a program that was started, or was not, has its own copy of.
+func (p *Process) begun(err error) error {
+	_ = p.out.Close()
+	if err != nil {
+		return fmt.Errorf("start %s: %w", p.Name, err)
 	}
-	p := &Process{Name: name, Log: log, cmd: cmd, done: make(chan struct{})}
-	go func() {
-		_ = cmd.Wait() // how it ended is in its ProcessState
-		close(p.done)
-	}()
-	return p, nil
+	return nil
+}
+
+// wait returns when the program has ended.
+func (p *Process) wait() {
+	_ = p.cmd.Wait() // how it ended is in its ProcessState
+	close(p.done)
 }
 
 // PID is the process id.

@@ -17,6 +17,7 @@ import (
 type Tools struct {
 	Kubelet, Crictl, Critest, Registry, Busybox string // programs
 	CNI                                         string // directory of the reference plugins
+	Containerd                                  string // directory of containerd, containerd-shim-runc-v2 and runc
 }
 
 // BuildTools builds the named tools (all when none is named) unless an earlier run did. Progress goes to the writer.
@@ -34,7 +35,7 @@ func BuildTools(ctx context.Context, progress io.Writer, names ...string) (*Tool
 	var t Tools
 	into := map[string]*string{
 		"kubelet": &t.Kubelet, "crictl": &t.Crictl, "critest": &t.Critest, "registry": &t.Registry, "busybox": &t.Busybox,
-		"cni": &t.CNI,
+		"cni": &t.CNI, "containerd": &t.Containerd,
 	}
 	lines := bufio.NewScanner(bytes.NewReader(out))
 	for lines.Scan() {
