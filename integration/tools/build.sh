@@ -52,19 +52,19 @@ slot() {
   printf '%s/tools/%s-%s' "$cache" "$1" "$sum"
 }
 
-# once OUT COMMAND... runs the command, which makes OUT, unless OUT is there. Two clones that build at once would only slow
-# each other down: one builds, the other waits and finds it done.
+# once OUT COMMAND... runs the command, which makes OUT, unless OUT is there. Of two clones that want the same one builds it,
+# and the other waits and finds it done.
 once() {
   local out=$1
   shift
   [ ! -e "$out" ] || return 0
   (
     if ! flock -n 9; then
-      say "waiting for another build in $cache/tools"
+      say "waiting for another build of ${out##*/}"
       flock 9
     fi
     [ -e "$out" ] || "$@" 9>&-
-  ) 9> "$cache/tools/.lock"
+  ) 9> "${out%/*}.lock"
 }
 
 # gobuild MODULE OUT PACKAGE [LDFLAGS]: static, stripped, from the pinned module; visible under its name only when whole.
