@@ -73,8 +73,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
 		grpc.WaitForHandlers(true),
 	)
-	cri.RegisterRuntimeServiceServer(g, s)
-	cri.RegisterImageServiceServer(g, s)
+	g.RegisterService(strict(cri.RuntimeService_ServiceDesc, s.log), s)
+	g.RegisterService(strict(cri.ImageService_ServiceDesc, s.log), s)
 
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()

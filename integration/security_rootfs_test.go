@@ -119,11 +119,19 @@ func (s *security) TestCVE_2019_16884_ProcAndSysReplaced(t *testing.T) {
 			}
 		}
 	}
-	// VOLUME of an image mounts nothing in berth, so that it cannot be in the place of /proc.
-	image := s.image(t, func(i *imagestest.Image) { i.Config.Config.Volumes = map[string]struct{}{"/proc": {}, "/sys": {}} })
+	for _, volume := range []string{"/proc", "proc/self/attr", "/x/../proc/", "/"} {
+		image := s.image(t, func(i *imagestest.Image) { i.Config.Config.Volumes = map[string]struct{}{volume: {}} })
+		out, _, err := s.output(t, p, s.container(image, "true"))
+		wantCode(t, err, codes.InvalidArgument, "VOLUME", volume)
+		if err == nil {
+			t.Errorf("VOLUME %s: runs: %s", volume, out)
+		}
+	}
+	// VOLUME of an image mounts nothing in berth, so that it cannot be in the place of /sys.
+	image := s.image(t, func(i *imagestest.Image) { i.Config.Config.Volumes = map[string]struct{}{"/sys": {}} })
 	out, code, err := s.output(t, p, s.container(image, "cat /proc/1/comm; ls /proc/sys/kernel/ostype /sys/kernel"))
 	if err != nil || code != 0 || !strings.HasPrefix(out, "sh\n") {
-		t.Errorf("VOLUME /proc: %v, exit code %d: %s", err, code, out)
+		t.Errorf("VOLUME /sys: %v, exit code %d: %s", err, code, out)
 	}
 }
 
@@ -290,7 +298,7 @@ func (s *security) TestCVE_2024_5154_FilesThroughLinks(t *testing.T) {
 // The runtime copies what is at the place of an image's VOLUME, from the host.
 func (s *security) TestCVE_2022_23648_VolumesCopyHostFiles(t *testing.T) {
 	p := s.pod(t, plainPod)
-	volumes := map[string]struct{}{"/../../etc": {}, up + s.sentinel.Dir: {}, "/vol": {}, s.sentinel.Dir: {}, "/proc/1/root": {}}
+	volumes := map[string]struct{}{"/../../etc": {}, up + s.sentinel.Dir: {}, "/vol": {}, s.sentinel.Dir: {}}
 	image := s.image(t, func(i *imagestest.Image) { i.Config.Config.Volumes = volumes },
 		imagestest.Symlink("vol", up+s.sentinel.Dir), imagestest.Symlink("etc/link", "/etc/shadow"))
 	out, _, err := s.output(t, p, s.container(image, "cat /vol/etc/shadow /etc/shadow /etc/link "+s.sentinel.Dir+"/tool; ls /vol/ /etc"))

@@ -17,6 +17,7 @@ import (
 	"github.com/berth-run/berth/cmd/berth/internal/config"
 	"github.com/berth-run/berth/cmd/berth/internal/host"
 	"github.com/berth-run/berth/cri"
+	"github.com/berth-run/berth/cri/cdi"
 	"github.com/berth-run/berth/cri/pods"
 	"github.com/berth-run/berth/cri/streaming"
 	"github.com/berth-run/berth/images"
@@ -29,9 +30,10 @@ const configDir = "/etc/berth"
 
 func serveCommand() *cobra.Command {
 	var (
-		file   string
-		cniBin string
-		c      = config.Default()
+		file    string
+		cniBin  string
+		cdiDirs string
+		c       = config.Default()
 	)
 	cmd := &cobra.Command{
 		Use:   "serve",
@@ -48,11 +50,16 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&c.CertsD, config.Flag("certsD"), c.CertsD, "`directory` of HOST/hosts.toml, how to reach registries")
 	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
 	f.StringVar(&cniBin, config.Flag("cniBin"), strings.Join(c.CNIBin, ":"), "`directories` of the CNI plugins, separated by colons")
+	f.StringVar(&cdiDirs, config.Flag("cdiSpecDirs"), strings.Join(c.CDISpecDirs, ":"), "`directories` of CDI device specifications, separated by colons; none if empty")
 	f.StringVar(&c.LogLevel, config.Flag("logLevel"), c.LogLevel, "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, config.Flag("logFormat"), c.LogFormat, "text or json")
 	f.StringVar(&c.Shim, config.Flag("shim"), "", "berth-shim `program` (default the one beside berth)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c.CNIBin = strings.Split(cniBin, ":")
+		c.CDISpecDirs = nil
+		if cdiDirs != "" {
+			c.CDISpecDirs = strings.Split(cdiDirs, ":")
+		}
 		files, err := config.Files(file, configDir)
 		if err != nil {
 			return err
@@ -111,6 +118,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	defer closing("network", net.Close)
 	manager, err := pods.Open(ctx, pods.Options{
 		Root: c.Root, Run: c.Run, ShimPath: c.Shim, Images: store, Network: net, Log: log, Observe: steps(log),
+		CDI: cdi.Registry{Dirs: c.CDISpecDirs},
 	})
 	if err != nil {
 		return err

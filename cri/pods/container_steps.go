@@ -119,6 +119,9 @@ func (b *build) writeSpec(context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := b.editByCDI(out); err != nil {
+		return err
+	}
 	b.out = out
 	data, err := json.Marshal(out.Spec)
 	if err != nil {
@@ -132,6 +135,23 @@ func (b *build) writeSpec(context.Context) error {
 		r.User = message[*cri.ContainerUser]{out.User}
 		r.StopSignal, r.StopName = int(out.StopSignal), out.StopSignalName
 	})
+}
+
+// editByCDI adds the container's CDI devices to its specification. Groups that they bring are the user's, too.
+func (b *build) editByCDI(out *spec.Output) error {
+	var names []string
+	for _, d := range b.rec.Config.M.GetCDIDevices() {
+		names = append(names, d.GetName())
+	}
+	edits, err := b.m.opts.CDI.Resolve(names)
+	if err == nil {
+		err = edits.Apply(out.Spec)
+	}
+	if err != nil {
+		return fmt.Errorf("config.CDI_devices: %w", err)
+	}
+	out.AddGroups(edits.Groups())
+	return nil
 }
 
 // create opens the log and has the shim create the container, up to where its init waits to be started.
@@ -190,6 +210,7 @@ func (c *container) destroy(ctx context.Context) error {
 	if err := cgroups.Remove(cg); err != nil {
 		return err
 	}
+	c.poststop(ctx)
 	return os.RemoveAll(filepath.Join(c.m.stateRoot(), c.rec.ID))
 }
 

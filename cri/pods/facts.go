@@ -44,6 +44,11 @@ func hostFacts() (spec.Host, error) {
 			h.Capabilities = append(h.Capabilities, "CAP_"+strings.ToUpper(c.String()))
 		}
 	}
+	var stack unix.Rlimit // containers have the daemon's
+	if err := unix.Getrlimit(unix.RLIMIT_STACK, &stack); err != nil {
+		return h, os.NewSyscallError("getrlimit", err)
+	}
+	h.ArgumentSpace = spec.ArgumentSpace(stack.Cur)
 	h.OOMScoreAdjFloor = -1000
 	if !caps.Get(capability.EFFECTIVE, capability.CAP_SYS_RESOURCE) {
 		own, err := os.ReadFile("/proc/self/oom_score_adj")

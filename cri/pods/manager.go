@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berth-run/berth/cri/cdi"
 	"github.com/berth-run/berth/cri/shim"
 	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/images"
@@ -29,6 +30,7 @@ type Options struct {
 	ShimPath string // the berth-shim program
 	Images   *images.Store
 	Network  *network.Manager
+	CDI      cdi.Registry // what is known of CDI devices
 	Log      *slog.Logger
 	Observe  func(step.Event) // told the end of every step, if not nil
 }

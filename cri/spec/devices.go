@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"tags.cncf.io/container-device-interface/pkg/parser"
 )
 
 func validateDevices(cfg *cri.ContainerConfig) error {
@@ -29,8 +30,10 @@ func validateDevices(cfg *cri.ContainerConfig) error {
 			return invalid(at+".permissions", p, "is not made of r, w and m")
 		}
 	}
-	if list := cfg.GetCDIDevices(); len(list) > 0 {
-		return unsupported("config.CDI_devices[0].name", list[0].GetName(), "is a CDI device; berth has no CDI yet")
+	for i, d := range cfg.GetCDIDevices() {
+		if _, _, _, err := parser.ParseQualifiedName(d.GetName()); err != nil {
+			return invalid(index("config.CDI_devices", i)+".name", d.GetName(), "is not the name of a CDI device, vendor/class=name")
+		}
 	}
 	return nil
 }

@@ -42,6 +42,9 @@ func validateDNS(at string, dns *cri.DNSConfig) error {
 		{".servers", dns.GetServers()}, {".searches", dns.GetSearches()}, {".options", dns.GetOptions()},
 	} {
 		for i, e := range list.entries {
+			if len(e) > maxWord {
+				return invalid(index(at+list.field, i), e, "is longer than %d bytes", maxWord)
+			}
 			if e == "" || strings.ContainsFunc(e, blank) {
 				return invalid(index(at+list.field, i), e, "is empty or contains a blank or a control character")
 			}

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"path/filepath"
 	"slices"
@@ -30,6 +31,9 @@ func validateMount(at string, m *cri.Mount) error {
 	}
 	if path.Clean(m.GetContainerPath()) == "/" {
 		return invalid(at+".container_path", m.GetContainerPath(), "is the root of the container")
+	}
+	if err := validateProcMount(at+".container_path", m); err != nil {
+		return err
 	}
 	if image := m.GetImage(); image.GetImage() != "" {
 		if m.GetHostPath() != "" {
@@ -78,13 +82,46 @@ func validateMount(at string, m *cri.Mount) error {
 	return nil
 }
 
+// procFiles are the files below /proc that a mount may replace, since programs like lxcfs emulate them; libcontainer
+// has the same list.
+var procFiles = []string{
+	"/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg", "/proc/slabinfo",
+	"/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled",
+}
+
+// validateProcMount refuses what would put something else in the place of /proc or of a part of it: runtimes write to
+// files there to confine the container (CVE-2019-16884).
+func validateProcMount(at string, m *cri.Mount) error {
+	p := path.Clean(m.GetContainerPath())
+	switch {
+	case p == "/proc" && (m.GetImage().GetImage() != "" || path.Clean(m.GetHostPath()) != "/proc"):
+		return invalid(at, m.GetContainerPath(), "can only be the host's /proc")
+	case strings.HasPrefix(p, "/proc/") && !slices.Contains(procFiles, p):
+		return invalid(at, m.GetContainerPath(), "is a part of /proc")
+	}
+	return nil
+}
+
+// validateVolumes refuses an image that declares a volume in the place of its root or of /proc, as every runtime does that
+// mounts volumes. Others are allowed, and declare nothing: what a pod mounts is for the request to say.
+func validateVolumes(volumes map[string]struct{}) error {
+	for _, v := range slices.Sorted(maps.Keys(volumes)) {
+		if p := path.Join("/", v); p == "/" || p == "/proc" || strings.HasPrefix(p, "/proc/") {
+			return invalid("image VOLUME", v, "is the root, /proc or a part of it")
+		}
+	}
+	return nil
+}
+
 // maxPath is PATH_MAX of Linux without its NUL byte. Longer ones overflowed counters on their way to the kernel
 // (CVE-2021-43784).
 const maxPath = 4095
 
+// maxName is NAME_MAX of Linux.
+const maxName = 255
+
 // tooLong says whether a path is longer than the kernel takes, or a name in it is.
 func tooLong(p string) bool {
-	const maxName = 255 // NAME_MAX
 	return len(p) > maxPath || slices.ContainsFunc(strings.Split(p, "/"), func(name string) bool { return len(name) > maxName })
 }
 
@@ -93,8 +130,8 @@ func absolute(at, p string) error {
 	if controls(p) {
 		return invalid(at, p, "contains a control character")
 	}
-	if len(p) > maxPath {
-		return invalid(at, p, "is longer than %d bytes", maxPath)
+	if tooLong(p) {
+		return invalid(at, p, "is longer than a path or a name in it may be (%d and %d bytes)", maxPath, maxName)
 	}
 	if !path.IsAbs(p) {
 		return invalid(at, p, "is not absolute")

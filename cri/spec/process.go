@@ -14,10 +14,10 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // validateProcess checks command, arguments, environment and working directory as requested.
 func validateProcess(cfg *cri.ContainerConfig) error {
-	if err := noNUL("config.command", cfg.GetCommand()); err != nil {
+	if err := validateArguments("config.command", cfg.GetCommand()); err != nil {
 		return err
 	}
-	if err := noNUL("config.args", cfg.GetArgs()); err != nil {
+	if err := validateArguments("config.args", cfg.GetArgs()); err != nil {
 		return err
 	}
 	for i, e := range cfg.GetEnvs() {
@@ -29,6 +29,8 @@ func validateProcess(cfg *cri.ContainerConfig) error {
 			return invalid(at+".key", e.GetKey(), "contains '=' or a NUL byte")
 		case strings.IndexByte(string(e.GetValue()), 0) >= 0:
 			return invalid(at+".value", string(e.GetValue()), "contains a NUL byte")
+		case len(e.GetKey())+1+len(e.GetValue()) > maxString:
+			return invalid(at+".value", string(e.GetValue()), "makes the variable longer than %d bytes", maxString)
 		case e.GetKey() == "HOME" && controls(string(e.GetValue())):
 			// Other runtimes have copied HOME into the container's passwd (CVE-2022-4318).
 			return invalid(at+".value", string(e.GetValue()), "contains a control character")
@@ -38,6 +40,15 @@ func validateProcess(cfg *cri.ContainerConfig) error {
 		return absolute("config.working_dir", dir)
 	}
 	return nil
+}
+
+func validateArguments(at string, list []string) error {
+	for i, s := range list {
+		if len(s) > maxString {
+			return invalid(index(at, i), s, "is longer than an argument may be (%d bytes)", maxString)
+		}
+	}
+	return noNUL(at, list)
 }
 
 func noNUL(at string, list []string) error {

@@ -328,8 +328,10 @@ func TestDevices(t *testing.T) {
 		}))
 		refused(t, err, errdefs.ErrFailedPrecondition, "config.devices[0].host_path", word)
 	}
-	_, err := Container(request(func(in *Input) { in.Container.CDIDevices = []*cri.CDIDevice{{Name: "vendor.com/gpu=0"}} }))
-	refused(t, err, errdefs.ErrNotImplemented, "CDI_devices", "vendor.com/gpu=0")
+	for _, name := range []string{"", "gpu", "vendor.com/gpu", "vendor.com/gpu=", "=0", "/gpu=0", "vendor.com/g pu=0", "../gpu=0", "vendor.com/gpu=a\nb"} {
+		_, err := Container(request(func(in *Input) { in.Container.CDIDevices = []*cri.CDIDevice{{Name: "vendor.com/gpu=0"}, {Name: name}} }))
+		refused(t, err, errdefs.ErrInvalidArgument, "CDI_devices[1].name")
+	}
 }
 
 func TestPrivilegedHasTheHostsDevices(t *testing.T) {

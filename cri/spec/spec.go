@@ -38,6 +38,9 @@ type Host struct {
 	// HugePageSizes are the sizes that the hugetlb controller knows, as its files write them ("2MB", "1GB"); empty when
 	// the controller is missing.
 	HugePageSizes []string
+	// ArgumentSpace is what arguments and variables of a program may take together ([ArgumentSpace] of the stack limit that
+	// containers get); 0 means [DefaultArgumentSpace].
+	ArgumentSpace int
 	// OOMScoreAdjFloor is the lowest oom_score_adj that berth may give: -1000 with CAP_SYS_RESOURCE, else the daemon's own.
 	OOMScoreAdjFloor int
 }
@@ -124,6 +127,10 @@ func Container(in Input) (*Output, error) {
 		return nil, unsupported(securityContext+".selinux_options", nil, "SELinux labels are not implemented yet")
 	}
 
+	if err := validateVolumes(in.Image.Volumes); err != nil {
+		return nil, err
+	}
+
 	out := &Output{}
 	var err error
 	if out.StopSignal, out.StopSignalName, err = StopSignal(in.Container, in.Image.StopSignal); err != nil {
@@ -161,6 +168,9 @@ func process(in Input, who identity) (*specs.Process, error) {
 		return nil, err
 	}
 	if p.Env, err = environment(in.Container, in.Image, Hostname(in.Sandbox, in.Host), who.home); err != nil {
+		return nil, err
+	}
+	if err = executable(p, in.Host.ArgumentSpace); err != nil {
 		return nil, err
 	}
 	if p.Cwd, err = workingDir(in.Container, in.Image); err != nil {

@@ -198,5 +198,15 @@ func (id identity) containerUser() *cri.ContainerUser {
 	}}
 }
 
+// AddGroups adds supplementary groups to the user in the status that [Container] has computed; the specification has them.
+func (o *Output) AddGroups(groups []uint32) {
+	u := o.User.GetLinux()
+	for _, g := range groups {
+		u.SupplementalGroups = append(u.SupplementalGroups, int64(g))
+	}
+	slices.Sort(u.SupplementalGroups)
+	u.SupplementalGroups = slices.Compact(u.SupplementalGroups)
+}
+
 // index names an element of a repeated field.
 func index(at string, i int) string { return at + "[" + strconv.Itoa(i) + "]" }

@@ -184,7 +184,7 @@ func TestCVE_2026_47262_HugePasswdAndGroup(t *testing.T) {
 		t.Errorf("groups %v, %v", found.groups, err)
 	}
 	refused(t, tooMany, errdefs.ErrInvalidArgument, "image /etc/group", "more than 65536 groups")
-	if took > time.Second {
+	if took > 10*time.Second { // a machine under load; what is quadratic takes an hour
 		t.Errorf("took %v", took)
 	}
 	if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {

@@ -25,6 +25,12 @@ func validateSandbox(at string, cfg *cri.PodSandboxConfig) error {
 	); err != nil {
 		return err
 	}
+	if err := validateMaps(at, cfg.GetLabels(), cfg.GetAnnotations()); err != nil {
+		return err
+	}
+	if cfg.GetWindows() != nil {
+		return invalid(at+".windows", "set", "is for pods of Windows")
+	}
 	if err := validateHostname(at+".hostname", cfg.GetHostname()); err != nil {
 		return err
 	}
@@ -37,13 +43,14 @@ func validateSandbox(at string, cfg *cri.PodSandboxConfig) error {
 	if err := validateDNS(at+".dns_config", cfg.GetDnsConfig()); err != nil {
 		return err
 	}
-	for i, p := range cfg.GetPortMappings() {
-		if err := validatePort(index(at+".port_mappings", i), p); err != nil {
-			return err
-		}
+	if err := validatePorts(at+".port_mappings", cfg.GetPortMappings()); err != nil {
+		return err
 	}
 	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" && (!path.IsAbs(parent) || upward(parent) || controls(parent)) {
 		return invalid(at+".linux.cgroup_parent", parent, "is not an absolute path without '..' and control characters")
+	}
+	if parent := cfg.GetLinux().GetCgroupParent(); tooLong(parent) {
+		return invalid(at+".linux.cgroup_parent", parent, "is longer than a path or a name in it may be")
 	}
 	if _, err := sandboxSysctls(at+".linux.sysctls", cfg); err != nil {
 		return err
@@ -71,6 +78,30 @@ func validateSandboxSecurity(at string, sc *cri.LinuxSandboxSecurityContext) err
 		return err
 	}
 	return noUserns(userns, ns.GetUsernsOptions())
+}
+
+// validatePorts refuses also a port of the node that is mapped twice: only one of both would be, and which is chance.
+func validatePorts(at string, list []*cri.PortMapping) error {
+	type hostPort struct {
+		protocol cri.Protocol
+		port     int32
+		ip       string
+	}
+	taken := map[hostPort]bool{}
+	for i, p := range list {
+		if err := validatePort(index(at, i), p); err != nil {
+			return err
+		}
+		if p.GetHostPort() == 0 {
+			continue // none is mapped
+		}
+		h := hostPort{p.GetProtocol(), p.GetHostPort(), p.GetHostIp()}
+		if taken[h] {
+			return invalid(index(at, i)+".host_port", h.port, "is given twice for %v", h.protocol)
+		}
+		taken[h] = true
+	}
+	return nil
 }
 
 func validatePort(at string, p *cri.PortMapping) error {
@@ -117,7 +148,16 @@ func ValidateContainer(sandbox *cri.PodSandboxConfig, cfg *cri.ContainerConfig) 
 	if _, _, err := StopSignal(cfg, ""); err != nil {
 		return err
 	}
-	for _, check := range []func(*cri.ContainerConfig) error{validateProcess, validateMounts, validateDevices} {
+	if err := validateMaps("config", cfg.GetLabels(), cfg.GetAnnotations()); err != nil {
+		return err
+	}
+	if err := validateMap("config.image.annotations", cfg.GetImage().GetAnnotations(), maxAnnotations); err != nil {
+		return err
+	}
+	if cfg.GetWindows() != nil {
+		return invalid("config.windows", "set", "is for containers of Windows")
+	}
+	for _, check := range []func(*cri.ContainerConfig) error{validateLengths, validateProcess, validateMounts, validateDevices} {
 		if err := check(cfg); err != nil {
 			return err
 		}

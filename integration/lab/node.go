@@ -118,6 +118,12 @@ func (n *Node) CertsD() string { return filepath.Join(n.Dir, "certs.d") }
 // CNIConf is its directory of network configurations.
 func (n *Node) CNIConf() string { return filepath.Join(n.Dir, "cni") }
 
+// CDIStatic and CDIDynamic are its directories of CDI specifications; what the second says wins. Tests make them.
+func (n *Node) CDIStatic() string { return filepath.Join(n.Dir, "cdi-static") }
+
+// CDIDynamic is the second of both.
+func (n *Node) CDIDynamic() string { return filepath.Join(n.Dir, "cdi-dynamic") }
+
 // Bridge is the name of its bridge.
 func (n *Node) Bridge() string { return fmt.Sprintf("cni-bt%d", n.Index) }
 

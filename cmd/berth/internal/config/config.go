@@ -21,6 +21,8 @@ type Config struct {
 	CNIConf string `json:"cniConf,omitempty"`
 	// CNIBin is where its plugins are.
 	CNIBin []string `json:"cniBin,omitempty"`
+	// CDISpecDirs are the directories of CDI specifications, the later ones before the earlier; none turns CDI off.
+	CDISpecDirs []string `json:"cdiSpecDirs,omitempty"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitempty"`
 	// LogFormat is text or json.
@@ -32,13 +34,14 @@ type Config struct {
 // Default is what holds where nobody says anything.
 func Default() Config {
 	return Config{
-		Root:      "/var/lib/berth",
-		Run:       "/run/berth",
-		CertsD:    "/etc/berth/certs.d",
-		CNIConf:   "/etc/cni/net.d",
-		CNIBin:    []string{"/opt/cni/bin"},
-		LogLevel:  "info",
-		LogFormat: "text",
+		Root:        "/var/lib/berth",
+		Run:         "/run/berth",
+		CertsD:      "/etc/berth/certs.d",
+		CNIConf:     "/etc/cni/net.d",
+		CNIBin:      []string{"/opt/cni/bin"},
+		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
+		LogLevel:    "info",
+		LogFormat:   "text",
 	}
 }
 
@@ -86,6 +89,7 @@ func (c *Config) fields() []field {
 		{name: "certsD", flag: "certs-d", text: &c.CertsD, optional: true},
 		{name: "cniConf", flag: "cni-conf", text: &c.CNIConf},
 		{name: "cniBin", flag: "cni-bin", list: &c.CNIBin},
+		{name: "cdiSpecDirs", flag: "cdi-spec-dirs", list: &c.CDISpecDirs, optional: true},
 		{name: "logLevel", flag: "log-level", text: &c.LogLevel, words: []string{"debug", "info", "warn", "error"}},
 		{name: "logFormat", flag: "log-format", text: &c.LogFormat, words: []string{"text", "json"}},
 		{name: "shim", flag: "shim", text: &c.Shim, optional: true},
@@ -135,7 +139,7 @@ func (c *Config) check(from origins) error {
 			values = append(values, *f.text)
 		} else {
 			values = append(values, *f.list...)
-			if len(values) == 0 {
+			if len(values) == 0 && !f.optional {
 				return fmt.Errorf("%s: must not be empty", from.of(f.name))
 			}
 		}
