@@ -68,13 +68,15 @@ func New(o Options) *Server {
 // Serve answers calls on l until ctx ends. Calls under way then have ten seconds to end; pods go on running. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	i := &interceptor{log: s.log, now: time.Now}
+	d := newDecoder(s.log)
 	g := grpc.NewServer(
+		grpc.ForceServerCodecV2(d),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
 		grpc.WaitForHandlers(true),
 	)
-	g.RegisterService(strict(cri.RuntimeService_ServiceDesc, s.log), s)
-	g.RegisterService(strict(cri.ImageService_ServiceDesc, s.log), s)
+	g.RegisterService(d.strict(cri.RuntimeService_ServiceDesc), s)
+	g.RegisterService(d.strict(cri.ImageService_ServiceDesc), s)
 
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()

@@ -248,7 +248,7 @@ func (b *build) input() (spec.Input, error) {
 	profile, err := spec.SeccompProfilePath(cfg)
 	if err == nil && profile != "" {
 		if in.SeccompProfile, err = readSmall(profile); err != nil {
-			err = fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
+			err = fmt.Errorf("config.linux.security_context.seccomp.localhost_ref: %w: %w", err, errdefs.ErrInvalidArgument)
 		}
 	}
 	if err != nil {

@@ -32,6 +32,9 @@ func validateProfile(at string, p *cri.SecurityProfile) error {
 	default:
 		return invalid(at+".profile_type", int32(t), "is not a profile type")
 	}
+	if tooLong(p.GetLocalhostRef()) {
+		return invalid(at+".localhost_ref", p.GetLocalhostRef(), "is longer than a path or a name in it may be")
+	}
 	return plain(at+".localhost_ref", p.GetLocalhostRef())
 }
 

@@ -70,6 +70,9 @@ func validateSandboxSecurity(at string, sc *cri.LinuxSandboxSecurityContext) err
 	if err := validateProfile(at+".seccomp", sc.GetSeccomp()); err != nil {
 		return err
 	}
+	if _, err := oldProfile(at+".seccomp_profile_path", sc.GetSeccompProfilePath()); err != nil { //nolint:staticcheck // deprecated, not gone
+		return err
+	}
 	if err := validateProfile(at+".apparmor", sc.GetApparmor()); err != nil {
 		return err
 	}
