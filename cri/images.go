@@ -34,27 +34,34 @@ func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri
 
 // ListImages lists from memory. A filter names one image.
 func (s *Server) ListImages(_ context.Context, req *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
-	var list []*images.Image
-	if filter := req.GetFilter().GetImage(); filter.GetImage() == "" {
-		list = s.images.Images()
-	} else {
-		name, err := imageName(filter)
-		if err != nil {
-			return nil, err
-		}
-		img, err := s.images.Image(name)
-		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-			return nil, err
-		}
-		if err == nil {
-			list = []*images.Image{img}
-		}
+	list, err := s.imagesOf(req.GetFilter())
+	if err != nil {
+		return nil, err
 	}
 	resp := &cri.ListImagesResponse{}
 	for _, img := range list {
 		resp.Images = append(resp.Images, image(img))
 	}
 	return resp, nil
+}
+
+// imagesOf is the images that a filter picks: all, the one that it names, or none where that is not there.
+func (s *Server) imagesOf(filter *cri.ImageFilter) ([]*images.Image, error) {
+	if filter.GetImage().GetImage() == "" {
+		return s.images.Images(), nil
+	}
+	name, err := imageName(filter.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	img, err := s.images.Image(name)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []*images.Image{img}, nil
 }
 
 // ImageStatus tells what is known of an image. That it is absent is an answer without an image, not an error.

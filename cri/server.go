@@ -52,6 +52,7 @@ type Server struct {
 	cidrs     *podCIDRs
 	info      any
 	log       *slog.Logger
+	stopping  chan struct{} // closed when Serve is told to stop: what would go on for ever ends
 }
 
 // New makes a server of the packages that do the work.
@@ -62,6 +63,7 @@ func New(o Options) *Server {
 		cidrs:    openPodCIDRs(o.PodCIDRFile, o.Log),
 		info:     o.Info,
 		log:      o.Log,
+		stopping: make(chan struct{}),
 	}
 }
 
@@ -85,6 +87,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
+	close(s.stopping)
 	stopped := make(chan struct{})
 	go func() { g.GracefulStop(); close(stopped) }()
 	timer := time.NewTimer(graceful)

@@ -3,6 +3,8 @@ package cri
 import (
 	"context"
 	"errors"
+	"iter"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -32,21 +34,28 @@ func (s *Server) ContainerStats(_ context.Context, req *cri.ContainerStatsReques
 // ListContainerStats tells what the running containers use, asked every ten seconds for evictions. One that cannot be read
 // (it has just ended) is left out, so that it does not hide the others.
 func (s *Server) ListContainerStats(_ context.Context, req *cri.ListContainerStatsRequest) (*cri.ListContainerStatsResponse, error) {
-	resp := &cri.ListContainerStatsResponse{}
-	for _, c := range s.pods.Containers() {
-		if c.State != cri.ContainerState_CONTAINER_RUNNING || !statsMatch(req.GetFilter(), c) {
-			continue
-		}
-		st, err := s.stats(c)
-		if err != nil {
-			if !errors.Is(err, errdefs.ErrNotFound) {
-				s.log.Warn("container has no stats", "id", c.ID, "err", err)
+	return &cri.ListContainerStatsResponse{Stats: slices.Collect(s.containersStats(req.GetFilter()))}, nil
+}
+
+// containersStats yields the stats of the running containers that a filter picks, each read when it is asked for.
+func (s *Server) containersStats(filter *cri.ContainerStatsFilter) iter.Seq[*cri.ContainerStats] {
+	return func(yield func(*cri.ContainerStats) bool) {
+		for _, c := range s.pods.Containers() {
+			if c.State != cri.ContainerState_CONTAINER_RUNNING || !statsMatch(filter, c) {
+				continue
 			}
-			continue
+			st, err := s.stats(c)
+			if err != nil {
+				if !errors.Is(err, errdefs.ErrNotFound) {
+					s.log.Warn("container has no stats", "id", c.ID, "err", err)
+				}
+				continue
+			}
+			if !yield(st) {
+				return
+			}
 		}
-		resp.Stats = append(resp.Stats, st)
 	}
-	return resp, nil
 }
 
 func (s *Server) stats(c *pods.Container) (*cri.ContainerStats, error) {

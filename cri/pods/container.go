@@ -33,6 +33,7 @@ type container struct {
 	exited chan struct{} // closed once it has exited and its record says so
 
 	unheard atomic.Bool // whoever made or started it may not know; see again.go
+	life    lifeline    // what is told of it
 
 	process atomic.Pointer[specs.Process] // of the specification, for exec
 }
@@ -50,6 +51,7 @@ const startErrorCode = 128
 
 func (m *Manager) newContainer(p *pod, rec containerRecord) *container {
 	c := &container{m: m, pod: p, rec: rec, exited: make(chan struct{})}
+	c.life.tell = func(types ...cri.ContainerEventType) { m.announce(c.pod, rec.ID, types...) }
 	if rec.Phase == stopped || !rec.FinishedAt.IsZero() {
 		close(c.exited)
 	}
@@ -194,6 +196,7 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 	m.mu.Lock()
 	m.containers[id] = c
 	m.mu.Unlock()
+	c.life.isCreated()
 	return c, nil
 }
 
@@ -205,18 +208,20 @@ func imageRef(i *images.Image) string {
 	return i.ID.String()
 }
 
+// markExited tells everybody that the container has exited. Its status is on record.
 func (c *container) markExited() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	select {
 	case <-c.exited:
 	default:
 		close(c.exited)
 	}
+	c.mu.Unlock()
+	c.life.hasEnded()
 }
 
 // StartContainer has a created container run its program.
-func (m *Manager) StartContainer(ctx context.Context, id string) error {
+func (m *Manager) StartContainer(ctx context.Context, id string) (err error) {
 	c, err := m.container(id)
 	if err != nil {
 		return err
@@ -232,6 +237,8 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 		return failedPrecondition("container %s is %s, not created", c.rec.ID, stateName(v.State))
 	}
 	s := m.stack("StartContainer", c.rec.ID, nil)
+	c.life.starting()
+	defer func() { c.life.isStarted(err == nil) }()
 	err = s.Run(ctx,
 		// Before it runs, so that a daemon that dies in between knows when it was started.
 		step.Step{Name: "record", Do: func(context.Context) error {
@@ -403,6 +410,7 @@ func (c *container) remove(ctx context.Context) error {
 	delete(m.containers, c.rec.ID)
 	m.mu.Unlock()
 	m.freeName(containerName(c.rec.SandboxID, c.rec.Config.M), c.rec.ID)
+	c.life.isDeleted()
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -48,6 +49,7 @@ type Manager struct {
 	ctrFiles  *records
 	closing   chan struct{}
 	watchers  sync.WaitGroup
+	events    *events
 	clampOnce sync.Once
 
 	mu         sync.RWMutex
@@ -64,7 +66,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		o.Log = slog.Default()
 	}
 	m := &Manager{
-		opts: o, log: o.Log, closing: make(chan struct{}),
+		opts: o, log: o.Log, closing: make(chan struct{}), events: newEvents(time.Now),
 		pods: map[string]*pod{}, containers: map[string]*container{}, making: map[string]*container{}, names: map[string]*claim{},
 	}
 	for _, dir := range []string{o.Root, o.Run, m.runDir("pods"), m.runDir("containers"), m.stateRoot()} {
@@ -273,10 +275,21 @@ func (m *Manager) Container(id string) (*Container, error) {
 
 // Containers returns all containers, newest first.
 func (m *Manager) Containers() []*Container {
+	return m.containerViews(func(*container) bool { return true })
+}
+
+// viewsOf returns the containers of a pod, newest first.
+func (m *Manager) viewsOf(podID string) []*Container {
+	return m.containerViews(func(c *container) bool { return c.rec.SandboxID == podID })
+}
+
+func (m *Manager) containerViews(pick func(*container) bool) []*Container {
 	m.mu.RLock()
-	list := make([]*Container, 0, len(m.containers))
+	list := []*Container{}
 	for _, c := range m.containers {
-		list = append(list, c.view.Load())
+		if pick(c) {
+			list = append(list, c.view.Load())
+		}
 	}
 	m.mu.RUnlock()
 	sort.Slice(list, func(i, j int) bool { return list[i].CreatedAt.After(list[j].CreatedAt) })

@@ -24,7 +24,7 @@ func bare(t *testing.T) *Manager {
 		t.Fatal(err)
 	}
 	return &Manager{
-		ctrFiles: files, opts: Options{Run: t.TempDir()},
+		ctrFiles: files, opts: Options{Run: t.TempDir()}, events: newEvents(time.Now),
 		pods: map[string]*pod{}, containers: map[string]*container{}, making: map[string]*container{}, names: map[string]*claim{},
 	}
 }

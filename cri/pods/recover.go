@@ -29,6 +29,8 @@ func (m *Manager) recover(ctx context.Context) error {
 		}
 		p := m.newPod(*rec)
 		p.unheard.Store(true)
+		// One that was being stopped may not have been told: better twice, to readers that have to subscribe anew.
+		p.life.known(rec.Phase != creating, (rec.Phase == stopped || rec.Phase == removing) && len(rec.Steps) == 0)
 		found = append(found, p)
 		return nil
 	})
@@ -53,6 +55,7 @@ func (m *Manager) recover(ctx context.Context) error {
 		p := byID[rec.SandboxID]
 		c := m.newContainer(p, *rec)
 		c.unheard.Store(true)
+		c.life.known(rec.Phase != creating, !rec.FinishedAt.IsZero())
 		switch {
 		case p == nil:
 			orphans = append(orphans, c)
@@ -242,6 +245,7 @@ func (m *Manager) undoContainer(ctx context.Context, c *container) error {
 	delete(m.making, rec.ID)
 	m.mu.Unlock()
 	m.freeName(containerName(rec.SandboxID, rec.Config.M), rec.ID)
+	c.life.isDeleted()
 	return nil
 }
 

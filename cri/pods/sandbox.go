@@ -28,6 +28,7 @@ type pod struct {
 	watch *shim.Watch
 
 	unheard atomic.Bool // whoever made it may not know; see again.go
+	life    lifeline    // what is told of it
 
 	sessions int           // execs and attached clients
 	shimGone chan struct{} // closed when the watch has ended, after what follows from it is done
@@ -35,6 +36,7 @@ type pod struct {
 
 func (m *Manager) newPod(rec podRecord) *pod {
 	p := &pod{m: m, lock: newLock(), rec: rec}
+	p.life.tell = func(types ...cri.ContainerEventType) { m.announce(p, rec.ID, types...) }
 	p.publish()
 	return p
 }
@@ -137,6 +139,8 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		m.mu.Lock()
 		m.pods[id] = p
 		m.mu.Unlock()
+		p.life.isCreated()
+		p.life.isStarted(true)
 		m.log.Debug("pod sandbox is ready", "pod", name(cfg), "id", id, "addresses", p.rec.IPs)
 		return p, nil
 	}
@@ -202,6 +206,7 @@ func (p *pod) stop(ctx context.Context, call, reason string) error {
 		wg.Wait()
 		return errors.Join(errs...)
 	}})
+	p.life.hasEnded() // after its containers, whatever has become of them
 	if err != nil {
 		return err
 	}
@@ -264,6 +269,7 @@ func (p *pod) remove(ctx context.Context) error {
 	delete(m.pods, rec.ID)
 	m.mu.Unlock()
 	m.freeName(p.name(), rec.ID)
+	p.life.isDeleted()
 	return nil
 }
 
