@@ -46,12 +46,12 @@ vet: setup ## static checks that need no tool: gofmt, go vet, import rules
 	@integration/progress.sh 'import rules' $(GO) test ./internal/archtest
 
 test-unit: setup ## unit tests of all packages, with the race detector
-	@CGO_ENABLED=1 integration/progress.sh test-unit $(GO) test -race -tags seccomp ./...
+	@CGO_ENABLED=1 integration/progress.sh test-unit integration/test.sh test-unit ./... -race -tags seccomp
 
 test-integration: build ## kubelet, crictl, critest, kill matrix, attacks: real peers; needs root
 	@integration/tools/build.sh > /dev/null
-	@integration/progress.sh test-integration integration/count.sh bin/test-integration.log \
-		$(GO) test -tags integration -count=1 -timeout 80m -v -run '$(RUN)' ./integration
+	@integration/progress.sh test-integration integration/test.sh test-integration ./integration \
+		-tags integration -count=1 -timeout 80m -run '$(RUN)'
 
 test-vm: build ## critest and others in a virtual machine: cgroup v2, AppArmor, ext4, systemd (no KVM needed; an hour)
 	@integration/tools/build.sh > /dev/null

@@ -3,7 +3,7 @@
 # each finished test with its time, what tests say, and at the end the count. All output is in bin/NAME.log.
 #
 # A test that fails is run a second time, by itself, and is called flaky if it then passes: on a busy machine a test of real
-# processes can meet a time limit of the machine's making. More than five failures are no accident, and end it at once.
+# processes can meet a time limit of the machine's making. More than ten failures are no accident, and end it at once.
 # What was flaky is told at the end and kept in bin/NAME.flaky.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +12,7 @@ shift 2
 mkdir -p bin
 read -r _ runner < <(integration/tools/build.sh gotestsum) || exit 1
 rm -f "bin/$name.flaky"
-"$runner" --format standard-verbose --hide-summary skipped,output --packages "$packages" --rerun-fails=1 --rerun-fails-max-failures=5 \
+"$runner" --format standard-verbose --hide-summary skipped,output --packages "$packages" --rerun-fails=1 --rerun-fails-max-failures=10 \
   --rerun-fails-run-root-test --rerun-fails-abort-on-data-race --rerun-fails-report "bin/$name.flaky" -- "$@" 2>&1 |
   tee "bin/$name.log" | grep --line-buffered -Ev '^=== (RUN|PAUSE|CONT|NAME)'
 status=${PIPESTATUS[0]}
