@@ -100,11 +100,16 @@ func (l *layout) manager(p Path, r *cgroups.Resources) (cgroups.Manager, error) 
 	if l.v2 {
 		return fs2.NewManager(cfg, l.dir(p, ""))
 	}
+	return cgroupsv1.NewManager(cfg, l.paths(p))
+}
+
+// paths are the directories of p by controller.
+func (l *layout) paths(p Path) map[string]string {
 	paths := make(map[string]string, len(l.mounts))
 	for controller := range l.mounts {
 		paths[controller] = l.dir(p, controller)
 	}
-	return cgroupsv1.NewManager(cfg, paths)
+	return paths
 }
 
 // at checks p and finds the hierarchies.

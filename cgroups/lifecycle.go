@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/systemd"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,12 +18,20 @@ import (
 const sandboxShares = 2
 
 // CreateSandbox makes the cgroup of a pod's shim, with the least CPU weight and without limits of its own: the pod's
-// cgroup above it has those. It succeeds where the cgroup is there already, and takes back what it made on error.
+// cgroup above it has those. It succeeds where the cgroup is there already, and takes back what it made on error. Of a
+// scope of systemd nothing is there before [AddProcess] puts its first process into it.
 func CreateSandbox(p Path) error {
 	l, err := at(p)
 	if err != nil {
 		return err
 	}
+	if _, ok := p.Scope(); ok {
+		return nil
+	}
+	return l.createSandbox(p)
+}
+
+func (l *layout) createSandbox(p Path) error {
 	r := &cgroups.Resources{
 		CpuShares:   sandboxShares,
 		CpuWeight:   cgroups.ConvertCPUSharesToCgroupV2Value(sandboxShares),
@@ -61,6 +70,15 @@ func AddProcess(p Path, pid int) error {
 	if pid <= 0 {
 		// 0 would be the caller itself.
 		return fmt.Errorf("move process %d to cgroup %s: %w", pid, p, errdefs.ErrInvalidArgument)
+	}
+	if s, ok := p.Scope(); ok {
+		if err := startScope(s, pid); err != nil {
+			return err
+		}
+		// On v1 systemd knows some of the controllers only.
+		if err := l.createSandbox(p); err != nil {
+			return err
+		}
 	}
 	for _, dir := range l.dirs(p) {
 		if err := cgroups.WriteCgroupProc(dir, pid); err != nil {
@@ -140,6 +158,11 @@ func Remove(p Path) error {
 	if err != nil {
 		return err
 	}
+	if s, ok := p.Scope(); ok {
+		if err := l.removeScope(p, s); err != nil {
+			return err
+		}
+	}
 	left := l.dirs(p)
 	deadline := time.Now().Add(removeWait)
 	for delay := time.Millisecond; ; delay = min(2*delay, 50*time.Millisecond) {
@@ -163,6 +186,26 @@ func Remove(p Path) error {
 			return fmt.Errorf("remove cgroup %s with processes %v: %w: %w", p, pids, err, errdefs.ErrFailedPrecondition)
 		}
 		time.Sleep(delay) // the kernel does not tell on v1 when the last one has left
+	}
+}
+
+// removeScope has systemd forget a scope without processes. One that has some stays: systemd would end them.
+func (l *layout) removeScope(p Path, s Scope) error {
+	if !systemd.IsRunningSystemd() {
+		return nil // the node was started with another init since
+	}
+	deadline := time.Now().Add(removeWait)
+	for delay := time.Millisecond; ; delay = min(2*delay, 50*time.Millisecond) {
+		pids, err := l.processes(p)
+		switch {
+		case err != nil:
+			return err
+		case len(pids) == 0:
+			return stopScope(s)
+		case time.Now().After(deadline):
+			return fmt.Errorf("remove cgroup %s with processes %v: %w", p, pids, errdefs.ErrFailedPrecondition)
+		}
+		time.Sleep(delay) // as in Remove
 	}
 }
 

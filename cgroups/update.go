@@ -51,7 +51,11 @@ func Update(p Path, r *specs.LinuxResources) error {
 	if err != nil {
 		return fmt.Errorf("update cgroup %s: %w", p, err)
 	}
-	if err := m.Set(want); err != nil {
+	err = m.Set(want)
+	if s, ok := p.Scope(); ok && err == nil { // after the kernel, which is the stricter one, has taken them
+		err = l.setScope(p, s, want)
+	}
+	if err != nil {
 		err = fmt.Errorf("update cgroup %s: %w", p, l.classify(p, want, err))
 		if undo := before.restore(); undo != nil {
 			err = errors.Join(err, fmt.Errorf("put back the limits of cgroup %s: %w", p, undo))

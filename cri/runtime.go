@@ -9,6 +9,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/internal/version"
 )
 
@@ -100,9 +101,11 @@ func (s *Server) statusInfo(netErr error) (map[string]string, error) {
 // RuntimeConfig tells the cgroup driver, which the kubelet then uses, too. It is set on purpose: the enumeration's zero
 // value is the other one.
 func (s *Server) RuntimeConfig(context.Context, *cri.RuntimeConfigRequest) (*cri.RuntimeConfigResponse, error) {
-	return &cri.RuntimeConfigResponse{
-		Linux: &cri.LinuxRuntimeConfiguration{CgroupDriver: cri.CgroupDriver_CGROUPFS},
-	}, nil
+	driver := cri.CgroupDriver_CGROUPFS
+	if s.driver == cgroups.Systemd {
+		driver = cri.CgroupDriver_SYSTEMD
+	}
+	return &cri.RuntimeConfigResponse{Linux: &cri.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }
 
 // UpdateRuntimeConfig keeps the node's pod CIDRs. It always succeeds: an error would make the kubelet log and repeat it

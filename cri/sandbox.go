@@ -70,6 +70,27 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusRe
 	return resp, nil
 }
 
+// UpdatePodSandboxResources takes note of what a pod as a whole may use. The kubelet calls it before it resizes the pod's
+// cgroup, which is its own, and gives up the resize on any error.
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *cri.UpdatePodSandboxResourcesRequest) (*cri.UpdatePodSandboxResourcesResponse, error) {
+	if err := checkID("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	sb, err := s.pods.Sandbox(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	for at, r := range map[string]*cri.LinuxContainerResources{"overhead": req.GetOverhead(), "resources": req.GetResources()} {
+		if err := spec.ValidateResources(at, r); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.pods.UpdateSandboxResources(ctx, sb.ID, req.GetOverhead(), req.GetResources()); err != nil {
+		return nil, err
+	}
+	return &cri.UpdatePodSandboxResourcesResponse{}, nil
+}
+
 // ListPodSandbox lists from memory: the kubelet asks every second.
 func (s *Server) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
 	resp := &cri.ListPodSandboxResponse{}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/pods"
 	"github.com/berth-run/berth/cri/streaming"
 	"github.com/berth-run/berth/images"
@@ -30,6 +31,8 @@ type Options struct {
 	Images    *images.Store
 	Network   *network.Manager
 	Streaming *streaming.Server
+	// CgroupDriver is what RuntimeConfig tells the kubelet.
+	CgroupDriver cgroups.Driver
 	// RecursiveReadOnly says whether the kernel makes mounts read-only recursively (5.12).
 	RecursiveReadOnly bool
 	// PodCIDRFile keeps the pod CIDRs that the kubelet hands over once; "" keeps them in memory only.
@@ -48,6 +51,7 @@ type Server struct {
 	images    *images.Store
 	network   *network.Manager
 	streaming *streaming.Server
+	driver    cgroups.Driver
 	handlers  []*cri.RuntimeHandler
 	cidrs     *podCIDRs
 	info      any
@@ -59,6 +63,7 @@ type Server struct {
 func New(o Options) *Server {
 	return &Server{
 		pods: o.Pods, images: o.Images, network: o.Network, streaming: o.Streaming,
+		driver:   o.CgroupDriver,
 		handlers: runtimeHandlers(o.RecursiveReadOnly),
 		cidrs:    openPodCIDRs(o.PodCIDRFile, o.Log),
 		info:     o.Info,

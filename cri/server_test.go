@@ -19,6 +19,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/cgroups"
 )
 
 // logBuffer is a log that can be read while it is written to.
@@ -83,6 +85,10 @@ func TestHandshake(t *testing.T) {
 	c, err := rt.RuntimeConfig(t.Context(), &cri.RuntimeConfigRequest{})
 	if err != nil || c.GetLinux() == nil || c.GetLinux().GetCgroupDriver() != cri.CgroupDriver_CGROUPFS {
 		t.Errorf("%v %v", c, err)
+	}
+	systemd := &Server{driver: cgroups.Systemd}
+	if c, err := systemd.RuntimeConfig(t.Context(), nil); err != nil || c.GetLinux() == nil || c.GetLinux().GetCgroupDriver() != cri.CgroupDriver_SYSTEMD {
+		t.Errorf("systemd: %v %v", c, err)
 	}
 }
 
@@ -236,10 +242,6 @@ func TestWhatIsNotThereYetIsUnimplemented(t *testing.T) {
 		"PodSandboxStats":       func() error { _, err := rt.PodSandboxStats(ctx, &cri.PodSandboxStatsRequest{}); return err },
 		"ListPodSandboxStats":   func() error { _, err := rt.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{}); return err },
 		"ListMetricDescriptors": func() error { _, err := rt.ListMetricDescriptors(ctx, &cri.ListMetricDescriptorsRequest{}); return err },
-		"UpdatePodSandboxResources": func() error {
-			_, err := rt.UpdatePodSandboxResources(ctx, &cri.UpdatePodSandboxResourcesRequest{})
-			return err
-		},
 	} {
 		if err := call(); status.Code(err) != codes.Unimplemented {
 			t.Errorf("%s: %v", name, err)

@@ -148,17 +148,21 @@ func nanos(t time.Time) int64 {
 // sandboxInfo is what a verbose status of a sandbox adds. Field names are containerd's, which scripts know
 // (`crictl inspectp ID | jq .info.pid`).
 type sandboxInfo struct {
-	PID            int                   `json:"pid"`
-	ProcessStatus  string                `json:"processStatus"`
-	Reason         string                `json:"reason,omitempty"`
-	NetNS          string                `json:"netns,omitempty"`
-	RuntimeHandler string                `json:"runtimeHandler"`
-	Config         *cri.PodSandboxConfig `json:"config"`
+	PID            int    `json:"pid"`
+	ProcessStatus  string `json:"processStatus"`
+	Reason         string `json:"reason,omitempty"`
+	NetNS          string `json:"netns,omitempty"`
+	RuntimeHandler string `json:"runtimeHandler"`
+	// Overhead and Resources are the pod's as the last resize left them; the CRI has no field for them.
+	Overhead  *cri.LinuxContainerResources `json:"overhead,omitempty"`
+	Resources *cri.LinuxContainerResources `json:"resources,omitempty"`
+	Config    *cri.PodSandboxConfig        `json:"config"`
 }
 
 func newSandboxInfo(sb *pods.Sandbox) *sandboxInfo {
 	i := &sandboxInfo{
-		PID: sb.ShimPID, ProcessStatus: "running", Reason: sb.Reason, NetNS: sb.NetNS, RuntimeHandler: sb.Handler, Config: sb.Config,
+		PID: sb.ShimPID, ProcessStatus: "running", Reason: sb.Reason, NetNS: sb.NetNS, RuntimeHandler: sb.Handler,
+		Overhead: sb.Overhead, Resources: sb.Resources, Config: sb.Config,
 	}
 	if !sb.Ready {
 		i.ProcessStatus = "stopped"

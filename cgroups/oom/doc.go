@@ -4,7 +4,8 @@
 // before anyone is told of the end and before the cgroup goes away, and it must stay small.
 //
 // It promises a count of the kills of processes that were in this cgroup, whichever limit was hit: its own, that of the
-// pod above it, or the machine's. On v1 the cgroups below it do not count; on v2 they do.
+// pod above it, or the machine's, or in one below it. The kernel counts before it kills: whoever has seen such a process
+// end finds it counted.
 //
 //	killed, err := oom.Kills(oom.MemoryDir(mount, "/kubepods/podX/ID"))
 package oom

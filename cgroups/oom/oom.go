@@ -2,10 +2,12 @@ package oom
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // ErrNoCount is the error for a file of the kernel that has no count of kills (before Linux 4.13).
@@ -21,13 +23,45 @@ func MemoryDir(mountPoint, cgroup string) string {
 // cgroup does not exist.
 func Kills(memoryCgroupDir string) (uint64, error) {
 	data, err := os.ReadFile(memoryCgroupDir + "/memory.events")
-	if errors.Is(err, os.ErrNotExist) {
-		data, err = os.ReadFile(memoryCgroupDir + "/memory.oom_control")
+	switch {
+	case err == nil:
+		return parse(string(data))
+	case errors.Is(err, os.ErrNotExist):
+		return killsV1(memoryCgroupDir)
+	case errors.Is(err, syscall.ENODEV): // removed between open and read
+		return 0, &os.PathError{Op: "read", Path: memoryCgroupDir, Err: os.ErrNotExist}
+	}
+	return 0, err
+}
+
+// killsV1 adds up what v1 counts in each cgroup by itself: a container with an init of its own has made some.
+func killsV1(dir string) (uint64, error) {
+	data, err := os.ReadFile(dir + "/memory.oom_control")
+	if errors.Is(err, syscall.ENODEV) {
+		err = &os.PathError{Op: "read", Path: dir, Err: os.ErrNotExist}
 	}
 	if err != nil {
 		return 0, err
 	}
-	return parse(string(data))
+	n, err := parse(string(data))
+	if err != nil {
+		return 0, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		below, err := killsV1(dir + "/" + e.Name())
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err
+		}
+		n += below
+	}
+	return n, nil
 }
 
 // parse reads the flat keyed format that both files have.

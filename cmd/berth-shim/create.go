@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
@@ -27,9 +29,19 @@ func create(req shim.CreateRequest, files []*os.File) (pid int, err error) {
 	if err := os.Chdir(req.Bundle); err != nil {
 		return 0, err
 	}
-	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: req.ID, Spec: spec})
+	opts := &specconv.CreateOpts{CgroupName: req.ID, Spec: spec}
+	if req.Slice != "" {
+		opts.UseSystemdCgroup = true
+		spec.Linux.CgroupsPath = req.Slice + ":" + req.ScopePrefix + ":" + req.ID
+	}
+	config, err := specconv.CreateLibcontainerConfig(opts)
 	if err != nil {
 		return 0, fmt.Errorf("specification: %w", err)
+	}
+	if req.Slice != "" {
+		// No unit is left of a container that was killed for memory.
+		config.Cgroups.SystemdProps = append(config.Cgroups.SystemdProps,
+			systemd.Property{Name: "CollectMode", Value: dbus.MakeVariant("inactive-or-failed")})
 	}
 	if !req.Terminal && hasDevVolume(spec) {
 		if err := replaceHostNull(files, emptyInput); err != nil {
@@ -88,8 +100,12 @@ func newProcess(p *specs.Process, files []*os.File, terminal bool) (*libcontaine
 			Bounding: c.Bounding, Effective: c.Effective, Inheritable: c.Inheritable, Permitted: c.Permitted, Ambient: c.Ambient,
 		}
 	}
-	if len(p.Rlimits) > 0 {
-		return nil, errors.New("rlimits are not supported yet")
+	for _, r := range p.Rlimits {
+		resource, ok := rlimits[r.Type]
+		if !ok {
+			return nil, fmt.Errorf("rlimit %q is not known", r.Type)
+		}
+		lp.Rlimits = append(lp.Rlimits, configs.Rlimit{Type: resource, Soft: r.Soft, Hard: r.Hard})
 	}
 	if terminal {
 		if len(files) != 1 {

@@ -80,6 +80,7 @@ func runShim(args []string) error {
 		return fmt.Errorf("the daemon has gone: %w", err)
 	}
 	_ = start.Close()
+	reserveThreads() // in its cgroup already: there is room now
 	return shim.Serve(args[0], len(args) > 1 && args[1] == "shared-pid", func() {
 		_, _ = ready.Write([]byte{1})
 		_ = ready.Close()

@@ -14,11 +14,13 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
+	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cmd/berth/internal/config"
 	"github.com/berth-run/berth/cmd/berth/internal/host"
 	"github.com/berth-run/berth/cri"
 	"github.com/berth-run/berth/cri/cdi"
 	"github.com/berth-run/berth/cri/pods"
+	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/cri/streaming"
 	"github.com/berth-run/berth/images"
 	"github.com/berth-run/berth/internal/version"
@@ -51,6 +53,8 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
 	f.StringVar(&cniBin, config.Flag("cniBin"), strings.Join(c.CNIBin, ":"), "`directories` of the CNI plugins, separated by colons")
 	f.StringVar(&cdiDirs, config.Flag("cdiSpecDirs"), strings.Join(c.CDISpecDirs, ":"), "`directories` of CDI device specifications, separated by colons; none if empty")
+	f.StringVar(&c.CgroupDriver, config.Flag("cgroupDriver"), c.CgroupDriver, "who makes cgroups: cgroupfs, systemd, or auto, which is systemd where that is process 1")
+	f.StringSliceVar(&c.DefaultUlimits, config.Flag("defaultUlimits"), nil, "resource `limits` of containers, NAME=SOFT:HARD, separated by commas; those not named are the daemon's")
 	f.StringVar(&c.LogLevel, config.Flag("logLevel"), c.LogLevel, "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, config.Flag("logFormat"), c.LogFormat, "text or json")
 	f.StringVar(&c.Shim, config.Flag("shim"), "", "berth-shim `program` (default the one beside berth)")
@@ -89,6 +93,14 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	if err := host.CheckShim(c.Shim); err != nil {
 		return err
 	}
+	driver, err := cgroups.ChooseDriver(c.CgroupDriver)
+	if err != nil {
+		return err
+	}
+	rlimits, err := spec.ParseRlimits(c.DefaultUlimits)
+	if err != nil {
+		return err
+	}
 	lock, err := host.Claim(c.Root, c.Run)
 	if err != nil {
 		return err
@@ -117,7 +129,8 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	}
 	defer closing("network", net.Close)
 	manager, err := pods.Open(ctx, pods.Options{
-		Root: c.Root, Run: c.Run, ShimPath: c.Shim, Images: store, Network: net, Log: log, Observe: steps(log),
+		Root: c.Root, Run: c.Run, ShimPath: c.Shim, Images: store, Network: net,
+		Cgroups: driver, Rlimits: rlimits, Log: log, Observe: steps(log),
 		CDI: cdi.Registry{Dirs: c.CDISpecDirs},
 	})
 	if err != nil {
@@ -132,6 +145,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 
 	server := cri.New(cri.Options{
 		Pods: manager, Images: store, Network: net, Streaming: stream,
+		CgroupDriver:      driver,
 		RecursiveReadOnly: !kernel.Less(host.RecursiveReadOnly),
 		PodCIDRFile:       filepath.Join(c.Root, "podcidr"),
 		Info:              shown(c),

@@ -17,7 +17,6 @@ import (
 
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/shim"
-	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/images"
 	"github.com/berth-run/berth/internal/step"
 )
@@ -137,7 +136,7 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 		return nil, fmt.Errorf("config.image: %w", err)
 	}
 	id := newID()
-	cgroup, err := cgroups.Join(p.config().GetLinux().GetCgroupParent(), id)
+	cgroup, err := m.opts.Cgroups.Join(p.config().GetLinux().GetCgroupParent(), id)
 	if err != nil {
 		return nil, err
 	}
@@ -467,7 +466,7 @@ func (c *container) exit(s shim.State) {
 			r.FinishedAt = time.Now()
 		}
 		switch {
-		case s.OOMKills > 0 && s.ExitCode != 0:
+		case s.OOMKills > 0: // whichever process it was, and however init has ended since, as containerd says it, too
 			r.Reason = "OOMKilled"
 			r.Message = fmt.Sprintf("the kernel killed %d processes of the container because it used more memory than its limit allows", s.OOMKills)
 		case s.ExitCode == 0:
@@ -523,31 +522,6 @@ func (m *Manager) Spec(id string) (json.RawMessage, error) {
 		return nil, fmt.Errorf("specification of container %s: %w", c.rec.ID, err)
 	}
 	return data, nil
-}
-
-// UpdateResources changes limits of a container that is created or runs; zero keeps.
-func (m *Manager) UpdateResources(ctx context.Context, id string, r *cri.LinuxContainerResources) error {
-	c, err := m.container(id)
-	if err != nil {
-		return err
-	}
-	if err := c.pod.lock.Lock(ctx); err != nil {
-		return err
-	}
-	defer c.pod.lock.Unlock()
-	if v := c.view.Load(); v.State == cri.ContainerState_CONTAINER_EXITED {
-		return failedPrecondition("container %s has exited", c.rec.ID)
-	}
-	// All of it, not just the update: what swap may be follows from both limits.
-	merged := spec.MergeResources(c.record().Resources.M, r)
-	res, err := spec.Resources(merged, m.host)
-	if err != nil {
-		return err
-	}
-	if err := cgroups.Update(cgroups.Path(c.rec.Cgroup), res); err != nil {
-		return err
-	}
-	return c.update(func(rec *containerRecord) { rec.Resources.M = merged })
 }
 
 // Stats reads what a container has used.

@@ -169,7 +169,13 @@ func (b *build) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	scope, ok := cgroups.Path(b.rec.Cgroup).Scope()
+	prefix := ""
+	if ok {
+		prefix = cgroups.ScopePrefix
+	}
 	pid, err := b.pod.shim().Create(ctx, shim.CreateRequest{
+		Slice: scope.Slice, ScopePrefix: prefix,
 		ID: b.rec.ID, Bundle: b.dir(), StateRoot: b.m.stateRoot(), CgroupDir: dirs.kill, MemoryDir: dirs.memory,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 	}, log)

@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/cdi"
 	"github.com/berth-run/berth/cri/shim"
 	"github.com/berth-run/berth/cri/spec"
@@ -31,7 +33,9 @@ type Options struct {
 	ShimPath string // the berth-shim program
 	Images   *images.Store
 	Network  *network.Manager
-	CDI      cdi.Registry // what is known of CDI devices
+	CDI      cdi.Registry        // what is known of CDI devices
+	Cgroups  cgroups.Driver      // of new pods; cgroupfs if empty
+	Rlimits  []specs.POSIXRlimit // of containers; those that are not named are the daemon's
 	Log      *slog.Logger
 	Observe  func(step.Event) // told the end of every step, if not nil
 }
@@ -92,6 +96,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if m.host, err = hostFacts(); err != nil {
 		return nil, fmt.Errorf("facts of the host: %w", err)
 	}
+	m.host.Rlimits = o.Rlimits
 	if m.host.AppArmorEnabled {
 		if err := loadAppArmor(); err != nil {
 			m.log.Error("the default AppArmor profile cannot be loaded: containers that do not name another are refused", "profile", spec.DefaultAppArmorProfile, "error", err)

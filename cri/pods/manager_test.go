@@ -115,7 +115,7 @@ func TestExitReasons(t *testing.T) {
 		{shim.State{ExitCode: 3}, "Error"},
 		{shim.State{ExitCode: 137, OOMKills: 1}, "OOMKilled"},
 		{shim.State{ExitCode: 1, OOMKills: 2}, "OOMKilled"},
-		{shim.State{ExitCode: 0, OOMKills: 1}, "Completed"},
+		{shim.State{ExitCode: 0, OOMKills: 1}, "OOMKilled"}, // a child, as containerd tells it
 	} {
 		m := bare(t)
 		c := m.newContainer(nil, *someContainer(ctrA, podA))

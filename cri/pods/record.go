@@ -49,6 +49,9 @@ type podRecord struct {
 	Reason    string       `json:",omitempty"`
 
 	Config message[*cri.PodSandboxConfig]
+	// Overhead and Resources are what a resize has made of those in Config.
+	Overhead  message[*cri.LinuxContainerResources] `json:",omitzero"`
+	Resources message[*cri.LinuxContainerResources] `json:",omitzero"`
 }
 
 // containerRecord is what is kept of a container, in ROOT/containers/ID.json.
@@ -77,6 +80,8 @@ type containerRecord struct {
 	Config    message[*cri.ContainerConfig]
 	User      message[*cri.ContainerUser]
 	Resources message[*cri.LinuxContainerResources]
+	// Resizing are the resources of an update that is under way; a daemon that finds some finishes it.
+	Resizing message[*cri.LinuxContainerResources] `json:",omitzero"`
 }
 
 // message is a protocol buffer in a JSON record, readable by people.

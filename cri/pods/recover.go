@@ -200,10 +200,11 @@ func (m *Manager) recoverContainers(p *pod, members []*container, states []shim.
 			// The call that was to start it had not come to the shim. Whoever made it tries again.
 			_ = c.update(func(r *containerRecord) { r.Phase, r.StartedAt = ready, time.Time{} })
 		}
+		c.finishResize()
 		delete(told, rec.ID)
 	}
 	for id := range told { // their records are damaged: another of the same name is made, and must not run beside it
-		cgroup, err := cgroups.Join(p.config().GetLinux().GetCgroupParent(), id)
+		cgroup, err := m.opts.Cgroups.Join(p.config().GetLinux().GetCgroupParent(), id)
 		if err != nil {
 			continue
 		}

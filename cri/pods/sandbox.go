@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/errdefs"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/shim"
 	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/internal/step"
@@ -59,7 +58,13 @@ func (p *pod) publish() {
 	r := &p.rec
 	s := &Sandbox{
 		ID: r.ID, Config: r.Config.M, Handler: r.Handler, Ready: r.Phase == ready, CreatedAt: r.CreatedAt,
-		IPs: r.IPs, ShimPID: r.ShimPID, Reason: r.Reason,
+		IPs: r.IPs, ShimPID: r.ShimPID, Reason: r.Reason, Overhead: r.Overhead.M, Resources: r.Resources.M,
+	}
+	if s.Overhead == nil {
+		s.Overhead = r.Config.M.GetLinux().GetOverhead()
+	}
+	if s.Resources == nil {
+		s.Resources = r.Config.M.GetLinux().GetResources()
 	}
 	if !spec.HostNetwork(r.Config.M) {
 		s.NetNS = p.nsPath("net")
@@ -114,7 +119,7 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 
 func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, handler string) (*pod, error) {
 	id := newID()
-	cgroup, err := cgroups.Join(cfg.GetLinux().GetCgroupParent(), id)
+	cgroup, err := m.opts.Cgroups.Join(cfg.GetLinux().GetCgroupParent(), id)
 	if err != nil {
 		return nil, fmt.Errorf("config.linux.cgroup_parent: %w", err)
 	}

@@ -6,14 +6,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-run/berth/cgroups/oom"
 	"github.com/berth-run/berth/internal/step"
 )
 
@@ -213,16 +210,6 @@ func (c *container) release() error {
 	return nil
 }
 
-// alive tells whether a child of this process runs: a zombie does not.
-func alive(pid int) bool {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return false
-	}
-	_, after, _ := strings.Cut(string(stat[max(0, strings.LastIndexByte(string(stat), ')')):]), " ")
-	return !strings.HasPrefix(after, "Z") && !strings.HasPrefix(after, "X")
-}
-
 func (c *container) kill(sig int, all bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -241,6 +228,7 @@ func (c *container) kill(sig int, all bool) error {
 // ended is called by the reaper with the end of init. What it leaves behind in its cgroup goes with it.
 func (c *container) ended(status unix.WaitStatus) {
 	at := time.Now()
+	kills := c.shim.oomKills(c) // at once: systemd removes a scope whose last process has ended
 	step.Point("shim.exit.before")
 	_ = KillCgroup(c.req.CgroupDir)
 	drained := make(chan struct{})
@@ -249,7 +237,6 @@ func (c *container) ended(status unix.WaitStatus) {
 	case <-drained:
 	case <-time.After(drainTime): // some process elsewhere holds the pipe
 	}
-	kills, _ := oom.Kills(c.req.MemoryDir) // no memory controller, no count
 	c.mu.Lock()
 	c.state.Status, c.state.ExitCode, c.state.Exited = Exited, exitCode(status), at
 	c.state.OOMKills, c.state.LogDropped = kills, c.log.Dropped()

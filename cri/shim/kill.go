@@ -75,3 +75,31 @@ func CgroupProcesses(dir string) ([]int, error) {
 	}
 	return pids, nil
 }
+
+// alive tells whether a process runs: a zombie does not, unless only its first thread is one.
+func alive(pid int) bool {
+	dir := "/proc/" + strconv.Itoa(pid)
+	if runs(dir + "/stat") {
+		return true
+	}
+	threads, err := os.ReadDir(dir + "/task")
+	if err != nil {
+		return false
+	}
+	for _, t := range threads {
+		if runs(dir + "/task/" + t.Name() + "/stat") {
+			return true
+		}
+	}
+	return false
+}
+
+// runs tells whether the thread of a stat file is there and has not ended.
+func runs(file string) bool {
+	stat, err := os.ReadFile(file)
+	if err != nil {
+		return false
+	}
+	_, after, _ := bytes.Cut(stat[max(0, bytes.LastIndexByte(stat, ')')):], []byte(" "))
+	return !bytes.HasPrefix(after, []byte("Z")) && !bytes.HasPrefix(after, []byte("X"))
+}

@@ -147,13 +147,19 @@ func (s *stream) emit(stamp []byte, tag string, a, b []byte) {
 	l.out = append(l.out, '\n')
 }
 
+// writers bounds how many logs are written at once, since each holds a thread while the disk is slow: where the pod's
+// limit of processes is used up, a shim has those that it started with (cmd/berth-shim/reserve.go).
+var writers = make(chan struct{}, 3)
+
 // flush writes what is formatted. Where the file takes only a part of it, what stands after its last whole line is cut
 // off again, so that the next line does not continue a torn one.
 func (l *Log) flush() {
 	if len(l.out) == 0 {
 		return
 	}
+	writers <- struct{}{}
 	n, err := l.f.Write(l.out)
+	<-writers
 	if err != nil {
 		l.dropped += uint64(len(l.out) - n)
 		if whole := bytes.LastIndexByte(l.out[:n], '\n') + 1; whole < n {

@@ -55,10 +55,14 @@ type CreateRequest struct {
 	CgroupDir string
 	// MemoryDir is where the out-of-memory counter is (v2: the same; v1: in the memory hierarchy).
 	MemoryDir string
-	Terminal  bool
-	Stdin     bool
-	StdinOnce bool
-	Log       bool
+	// Slice is the slice of systemd that the container's scope SCOPEPREFIX-ID.scope is to be in; "" where cgroups are
+	// not systemd's.
+	Slice       string `json:",omitempty"`
+	ScopePrefix string `json:",omitempty"`
+	Terminal    bool
+	Stdin       bool
+	StdinOnce   bool
+	Log         bool
 	// Deadline bounds the creation, in milliseconds from now.
 	DeadlineMS int64
 }

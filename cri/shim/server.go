@@ -26,6 +26,7 @@ type Server struct {
 	mu         sync.Mutex
 	containers map[string]*container
 	making     map[string]chan struct{} // being created; closed when that has ended
+	kills      podKills
 	watchers   map[*watcher]struct{}
 	quit       chan struct{}
 }
@@ -248,7 +249,10 @@ func (s *Server) handle(req Request, files []*os.File, res *Response) error {
 			return &Error{CodeState, "container runs"}
 		}
 		s.mu.Lock()
-		delete(s.containers, req.ID)
+		if s.containers[req.ID] == c {
+			s.kills.gone += c.snapshot().OOMKills
+			delete(s.containers, req.ID)
+		}
 		s.mu.Unlock()
 		return nil
 	case VerbAttach:
@@ -309,6 +313,9 @@ func (s *Server) create(req CreateRequest, logFile *os.File) (int, error) {
 	}
 	made := make(chan struct{})
 	if !exists {
+		if req.Slice != "" {
+			s.kills.begin(req.MemoryDir)
+		}
 		s.making[req.ID] = made
 		defer func() {
 			s.mu.Lock()

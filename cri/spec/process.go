@@ -166,6 +166,7 @@ func ExecProcess(container *specs.Spec, cmd []string, tty bool) (*specs.Process,
 		p.Env = append(p.Env, "TERM=xterm")
 	}
 	p.User.AdditionalGids = slices.Clone(p.User.AdditionalGids)
+	p.Rlimits = slices.Clone(p.Rlimits)
 	if c := p.Capabilities; c != nil {
 		p.Capabilities = &specs.LinuxCapabilities{
 			Bounding: slices.Clone(c.Bounding), Effective: slices.Clone(c.Effective), Permitted: slices.Clone(c.Permitted),

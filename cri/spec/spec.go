@@ -43,6 +43,8 @@ type Host struct {
 	ArgumentSpace int
 	// OOMScoreAdjFloor is the lowest oom_score_adj that berth may give: -1000 with CAP_SYS_RESOURCE, else the daemon's own.
 	OOMScoreAdjFloor int
+	// Rlimits are the resource limits of every container; those not named are the daemon's.
+	Rlimits []specs.POSIXRlimit
 }
 
 // Namespaces are paths of the pod's pinned namespaces.
@@ -161,6 +163,7 @@ func process(in Input, who identity) (*specs.Process, error) {
 		Terminal:        in.Container.GetTty(),
 		User:            specs.User{UID: who.uid, GID: who.gid, AdditionalGids: who.groups},
 		NoNewPrivileges: sc.GetNoNewPrivs(),
+		Rlimits:         slices.Clone(in.Host.Rlimits),
 		OOMScoreAdj:     oomScoreAdj(in.Container.GetLinux().GetResources(), in.Host),
 	}
 	var err error

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/berth-run/berth/cri/spec"
 )
 
 // Config of `berth serve`. A nil or empty field of a file leaves what is; the names are those of the flags.
@@ -23,6 +25,10 @@ type Config struct {
 	CNIBin []string `json:"cniBin,omitempty"`
 	// CDISpecDirs are the directories of CDI specifications, the later ones before the earlier; none turns CDI off.
 	CDISpecDirs []string `json:"cdiSpecDirs,omitempty"`
+	// CgroupDriver is auto (systemd where that is process 1), cgroupfs or systemd. The kubelet asks for it.
+	CgroupDriver string `json:"cgroupDriver,omitempty"`
+	// DefaultUlimits are NAME=SOFT:HARD, the resource limits of containers; those not named are the daemon's.
+	DefaultUlimits []string `json:"defaultUlimits,omitempty"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitempty"`
 	// LogFormat is text or json.
@@ -34,14 +40,15 @@ type Config struct {
 // Default is what holds where nobody says anything.
 func Default() Config {
 	return Config{
-		Root:        "/var/lib/berth",
-		Run:         "/run/berth",
-		CertsD:      "/etc/berth/certs.d",
-		CNIConf:     "/etc/cni/net.d",
-		CNIBin:      []string{"/opt/cni/bin"},
-		CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
-		LogLevel:    "info",
-		LogFormat:   "text",
+		Root:         "/var/lib/berth",
+		Run:          "/run/berth",
+		CertsD:       "/etc/berth/certs.d",
+		CNIConf:      "/etc/cni/net.d",
+		CNIBin:       []string{"/opt/cni/bin"},
+		CDISpecDirs:  []string{"/etc/cdi", "/var/run/cdi"},
+		CgroupDriver: "auto",
+		LogLevel:     "info",
+		LogFormat:    "text",
 	}
 }
 
@@ -74,10 +81,11 @@ func Load(files []string, set Config, given func(name string) bool) (*Config, er
 // field is one field of a Config.
 type field struct {
 	name, flag string
-	text       *string   // one of both
-	list       *[]string // is set
-	words      []string  // that it can be; nil: an absolute path
-	optional   bool      // may be empty
+	text       *string            // one of both
+	list       *[]string          // is set
+	words      []string           // that it can be; nil: an absolute path
+	parse      func(string) error // says what else it can be
+	optional   bool               // may be empty
 }
 
 // fields names all fields once. A test holds that none is missing.
@@ -90,6 +98,8 @@ func (c *Config) fields() []field {
 		{name: "cniConf", flag: "cni-conf", text: &c.CNIConf},
 		{name: "cniBin", flag: "cni-bin", list: &c.CNIBin},
 		{name: "cdiSpecDirs", flag: "cdi-spec-dirs", list: &c.CDISpecDirs, optional: true},
+		{name: "cgroupDriver", flag: "cgroup-driver", text: &c.CgroupDriver, words: []string{"auto", "cgroupfs", "systemd"}},
+		{name: "defaultUlimits", flag: "default-ulimits", list: &c.DefaultUlimits, optional: true, parse: ulimit},
 		{name: "logLevel", flag: "log-level", text: &c.LogLevel, words: []string{"debug", "info", "warn", "error"}},
 		{name: "logFormat", flag: "log-format", text: &c.LogFormat, words: []string{"text", "json"}},
 		{name: "shim", flag: "shim", text: &c.Shim, optional: true},
@@ -162,6 +172,8 @@ func (f field) check(v string) error {
 		return nil
 	case v == "":
 		return fmt.Errorf("must not be empty")
+	case f.parse != nil:
+		return f.parse(v)
 	case f.words != nil:
 		if !slices.Contains(f.words, v) {
 			return fmt.Errorf("%q is none of %s", v, strings.Join(f.words, ", "))
@@ -170,6 +182,11 @@ func (f field) check(v string) error {
 		return fmt.Errorf("%q is not an absolute path", v)
 	}
 	return nil
+}
+
+func ulimit(s string) error {
+	_, err := spec.ParseRlimit(s)
+	return err
 }
 
 func within(inner, outer string) bool {

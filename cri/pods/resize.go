@@ -1,0 +1,118 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/cgroups"
+	"github.com/berth-run/berth/cri/spec"
+	"github.com/berth-run/berth/internal/step"
+)
+
+// UpdateResources changes limits of a container that is created or runs; zero keeps. It does all of it or nothing.
+func (m *Manager) UpdateResources(ctx context.Context, id string, r *cri.LinuxContainerResources) error {
+	c, err := m.container(id)
+	if err != nil {
+		return err
+	}
+	if err := c.pod.lock.Lock(ctx); err != nil {
+		return err
+	}
+	defer c.pod.lock.Unlock()
+	if v := c.view.Load(); v.State == cri.ContainerState_CONTAINER_EXITED {
+		return failedPrecondition("container %s has exited", c.rec.ID)
+	}
+	// All of it, not just the update: what swap may be follows from both limits.
+	merged := spec.MergeResources(c.record().Resources.M, r)
+	if _, err := spec.Resources(merged, m.host); err != nil {
+		return err
+	}
+	s := m.stack("UpdateContainerResources", c.rec.ID, nil)
+	err = s.Run(ctx,
+		// On record first: a daemon that dies now finishes it, so that kernel and status never tell different limits.
+		step.Step{
+			Name: "announce", Timeout: 10 * time.Second,
+			Do:   func(context.Context) error { return c.setResizing(merged) },
+			Undo: func(context.Context) error { return c.setResizing(nil) },
+		},
+		step.Step{Name: "limits", Timeout: time.Minute, Do: func(context.Context) error { return c.limit(merged) }},
+		step.Step{Name: "record", Timeout: 10 * time.Second, Do: func(context.Context) error { return c.resized(merged) }},
+	)
+	if err != nil {
+		if undo := s.Unwind(ctx); undo != nil {
+			m.log.Warn("a resize that failed is still on record; it is tried again when berth starts", "id", c.rec.ID, "error", undo)
+		}
+	}
+	return err
+}
+
+func (c *container) setResizing(r *cri.LinuxContainerResources) error {
+	return c.update(func(rec *containerRecord) { rec.Resizing.M = r })
+}
+
+// limit has the kernel hold the container to its resources, or changes nothing.
+func (c *container) limit(r *cri.LinuxContainerResources) error {
+	limits, err := spec.Resources(r, c.m.host)
+	if err != nil {
+		return err
+	}
+	return cgroups.Update(cgroups.Path(c.rec.Cgroup), limits)
+}
+
+func (c *container) resized(r *cri.LinuxContainerResources) error {
+	return c.update(func(rec *containerRecord) { rec.Resources.M, rec.Resizing.M = r, nil })
+}
+
+// finishResize finishes an update that was under way when the daemon ended. One that is refused leaves the limits as they
+// were, as it would have done then.
+func (c *container) finishResize() {
+	rec := c.record()
+	if rec.Resizing.M == nil {
+		return
+	}
+	s := c.m.stack("Recover", rec.ID, nil)
+	err := s.Run(context.Background(), step.Step{Name: "resize", Timeout: 10 * time.Second, Do: func(context.Context) error {
+		err := failedPrecondition("it has exited")
+		if rec.FinishedAt.IsZero() {
+			err = c.limit(rec.Resizing.M)
+		}
+		if err != nil {
+			return errors.Join(err, c.setResizing(nil))
+		}
+		return c.resized(rec.Resizing.M)
+	}})
+	if err != nil {
+		c.m.log.Warn("a resize that was under way could not be finished: the limits are as before", "id", rec.ID, "error", err)
+	}
+}
+
+// UpdateSandboxResources takes note of what a pod as a whole may use; nil keeps. The cgroup that holds it to that is the
+// kubelet's.
+func (m *Manager) UpdateSandboxResources(ctx context.Context, id string, overhead, resources *cri.LinuxContainerResources) error {
+	p, err := m.pod(id)
+	if err != nil {
+		return err
+	}
+	if err := p.lock.Lock(ctx); err != nil {
+		return err
+	}
+	defer p.lock.Unlock()
+	if v := p.view.Load(); !v.Ready {
+		return failedPrecondition("pod sandbox %s is not ready (%s)", p.rec.ID, v.Reason)
+	}
+	s := m.stack("UpdatePodSandboxResources", p.rec.ID, nil)
+	return s.Run(ctx, step.Step{Name: "record", Timeout: 10 * time.Second, Do: func(context.Context) error {
+		return p.update(func(r *podRecord) {
+			if overhead != nil {
+				r.Overhead.M = proto.CloneOf(overhead)
+			}
+			if resources != nil {
+				r.Resources.M = proto.CloneOf(resources)
+			}
+		})
+	}})
+}
