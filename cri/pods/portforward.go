@@ -2,10 +2,13 @@ package pods
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -14,8 +17,12 @@ import (
 	"github.com/berth-run/berth/network"
 )
 
-// linger is how long the other direction of a forwarded connection may go on when one has ended.
-const linger = time.Second
+const (
+	// linger is how long a client may go on sending when the pod has ended a forwarded connection.
+	linger = time.Second
+	// answer is how long the pod may say nothing when the client has ended its side.
+	answer = time.Minute
+)
 
 // PortForward connects a stream with a port of the pod's loopback, until one side ends or ctx does.
 func (m *Manager) PortForward(ctx context.Context, sandboxID string, port int32, stream io.ReadWriteCloser) error {
@@ -43,28 +50,65 @@ func (m *Manager) PortForward(ctx context.Context, sandboxID string, port int32,
 	defer closeBoth()
 	stop := context.AfterFunc(ctx, closeBoth)
 	defer stop()
-	ended := make(chan error, 2)
-	go func() {
-		_, err := io.Copy(conn, stream)
-		_ = conn.(*net.TCPConn).CloseWrite()
-		ended <- err
-	}()
-	go func() {
-		_, err := io.Copy(stream, conn)
-		ended <- err
-	}()
-	err = <-ended
+	f := &forwarded{conn: conn, stream: stream}
+	in, out := make(chan error, 1), make(chan error, 1)
+	go func() { in <- f.fromClient() }() // ends when the stream's owner ends the stream
+	go func() { out <- f.toClient() }()
 	select {
-	case second := <-ended:
-		if err == nil {
-			err = second
+	case err = <-out: // nothing more comes from the pod
+		select {
+		case <-in:
+		case <-time.After(linger):
 		}
-	case <-time.After(linger):
+	case err = <-in:
+		if oerr := <-out; err == nil {
+			err = oerr
+		}
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// forwarded is a connection between a client's stream and a port.
+type forwarded struct {
+	conn   net.Conn
+	stream io.ReadWriteCloser
+	half   atomic.Bool // the client sends no more
+}
+
+// fromClient copies until the client sends no more, which the pod is told. What the pod then answers may take its time, but
+// not for ever: clients of old do not say whether they have only stopped to send, or have gone.
+func (f *forwarded) fromClient() error {
+	_, err := io.Copy(f.conn, f.stream)
+	f.half.Store(true)
+	_ = f.conn.SetReadDeadline(time.Now().Add(answer))
+	_ = f.conn.(*net.TCPConn).CloseWrite()
+	return err
+}
+
+// toClient copies until the pod sends no more, which the client is told.
+func (f *forwarded) toClient() error {
+	defer f.stream.Close()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := f.conn.Read(buf)
+		if n > 0 {
+			if _, werr := f.stream.Write(buf[:n]); werr != nil {
+				return werr
+			}
+			if f.half.Load() {
+				_ = f.conn.SetReadDeadline(time.Now().Add(answer))
+			}
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // dial connects to the port inside the pod's network namespace: IPv4 and then IPv6, on one thread. A dialler of the

@@ -3,16 +3,14 @@ package streaming
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"testing"
 	"time"
 
-	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"github.com/containerd/errdefs"
 	testclock "k8s.io/utils/clock/testing"
-	"k8s.io/utils/exec"
 
 	"github.com/berth-run/berth/cri/pods"
 )
@@ -93,66 +91,68 @@ func TestBucket(t *testing.T) {
 	}
 }
 
-// The library asserts the type: a wrapped exit code would be an internal error to kubectl.
-func TestExitErrorIsNotWrapped(t *testing.T) {
+func TestStatusOfASession(t *testing.T) {
 	s := &sessions{life: t.Context(), log: slog.New(slog.DiscardHandler), runtime: &fake{
-		exec: func(_ context.Context, _ string, cmd []string, _ pods.Streams) (int, error) { return len(cmd), nil },
+		exec: func(_ context.Context, _ string, cmd []string, _ pods.Streams) (int, error) {
+			if len(cmd) == 3 {
+				return 0, errors.New("no such program")
+			}
+			return 100 * len(cmd), nil
+		},
 	}}
-	run := func(cmd ...string) error {
-		return s.Exec(t.Context(), "abc", cmd, nil, nil, nil, false, nil)
-	}
-	if err := run(); err != nil {
-		t.Errorf("exit code 0: %v", err)
-	}
-	exit, ok := run("a", "b").(exec.ExitError) //nolint:errorlint // so does the library
-	if !ok || !exit.Exited() || exit.ExitStatus() != 2 {
-		t.Errorf("%v", exit)
-	}
-}
-
-func TestSizesWithoutTerminalAreDroppedAndBlockNobody(t *testing.T) {
-	in := make(chan remotecommand.TerminalSize)
-	st, done := asked{}.streams(t.Context(), nil, nil, nil, false, in)
-	if st.Resize != nil {
-		t.Error("a session without a terminal is resized")
-	}
-	for range 3 {
-		select {
-		case in <- remotecommand.TerminalSize{Width: 1, Height: 1}:
-		case <-time.After(5 * time.Second):
-			t.Fatal("nobody reads the sizes")
+	for _, tc := range []struct {
+		cmd               []string
+		structured, plain string
+	}{
+		{nil, `{"status":"Success"}`, ""},
+		{
+			[]string{"a"}, `{"status":"Failure","message":"command terminated with non-zero exit code: exit code 100","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"100"}]}}`,
+			"command terminated with non-zero exit code: exit code 100",
+		},
+		{[]string{"a", "b", "c"}, `{"status":"Failure","message":"no such program","reason":"InternalError","code":500}`, "no such program"},
+	} {
+		got := statusOf(s.run(t.Context(), request{kind: execKind, id: "abc", cmd: tc.cmd}, pods.Streams{}))
+		if s := string(got.text(true)); s != tc.structured {
+			t.Errorf("%q: %s", tc.cmd, s)
+		}
+		if s := string(got.text(false)); s != tc.plain {
+			t.Errorf("%q: %s", tc.cmd, s)
 		}
 	}
-	done()
 }
 
 func TestTokensAreTakenOnceAndForgotten(t *testing.T) {
 	now := testclock.NewFakePassiveClock(time.Unix(0, 0))
 	tk := newTokens()
 	tk.clock = now
-	tk.put("a", asked{stdin: true})
-	if a, ok := tk.peek("a"); !ok || !a.stdin {
-		t.Errorf("peek: %+v %t", a, ok)
+	put := func(id string) string {
+		t.Helper()
+		token, err := tk.put(request{kind: execKind, id: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token
 	}
-	if a, ok := tk.take("a"); !ok || !a.stdin {
-		t.Errorf("take: %+v %t", a, ok)
+	a := put("a")
+	if r, ok := tk.take(a); !ok || r.id != "a" {
+		t.Errorf("take: %+v %t", r, ok)
 	}
-	if _, ok := tk.take("a"); ok {
+	if _, ok := tk.take(a); ok {
 		t.Error("taken twice")
 	}
-	tk.put("b", asked{})
-	now.SetTime(now.Now().Add(tokenTTL + 1))
-	if _, ok := tk.take("b"); ok {
-		t.Error("taken late")
+	late := put("late")
+	now.SetTime(now.Now().Add(time.Minute + 1))
+	if _, ok := tk.take(late); ok {
+		t.Error("taken after a minute")
 	}
-	for i := range 3 * maxTokens {
-		tk.put(fmt.Sprint(i), asked{})
+	for range 1000 {
+		put("many")
 	}
-	if n := len(tk.live); n > maxTokens {
-		t.Errorf("%d tokens are kept", n)
+	if _, err := tk.put(request{kind: attachKind}); !errors.Is(err, errdefs.ErrResourceExhausted) {
+		t.Errorf("the token after a thousand: %v", err)
 	}
-	now.SetTime(now.Now().Add(tokenTTL + 1))
-	tk.put("fresh", asked{stdout: true})
+	now.SetTime(now.Now().Add(time.Minute + 1))
+	put("fresh")
 	if n := len(tk.live); n != 1 {
 		t.Errorf("%d tokens are kept of one that lives", n)
 	}

@@ -3,7 +3,6 @@ package streaming
 import (
 	"bufio"
 	"context"
-	"errors"
 	"net"
 	"net/http"
 	"regexp"
@@ -14,8 +13,7 @@ import (
 // session is the only form of path that there is. The library's router would answer others with redirects to a cleaned form.
 var session = regexp.MustCompile(`^/(exec|attach|portforward)/[A-Za-z0-9_-]{1,64}$`)
 
-// Guesses that miss: a token has 48 bits, lives for a minute, and there are a thousand at most. At this rate a guesser
-// hits one in about a hundred years; without a limit, in months.
+// Guesses that miss. A token has 128 bits and needs no such limit; what tries them would keep a processor busy.
 const (
 	missRate  = 100 // a second
 	missBurst = 200
@@ -114,11 +112,11 @@ func (r *recorder) WriteHeader(code int) {
 }
 
 func (r *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	h, ok := r.ResponseWriter.(http.Hijacker)
-	if !ok {
-		return nil, nil, errors.New("the connection cannot be taken over")
+	nc, rw, err := http.NewResponseController(r.ResponseWriter).Hijack()
+	if c, ok := nc.(*conn); ok {
+		c.taken.Store(true)
 	}
-	return h.Hijack()
+	return nc, rw, err
 }
 
 // Flush passes on what net/http can do.

@@ -3,9 +3,12 @@ package streaming
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // listener counts connections, closes those beyond a limit at once, and remembers the others: http.Server forgets a
@@ -57,7 +60,7 @@ func (l *listener) closeConns() {
 	}
 	l.mu.Unlock()
 	for _, c := range conns {
-		_ = c.Close() // the sessions see it as a broken connection
+		_ = c.abort() // the sessions see it as a broken connection
 	}
 }
 
@@ -68,6 +71,8 @@ type conn struct {
 	owner  *listener
 	ctx    context.Context
 	cancel context.CancelFunc
+	taken  atomic.Bool // over by a session
+	closed atomic.Bool
 }
 
 func (c *conn) Read(p []byte) (int, error) {
@@ -79,7 +84,25 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Close ends the connection. One that a session has taken over is closed for writing first, and then read until its client
+// has closed it as well: the kernel answers what comes later with a reset, and what we sent last, an exit code, could be
+// lost with it.
 func (c *conn) Close() error {
+	c.cancel()
+	tcp, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok || !c.taken.Load() || !c.closed.CompareAndSwap(false, true) || tcp.CloseWrite() != nil {
+		return c.abort()
+	}
+	_ = c.SetDeadline(time.Now().Add(farewell))
+	go func() { // for as long as that at most
+		_, _ = io.Copy(io.Discard, c.Conn)
+		_ = c.abort()
+	}()
+	return nil
+}
+
+// abort ends the connection at once.
+func (c *conn) abort() error {
 	c.cancel()
 	c.owner.mu.Lock()
 	delete(c.owner.conns, c)

@@ -12,15 +12,18 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
-// Bounds of the HTTP server. The library's own server has none.
+// Bounds of the HTTP server.
 const (
 	readHeaderTimeout = 10 * time.Second
 	maxHeaderBytes    = 16 << 10
 	maxConnections    = 1000
 )
+
+// DefaultIdle is how long a session may say nothing: what kubelets have, too.
+const DefaultIdle = 4 * time.Hour
 
 // Options of a [Server].
 type Options struct {
@@ -29,13 +32,15 @@ type Options struct {
 	// Addr is where to listen: a loopback address, since nothing but the URL's token protects a session. Empty means a
 	// free port of 127.0.0.1.
 	Addr string
+	// Idle is after how long without a byte in either direction a session is cut; 0 means DefaultIdle.
+	Idle time.Duration
 	Log  *slog.Logger
 }
 
 // Server hands out URLs and serves them.
 type Server struct {
-	library  streaming.Server
 	tokens   *tokens
+	sessions *sessions
 	http     *http.Server
 	listener *listener
 	served   chan error
@@ -56,59 +61,88 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("streaming server: %w", err)
 	}
-	return serve(inner, o)
+	return serve(inner, o), nil
 }
 
-func serve(inner net.Listener, o Options) (*Server, error) {
-	config := streaming.DefaultConfig
-	config.BaseURL = &url.URL{Scheme: "http", Host: inner.Addr().String()}
-	life, end := context.WithCancel(context.Background())
-	library, err := streaming.NewServer(config, &sessions{life: life, runtime: o.Runtime, log: o.Log})
-	if err != nil {
-		end()
-		return nil, errors.Join(fmt.Errorf("streaming server: %w", err), inner.Close())
+func serve(inner net.Listener, o Options) *Server {
+	if o.Idle == 0 {
+		o.Idle = DefaultIdle
 	}
-	tokens := newTokens()
+	life, end := context.WithCancel(context.Background())
 	s := &Server{
-		library:  library,
-		tokens:   tokens,
+		tokens:   newTokens(),
+		sessions: &sessions{life: life, runtime: o.Runtime, idle: o.Idle, log: o.Log},
 		listener: newListener(inner, maxConnections),
 		served:   make(chan error, 1),
 		end:      end,
-		http: &http.Server{
-			Handler:           newGate(&bridge{library: library, tokens: tokens, addr: inner.Addr().String(), log: o.Log}),
-			ReadHeaderTimeout: readHeaderTimeout,
-			MaxHeaderBytes:    maxHeaderBytes,
-			ConnContext:       connContext,
-			ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
-		},
+	}
+	s.http = &http.Server{
+		Handler:           newGate(http.HandlerFunc(s.begin)),
+		ReadHeaderTimeout: readHeaderTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ConnContext:       connContext,
+		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
 	s.http.SetKeepAlivesEnabled(false) // a connection is one session
 	go func() { s.served <- s.http.Serve(s.listener) }()
-	return s, nil
+	return s
+}
+
+// begin runs the session that a URL was handed out for. The URL is used up, also where the client then turns out to speak
+// nothing that we do.
+func (s *Server) begin(w http.ResponseWriter, r *http.Request) {
+	kind, token := path.Split(r.URL.Path)
+	req, ok := s.tokens.take(token)
+	if !ok || kind != "/"+req.kind+"/" {
+		http.NotFound(w, r)
+		return
+	}
+	switch ws := wsstream.IsWebSocketRequest(r); {
+	case req.kind == forwardKind && ws:
+		s.sessions.forwardTunnelled(w, r, req)
+	case req.kind == forwardKind:
+		s.sessions.forwardSPDY(w, r, req)
+	case ws:
+		s.sessions.remoteWebSocket(w, r, req)
+	default:
+		s.sessions.remoteSPDY(w, r, req)
+	}
 }
 
 // Exec returns a URL at which a command can be run once.
 func (s *Server) Exec(req *cri.ExecRequest) (*cri.ExecResponse, error) {
-	resp, err := s.library.GetExec(req)
-	if err == nil {
-		s.tokens.put(path.Base(resp.GetUrl()), asked{req.GetStdin(), req.GetStdout(), req.GetStderr(), req.GetTty()})
+	at, err := s.url(request{kind: execKind, id: req.GetContainerId(), cmd: req.GetCmd(), asked: asked{req.GetStdin(), req.GetStdout(), req.GetStderr(), req.GetTty()}})
+	if err != nil {
+		return nil, err
 	}
-	return resp, err
+	return &cri.ExecResponse{Url: at}, nil
 }
 
 // Attach returns a URL at which a container's streams can be reached once.
 func (s *Server) Attach(req *cri.AttachRequest) (*cri.AttachResponse, error) {
-	resp, err := s.library.GetAttach(req)
-	if err == nil {
-		s.tokens.put(path.Base(resp.GetUrl()), asked{req.GetStdin(), req.GetStdout(), req.GetStderr(), req.GetTty()})
+	at, err := s.url(request{kind: attachKind, id: req.GetContainerId(), asked: asked{req.GetStdin(), req.GetStdout(), req.GetStderr(), req.GetTty()}})
+	if err != nil {
+		return nil, err
 	}
-	return resp, err
+	return &cri.AttachResponse{Url: at}, nil
 }
 
-// PortForward returns a URL at which ports of a pod can be reached once.
+// PortForward returns a URL at which ports of a pod can be reached once. Which ports, each stream says.
 func (s *Server) PortForward(req *cri.PortForwardRequest) (*cri.PortForwardResponse, error) {
-	return s.library.GetPortForward(req)
+	at, err := s.url(request{kind: forwardKind, id: req.GetPodSandboxId(), ports: req.GetPort()})
+	if err != nil {
+		return nil, err
+	}
+	return &cri.PortForwardResponse{Url: at}, nil
+}
+
+func (s *Server) url(r request) (string, error) {
+	token, err := s.tokens.put(r)
+	if err != nil {
+		return "", err
+	}
+	u := url.URL{Scheme: "http", Host: s.Addr().String(), Path: "/" + r.kind + "/" + token}
+	return u.String(), nil
 }
 
 // Addr is where the server listens.

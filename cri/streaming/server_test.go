@@ -211,10 +211,6 @@ func TestTerminalSizes(t *testing.T) {
 
 func TestPortForwardOverSPDY(t *testing.T) {
 	s := listen(t, &fake{forward: func(_ context.Context, id string, port int32, stream io.ReadWriteCloser) error {
-		if port == 81 {
-			_, _ = stream.Read(make([]byte, 1)) // until the client has both of its streams
-			return fmt.Errorf("connection refused")
-		}
 		_, err := fmt.Fprintf(stream, "%s:%d", id, port)
 		return err
 	}})
@@ -230,22 +226,6 @@ func TestPortForwardOverSPDY(t *testing.T) {
 		if got, _ := io.ReadAll(data); string(got) != "pod:"+port {
 			t.Errorf("port %s: %q", port, got)
 		}
-	}
-	// The library writes the text and resets the stream: a client may see either first, so a few are asked.
-	var said string
-	for i := 0; i < 20 && !strings.Contains(said, "connection refused"); i++ {
-		id := fmt.Sprint("refused", i)
-		errors := open(t, c, "streamType", "error", "port", "81", "requestID", id)
-		data := open(t, c, "streamType", "data", "port", "81", "requestID", id)
-		if _, err := data.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		buf := make([]byte, 1000)
-		n, _ := errors.Read(buf)
-		said = string(buf[:n])
-	}
-	if !strings.Contains(said, "connection refused") {
-		t.Errorf("error stream: %q", said)
 	}
 }
 

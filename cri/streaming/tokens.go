@@ -1,25 +1,41 @@
 package streaming
 
 import (
-	"context"
+	"crypto/rand"
+	"fmt"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"k8s.io/utils/clock"
 )
 
-// asked is which streams a request asked for. The library knows it, but does not say it: over WebSocket it passes a stream
-// for each channel, and the stdin that nobody asked for reads as an end of input, which would close that of a container
-// with stdin_once. So it is remembered by token, and travels with the context.
-type asked struct{ stdin, stdout, stderr, tty bool }
-
-// The library keeps a thousand tokens for a minute. Ours live a little longer, so that none is missed.
+// Kinds of sessions; each is the first part of a path.
 const (
-	tokenTTL  = 90 * time.Second
-	maxTokens = 2000
+	execKind    = "exec"
+	attachKind  = "attach"
+	forwardKind = "portforward"
 )
 
-// tokens remembers what was asked for until the session begins.
+// request is what a URL was handed out for.
+type request struct {
+	kind string
+	id   string // of the container, or of the pod
+	cmd  []string
+	asked
+	ports []int32 // of a port-forward, where its streams do not say
+}
+
+// asked is which streams a request asked for.
+type asked struct{ stdin, stdout, stderr, tty bool }
+
+// A client connects right after the call that gave it the URL. More than so many that wait are a client that never does.
+const (
+	tokenTTL  = time.Minute
+	maxTokens = 1000
+)
+
+// tokens remembers requests until their sessions begin.
 type tokens struct {
 	clock clock.PassiveClock
 
@@ -28,16 +44,18 @@ type tokens struct {
 }
 
 type pending struct {
-	asked
+	request
 	until time.Time
 }
 
 func newTokens() *tokens { return &tokens{clock: clock.RealClock{}, live: map[string]pending{}} }
 
-func (t *tokens) put(token string, a asked) {
+// put returns a token for a request.
+func (t *tokens) put(r request) (string, error) {
+	token := rand.Text() // 128 bits
+	now := t.clock.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.clock.Now()
 	if len(t.live) >= maxTokens {
 		for k, p := range t.live {
 			if now.After(p.until) {
@@ -45,35 +63,18 @@ func (t *tokens) put(token string, a asked) {
 			}
 		}
 	}
-	if len(t.live) < maxTokens {
-		t.live[token] = pending{a, now.Add(tokenTTL)}
+	if len(t.live) >= maxTokens {
+		return "", fmt.Errorf("%d streaming sessions were asked for within %s and have not begun: %w", maxTokens, tokenTTL, errdefs.ErrResourceExhausted)
 	}
+	t.live[token] = pending{r, now.Add(tokenTTL)}
+	return token, nil
 }
 
-// take returns what was asked for, once.
-func (t *tokens) take(token string) (asked, bool) {
+// take returns the request of a token, once.
+func (t *tokens) take(token string) (request, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p, ok := t.live[token]
 	delete(t.live, token)
-	return p.asked, ok && !t.clock.Now().After(p.until)
-}
-
-// peek returns what was asked for and leaves it there.
-func (t *tokens) peek(token string) (asked, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	p, ok := t.live[token]
-	return p.asked, ok && !t.clock.Now().After(p.until)
-}
-
-type askedKey struct{}
-
-func withAsked(ctx context.Context, a asked) context.Context {
-	return context.WithValue(ctx, askedKey{}, a)
-}
-
-func askedOf(ctx context.Context) asked {
-	a, _ := ctx.Value(askedKey{}).(asked)
-	return a
+	return p.request, ok && !t.clock.Now().After(p.until)
 }

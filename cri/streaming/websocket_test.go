@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/net/websocket"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream/spdy"
 
 	"github.com/berth-run/berth/cri/pods"
@@ -39,7 +40,7 @@ func TestWebSocketV5ClosesStdin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ws := wsDial(t, resp.GetUrl(), v5Protocol)
+	ws := wsDial(t, resp.GetUrl(), remotecommand.StreamProtocolV5Name)
 	send(t, ws, 0, "hello, ")
 	send(t, ws, 0, "world")
 	send(t, ws, 255, "\x00")
@@ -59,7 +60,7 @@ func TestWebSocketV5Terminal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ws := wsDial(t, resp.GetUrl(), v5Protocol)
+	ws := wsDial(t, resp.GetUrl(), remotecommand.StreamProtocolV5Name)
 	send(t, ws, 4, `{"Width":0,"Height":0}`)
 	send(t, ws, 4, `{"Width":80,"Height":24}`)
 	if got := wsRead(ws); got[1] != "true 80x24" || !strings.Contains(got[3], "Success") {
@@ -79,7 +80,7 @@ func TestWebSocketV5SessionEndsWithItsClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ws := wsDial(t, resp.GetUrl(), v5Protocol)
+	ws := wsDial(t, resp.GetUrl(), remotecommand.StreamProtocolV5Name)
 	<-began
 	if err := ws.Close(); err != nil {
 		t.Fatal(err)
@@ -126,7 +127,7 @@ func TestPortForwardTunnelledOverWebSocket(t *testing.T) {
 
 func TestUnknownTokensOverWebSocketAre404(t *testing.T) {
 	s := listen(t, &fake{})
-	for path, protocol := range map[string]string{"/exec/AAAAAAAA": v5Protocol, "/attach/AAAAAAAA": v5Protocol, "/portforward/AAAAAAAA": tunnelProtocol, "/exec/BBBBBBBB": "v4.channel.k8s.io"} {
+	for path, protocol := range map[string]string{"/exec/AAAAAAAA": remotecommand.StreamProtocolV5Name, "/attach/AAAAAAAA": remotecommand.StreamProtocolV5Name, "/portforward/AAAAAAAA": tunnelProtocol, "/exec/BBBBBBBB": "v4.channel.k8s.io"} {
 		req, err := http.NewRequest(http.MethodGet, "http://"+s.Addr().String()+path, nil)
 		if err != nil {
 			t.Fatal(err)
