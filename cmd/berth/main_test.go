@@ -57,7 +57,7 @@ func TestServeHasAFlagForEveryField(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"root", "run", "socket", "certsD", "cniConf", "cniBin", "logLevel", "logFormat", "shim"} {
+	for _, name := range []string{"root", "run", "socket", "certsD", "cniConf", "cniBin", "streamIdle", "logLevel", "logFormat", "shim"} {
 		if flag := "--" + config.Flag(name) + " "; !strings.Contains(out, flag) {
 			t.Errorf("%s is not in the help:\n%s", flag, out)
 		}

@@ -55,6 +55,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&cdiDirs, config.Flag("cdiSpecDirs"), strings.Join(c.CDISpecDirs, ":"), "`directories` of CDI device specifications, separated by colons; none if empty")
 	f.StringVar(&c.CgroupDriver, config.Flag("cgroupDriver"), c.CgroupDriver, "who makes cgroups: cgroupfs, systemd, or auto, which is systemd where that is process 1")
 	f.StringSliceVar(&c.DefaultUlimits, config.Flag("defaultUlimits"), nil, "resource `limits` of containers, NAME=SOFT:HARD, separated by commas; those not named are the daemon's")
+	f.StringVar(&c.StreamIdle, config.Flag("streamIdle"), c.StreamIdle, "`time` without a byte after which an exec, attach or port-forward is cut")
 	f.StringVar(&c.LogLevel, config.Flag("logLevel"), c.LogLevel, "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, config.Flag("logFormat"), c.LogFormat, "text or json")
 	f.StringVar(&c.Shim, config.Flag("shim"), "", "berth-shim `program` (default the one beside berth)")
@@ -137,7 +138,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 		return err
 	}
 	defer manager.Close()
-	stream, err := streaming.Listen(ctx, streaming.Options{Runtime: manager, Log: log})
+	stream, err := streaming.Listen(ctx, streaming.Options{Runtime: manager, Idle: c.Idle(), Log: log})
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/berth-run/berth/cri/spec"
 )
@@ -29,6 +30,8 @@ type Config struct {
 	CgroupDriver string `json:"cgroupDriver,omitempty"`
 	// DefaultUlimits are NAME=SOFT:HARD, the resource limits of containers; those not named are the daemon's.
 	DefaultUlimits []string `json:"defaultUlimits,omitempty"`
+	// StreamIdle is after how long without a byte an exec, attach or port-forward is cut: "4h", "90s".
+	StreamIdle string `json:"streamIdle,omitempty"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitempty"`
 	// LogFormat is text or json.
@@ -47,6 +50,7 @@ func Default() Config {
 		CNIBin:       []string{"/opt/cni/bin"},
 		CDISpecDirs:  []string{"/etc/cdi", "/var/run/cdi"},
 		CgroupDriver: "auto",
+		StreamIdle:   "4h",
 		LogLevel:     "info",
 		LogFormat:    "text",
 	}
@@ -100,6 +104,7 @@ func (c *Config) fields() []field {
 		{name: "cdiSpecDirs", flag: "cdi-spec-dirs", list: &c.CDISpecDirs, optional: true},
 		{name: "cgroupDriver", flag: "cgroup-driver", text: &c.CgroupDriver, words: []string{"auto", "cgroupfs", "systemd"}},
 		{name: "defaultUlimits", flag: "default-ulimits", list: &c.DefaultUlimits, optional: true, parse: ulimit},
+		{name: "streamIdle", flag: "stream-idle", text: &c.StreamIdle, parse: idle},
 		{name: "logLevel", flag: "log-level", text: &c.LogLevel, words: []string{"debug", "info", "warn", "error"}},
 		{name: "logFormat", flag: "log-format", text: &c.LogFormat, words: []string{"text", "json"}},
 		{name: "shim", flag: "shim", text: &c.Shim, optional: true},
@@ -187,6 +192,24 @@ func (f field) check(v string) error {
 func ulimit(s string) error {
 	_, err := spec.ParseRlimit(s)
 	return err
+}
+
+// idle says what is wrong with a time of silence. A second is less than people pause for.
+func idle(s string) error {
+	d, err := time.ParseDuration(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is no duration such as 4h or 90s", s)
+	case d < time.Second:
+		return fmt.Errorf("%q is less than a second", s)
+	}
+	return nil
+}
+
+// Idle is StreamIdle, which Load has checked.
+func (c *Config) Idle() time.Duration {
+	d, _ := time.ParseDuration(c.StreamIdle)
+	return d
 }
 
 func within(inner, outer string) bool {
