@@ -192,3 +192,21 @@ func BenchmarkReadStats(b *testing.B) {
 		}
 	}
 }
+
+func TestTasksOfACgroup(t *testing.T) {
+	p := newPath(t)
+	if n, err := CountProcesses(p); n != 0 || err != nil {
+		t.Errorf("no cgroup: %d, %v", n, err)
+	}
+	if err := CreateSandbox(p); err != nil {
+		t.Fatal(err)
+	}
+	ready := t.TempDir() + "/ready"
+	start(t, p, `exec 7< /dev/null; sleep 60 & echo > `+ready+`; wait`)
+	waitFor(t, func() bool { n, _ := CountProcesses(p); return n == 2 && fileExists(ready) })
+	tasks, err := ReadTasks(p)
+	// The shell and its child have standard streams and the file each.
+	if err != nil || tasks.Processes != 2 || tasks.FileDescriptors < 8 || tasks.Sockets > tasks.FileDescriptors {
+		t.Errorf("%+v, %v", tasks, err)
+	}
+}

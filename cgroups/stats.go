@@ -239,3 +239,27 @@ func (m *MemoryStats) fieldOfV1(key string) *uint64 {
 	}
 	return nil
 }
+
+// Add adds what another cgroup uses, one that is neither above nor below. Of two that have no common limit and no common
+// pressure there is none to tell.
+func (s *Stats) Add(o *Stats) {
+	if s.Time.IsZero() || o.Time.Before(s.Time) {
+		s.Time = o.Time
+	}
+	s.CPU.UsageNanos += o.CPU.UsageNanos
+	s.CPU.Pressure, s.IO.Pressure, s.Memory.Pressure = nil, nil, nil
+	s.Pids.Current += o.Pids.Current
+	s.OOMKills += o.OOMKills
+	m, n := &s.Memory, &o.Memory
+	for _, sum := range []struct{ to, of *uint64 }{
+		{&m.Usage, &n.Usage}, {&m.WorkingSet, &n.WorkingSet}, {&m.RSS, &n.RSS}, {&m.Cache, &n.Cache}, {&m.MappedFile, &n.MappedFile},
+		{&m.ActiveFile, &n.ActiveFile}, {&m.InactiveFile, &n.InactiveFile}, {&m.Dirty, &n.Dirty}, {&m.Writeback, &n.Writeback},
+		{&m.PageFaults, &n.PageFaults}, {&m.MajorPageFaults, &n.MajorPageFaults}, {&m.SwapUsage, &n.SwapUsage},
+		{&m.Reclaim.Scanned, &n.Reclaim.Scanned}, {&m.Reclaim.Stolen, &n.Reclaim.Stolen},
+		{&m.Reclaim.RefaultedFile, &n.Reclaim.RefaultedFile}, {&m.Reclaim.RefaultAnon, &n.Reclaim.RefaultAnon},
+	} {
+		*sum.to += *sum.of
+	}
+	m.Limit, m.Available = Unlimited, 0
+	m.SwapLimit, m.SwapAvailable = Unlimited, 0
+}
