@@ -3,6 +3,8 @@ package cgroups
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -141,4 +143,14 @@ func (r *reader) devicesV1(dir string) []DeviceIO {
 		}
 	}
 	return nil
+}
+
+// DeviceName is the name of a block device ("/dev/sda"), "" where there is no such one, as for the device number that a
+// file system without one gets.
+func DeviceName(major, minor uint32) string {
+	target, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", major, minor))
+	if err != nil {
+		return ""
+	}
+	return "/dev/" + filepath.Base(target)
 }
