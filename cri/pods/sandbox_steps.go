@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,7 +56,15 @@ func (p *pod) makeDirs(context.Context) error {
 	return os.MkdirAll(p.dir("ns"), 0o700)
 }
 
-func (p *pod) removeDirs(context.Context) error { return os.RemoveAll(p.dir()) }
+func (p *pod) removeDirs(context.Context) error {
+	if p.holds("namespaces") {
+		return errors.New("kept for the namespaces that are pinned there")
+	}
+	return os.RemoveAll(p.dir())
+}
+
+// holds tells whether a step is begun and not undone.
+func (p *pod) holds(name string) bool { return slices.Contains(p.record().Steps, name) }
 
 func (p *pod) pinNamespaces(context.Context) error {
 	cfg := p.config()
@@ -77,8 +86,14 @@ func (p *pod) pinNamespaces(context.Context) error {
 	return network.Pin(set)
 }
 
+// unpinNamespaces keeps the network namespace for as long as its network could not be released: plugins find there what
+// they have to remove outside of it (the bridge plugin, the addresses of its masquerade rules).
 func (p *pod) unpinNamespaces(context.Context) error {
-	return network.Unpin(p.nsPath("net"), p.nsPath("ipc"), p.nsPath("uts"))
+	err := network.Unpin(p.nsPath("ipc"), p.nsPath("uts"))
+	if p.holds("network") && network.Pinned(p.nsPath("net")) {
+		return errors.Join(err, errors.New("the network namespace is kept until its network is released"))
+	}
+	return errors.Join(err, network.Unpin(p.nsPath("net")))
 }
 
 // files are what every container of the pod gets bound: /etc/hosts, /etc/hostname, /etc/resolv.conf, /dev/shm.
@@ -207,14 +222,18 @@ func (p *pod) pinPID(context.Context) error {
 	if pid <= 0 {
 		return errors.New("shim has no PID 1 for the shared PID namespace")
 	}
-	path := p.nsPath("pid")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o600)
+	return p.pinOf(pid, "pid")
+}
+
+// pinOf pins a namespace that a process is in.
+func (p *pod) pinOf(pid int, kind string) error {
+	f, err := os.OpenFile(p.nsPath(kind), os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
 	_ = f.Close()
-	if err := unix.Mount(fmt.Sprintf("/proc/%d/ns/pid", pid), path, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("pin PID namespace: %w", err)
+	if err := unix.Mount(fmt.Sprintf("/proc/%d/ns/%s", pid, kind), p.nsPath(kind), "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("pin %s namespace: %w", kind, err)
 	}
 	return nil
 }
@@ -275,8 +294,16 @@ func (p *pod) disconnect(ctx context.Context) error {
 		return nil
 	}
 	n := p.network()
-	if _, err := os.Stat(n.NetNS); err != nil || p.record().Boot != p.m.boot {
+	rec := p.record()
+	switch {
+	case rec.Boot != p.m.boot:
 		n.NetNS = "" // the node was restarted: no path of then may be given to a plugin now
+	case !network.Pinned(n.NetNS):
+		// Somebody has taken the pin away. While the shim is there, the namespace is, too.
+		procs, err := cgroups.Processes(cgroups.Path(rec.Cgroup))
+		if err != nil || !slices.Contains(procs, rec.ShimPID) || p.pinOf(rec.ShimPID, "net") != nil {
+			n.NetNS = ""
+		}
 	}
 	return p.m.opts.Network.Teardown(ctx, n)
 }
