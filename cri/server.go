@@ -55,7 +55,6 @@ type Server struct {
 	handlers  []*cri.RuntimeHandler
 	cidrs     *podCIDRs
 	info      any
-	rates     rates
 	log       *slog.Logger
 	stopping  chan struct{} // closed when Serve is told to stop: what would go on for ever ends
 }

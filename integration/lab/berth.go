@@ -37,7 +37,7 @@ func (n *Node) StartBerth(ctx context.Context, env ...string) error {
 	p, err := start("berth serve", filepath.Join(n.Dir, "berth.log"), env, program, "serve",
 		"--root", n.Root(), "--run", n.Run(), "--socket", socket,
 		"--certs-d", n.CertsD(), "--cni-conf", n.CNIConf(), "--cni-bin", n.Tools.CNI,
-		"--cdi-spec-dirs", n.CDIStatic()+":"+n.CDIDynamic(), "--cadvisor-socket", n.ContainerdSocket())
+		"--cdi-spec-dirs", n.CDIStatic()+":"+n.CDIDynamic())
 	if err != nil {
 		return err
 	}
