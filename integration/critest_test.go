@@ -75,3 +75,22 @@ func whySkipped(name string) string {
 	}
 	return ""
 }
+
+// TestCritestOverWebSocket runs critest's cases of streaming with its clients of WebSocket.
+func TestCritestOverWebSocket(t *testing.T) {
+	n := newNode(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	defer cancel()
+	ledger(t, n)
+	r, err := n.Critest(ctx, "Streaming", "", "-websocket-exec", "-websocket-attach", "-websocket-portforward")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, why := range r.Failures {
+		t.Errorf("failed: %s\n%s", name, why)
+	}
+	t.Logf("critest over WebSocket: %d passed, %d failed in %v", r.Passed, r.Failed, r.Took.Round(time.Second))
+	if r.Passed < 5 {
+		t.Errorf("only %d cases of streaming ran", r.Passed)
+	}
+}
