@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -45,11 +47,12 @@ type lifePod struct {
 }
 
 type lifeContainer struct {
-	pod   *lifePod
-	cfg   *runtimeapi.ContainerConfig
-	id    string
-	state string // "", created, running, or exited with its code
-	ticks *ticks
+	pod    *lifePod
+	cfg    *runtimeapi.ContainerConfig
+	id     string
+	state  string // "", created, running, or exited with its code
+	memory int64  // its limit, 0 if it was never resized
+	ticks  *ticks
 }
 
 // Exits of containers.
@@ -79,6 +82,8 @@ func newLife(n *lab.Node, keepImages bool) *life {
 	})
 	l.start(l.container("a", "own"))
 	l.start(l.container("b", "own"))
+	l.resize("b")
+	l.resizePod("own")
 	l.start(l.container("c", "shared"))
 	l.start(l.container("d", "orphan"))
 	l.refusedContainer("shared")
@@ -263,6 +268,54 @@ func (l *life) start(c *lifeContainer) {
 	})
 }
 
+// resizedMemory is what resize makes of a container's limit.
+const resizedMemory = 96 << 20
+
+// resize adds UpdateContainerResources. Status and kernel say the same, also after a restart.
+func (l *life) resize(name string) {
+	c := l.ctrs[name]
+	l.act("UpdateContainerResources "+name, []string{name}, func(ctx context.Context) error {
+		_, err := l.n.CRI.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{
+			ContainerId: c.id, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: resizedMemory},
+		})
+		if err != nil {
+			return err
+		}
+		c.memory = resizedMemory
+		return l.checkContainer(ctx, c)
+	})
+}
+
+// checkMemory checks that the kernel holds a container to what its status says, and that this is what is known.
+func (l *life) checkMemory(ctx context.Context, c *lifeContainer, st *runtimeapi.ContainerStatus) error {
+	if got := st.GetResources().GetLinux().GetMemoryLimitInBytes(); got != c.memory {
+		return fmt.Errorf("container %s: its status has the memory limit %d, expected is %d", c.cfg.Metadata.Name, got, c.memory)
+	}
+	cgroup, _, err := cgroupOf(ctx, l.n, c.id)
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(cgroupFile(cgroup, "memory", "memory.limit_in_bytes", "memory.max"))
+	if err == nil && strings.TrimSpace(string(data)) != fmt.Sprint(c.memory) {
+		err = fmt.Errorf("container %s: the kernel has the memory limit %s, expected is %d", c.cfg.Metadata.Name, data, c.memory)
+	}
+	return err
+}
+
+// resizePod adds UpdatePodSandboxResources.
+func (l *life) resizePod(name string) {
+	p := l.pods[name]
+	l.act("UpdatePodSandboxResources "+name, []string{name}, func(ctx context.Context) error {
+		_, err := l.n.CRI.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+			PodSandboxId: p.id, Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: resizedMemory},
+		})
+		if err != nil {
+			return err
+		}
+		return l.checkPod(ctx, p)
+	})
+}
+
 func (l *life) stopContainer(name string) {
 	c := l.ctrs[name]
 	l.act("StopContainer "+name, []string{name}, func(ctx context.Context) error {
@@ -423,6 +476,11 @@ func (l *life) checkContainer(ctx context.Context, c *lifeContainer) error {
 		}
 	default:
 		state = st.State.String()
+	}
+	if state == "running" && c.memory != 0 {
+		if err := l.checkMemory(ctx, c, st); err != nil {
+			return err
+		}
 	}
 	if state != c.state {
 		return fmt.Errorf("container %s is %q (%s: %s), expected is %q", c.cfg.Metadata.Name, state, st.GetReason(), st.GetMessage(), c.state)

@@ -32,7 +32,12 @@ func TestMain(m *testing.M) {
 // must have left nothing behind.
 func newNode(t *testing.T) *lab.Node {
 	t.Helper()
-	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf})
+	return startNode(t, lab.Options{Tools: tools, Log: t.Logf})
+}
+
+func startNode(t *testing.T, o lab.Options) *lab.Node {
+	t.Helper()
+	n, err := lab.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

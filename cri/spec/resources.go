@@ -134,7 +134,7 @@ func resources(at string, r *cri.LinuxContainerResources, h Host) (*specs.LinuxR
 	}
 	if len(r.GetUnified()) > 0 {
 		if h.CgroupVersion != 2 {
-			return nil, unmet(at+".unified", nil, "needs cgroup v2; this host has v1")
+			return nil, unmet(at+".unified", slices.Min(slices.Collect(maps.Keys(r.GetUnified()))), "needs cgroup v2; this host has v1")
 		}
 		out.Unified = maps.Clone(r.GetUnified()) // libcontainer writes these last
 	}

@@ -34,10 +34,14 @@ func (n *Node) StartBerth(ctx context.Context, env ...string) error {
 		return fmt.Errorf("%w: run `make build` first", err)
 	}
 	socket := filepath.Join(n.Dir, "berth.sock")
-	p, err := start("berth serve", filepath.Join(n.Dir, "berth.log"), env, program, "serve",
+	args := append([]string{
+		"serve",
 		"--root", n.Root(), "--run", n.Run(), "--socket", socket,
 		"--certs-d", n.CertsD(), "--cni-conf", n.CNIConf(), "--cni-bin", n.Tools.CNI,
-		"--cdi-spec-dirs", n.CDIStatic()+":"+n.CDIDynamic())
+		"--cdi-spec-dirs", n.CDIStatic() + ":" + n.CDIDynamic(),
+		"--cgroup-driver", "cgroupfs", // the node's cgroup is none of systemd's
+	}, n.serve...)
+	p, err := start("berth serve", filepath.Join(n.Dir, "berth.log"), env, program, args...)
 	if err != nil {
 		return err
 	}

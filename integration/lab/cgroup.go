@@ -114,6 +114,9 @@ func removeCgroup(name string) error {
 	return last
 }
 
+// RemoveCgroup removes a cgroup that a test has had the runtime make as the parent of a pod's.
+func RemoveCgroup(name string) error { return removeCgroup(name) }
+
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil

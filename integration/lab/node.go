@@ -19,6 +19,7 @@ type Options struct {
 	Endpoint string // use this CRI runtime instead of `berth serve`; default $BERTH_TEST_ENDPOINT
 	// Containerd has the node run containerd with runc instead of `berth serve`, to compare; default $BERTH_TEST_CONTAINERD.
 	Containerd bool
+	Serve      []string                         // more arguments of `berth serve`
 	Bin        string                           // directory of berth and berth-shim; default bin/ of the repository
 	Tools      *Tools                           // default: all but the kubelet, built if need be
 	Log        func(format string, args ...any) // what takes long is told here; may be nil
@@ -35,6 +36,7 @@ type Node struct {
 	Berth    *Process // nil when another runtime is used, or before StartBerth
 	Kubelet  *Kubelet
 
+	serve     []string
 	bin       string
 	claim     net.Listener
 	processes []*Process // others, in the order of their start
@@ -50,7 +52,7 @@ func New(o Options) (*Node, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a node needs root: run the tests with sudo")
 	}
-	n := &Node{Tools: o.Tools, log: o.Log, bin: o.Bin, Endpoint: o.Endpoint}
+	n := &Node{Tools: o.Tools, log: o.Log, bin: o.Bin, serve: o.Serve, Endpoint: o.Endpoint}
 	if n.Endpoint == "" && !o.Containerd {
 		n.Endpoint = os.Getenv("BERTH_TEST_ENDPOINT")
 	}
