@@ -17,6 +17,9 @@ import (
 // maxSocketPath is the longest path that fits into sockaddr_un with its final NUL (unix(7)).
 const maxSocketPath = 107
 
+// ErrInUse says that another process listens on a socket.
+var ErrInUse = errors.New("another process listens on it")
+
 // Listen makes a unix socket at path that root alone can connect to: mode 0600 from the instant it exists, in a directory
 // of mode 0700 that is made where it is missing (CVE-2020-15257: whoever reaches the socket is root on the node). A socket
 // that nobody listens on any more is replaced; one that somebody listens on, or a file that is no socket, is an error.
@@ -89,7 +92,7 @@ func removeStale(ctx context.Context, path string) error {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
 	if err == nil {
-		return errors.Join(fmt.Errorf("socket %s: another process listens on it: stop it or choose another path", path), c.Close())
+		return errors.Join(fmt.Errorf("socket %s: %w: stop it or choose another path", path, ErrInUse), c.Close())
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("socket %s: cannot tell whether somebody listens on it: %w", path, err)

@@ -55,6 +55,7 @@ type Server struct {
 	handlers  []*cri.RuntimeHandler
 	cidrs     *podCIDRs
 	info      any
+	rates     rates
 	log       *slog.Logger
 	stopping  chan struct{} // closed when Serve is told to stop: what would go on for ever ends
 }

@@ -2,12 +2,9 @@ package cri
 
 import (
 	"context"
-	"errors"
 	"iter"
-	"slices"
 	"time"
 
-	"github.com/containerd/errdefs"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/cgroups"
@@ -31,47 +28,71 @@ func (s *Server) ContainerStats(_ context.Context, req *cri.ContainerStatsReques
 	return &cri.ContainerStatsResponse{Stats: st}, nil
 }
 
-// ListContainerStats tells what the running containers use, asked every ten seconds for evictions. One that cannot be read
-// (it has just ended) is left out, so that it does not hide the others.
-func (s *Server) ListContainerStats(_ context.Context, req *cri.ListContainerStatsRequest) (*cri.ListContainerStatsResponse, error) {
-	return &cri.ListContainerStatsResponse{Stats: slices.Collect(s.containersStats(req.GetFilter()))}, nil
+// ListContainerStats tells what the running containers use, asked every ten seconds for evictions.
+func (s *Server) ListContainerStats(ctx context.Context, req *cri.ListContainerStatsRequest) (*cri.ListContainerStatsResponse, error) {
+	resp := &cri.ListContainerStatsResponse{}
+	for st := range s.containersStats(ctx, req.GetFilter()) {
+		resp.Stats = append(resp.Stats, st)
+	}
+	return resp, ctx.Err()
 }
 
-// containersStats yields the stats of the running containers that a filter picks, each read when it is asked for.
-func (s *Server) containersStats(filter *cri.ContainerStatsFilter) iter.Seq[*cri.ContainerStats] {
+// containersStats are the stats of the running containers that match, each read when it is its turn, until ctx ends. One
+// that cannot be read (it has just ended) is left out, so that it does not hide the others.
+func (s *Server) containersStats(ctx context.Context, f *cri.ContainerStatsFilter) iter.Seq[*cri.ContainerStats] {
 	return func(yield func(*cri.ContainerStats) bool) {
-		for _, c := range s.pods.Containers() {
-			if c.State != cri.ContainerState_CONTAINER_RUNNING || !statsMatch(filter, c) {
+		all := s.pods.Containers()
+		s.rates.keep(len(all), s.exists)
+		for _, c := range all {
+			if ctx.Err() != nil {
+				return
+			}
+			if !running(c) || !statsMatch(f, c) {
 				continue
 			}
-			st, err := s.stats(c)
-			if err != nil {
-				if !errors.Is(err, errdefs.ErrNotFound) {
-					s.log.Warn("container has no stats", "id", c.ID, "err", err)
-				}
-				continue
-			}
-			if !yield(st) {
+			if st := s.statsOrNil(c); st != nil && !yield(st) {
 				return
 			}
 		}
 	}
 }
 
+func running(c *pods.Container) bool { return c.State == cri.ContainerState_CONTAINER_RUNNING }
+
+// exists says whether there is a container or a pod sandbox of that id.
+func (s *Server) exists(id string) bool {
+	if _, err := s.pods.Container(id); err == nil {
+		return true
+	}
+	_, err := s.pods.Sandbox(id)
+	return err == nil
+}
+
+func (s *Server) statsOrNil(c *pods.Container) *cri.ContainerStats {
+	st, err := s.stats(c)
+	if err != nil {
+		s.warnUnlessGone("container has no stats", c.ID, err)
+	}
+	return st
+}
+
 func (s *Server) stats(c *pods.Container) (*cri.ContainerStats, error) {
 	var usage *cgroups.Stats
-	if c.State == cri.ContainerState_CONTAINER_RUNNING {
+	if running(c) {
 		var err error
 		if usage, err = s.pods.Stats(c.ID); err != nil {
 			return nil, err
 		}
 	}
 	disk, counted := s.images.WritableUsage(c.ID)
-	return containerStats(c, usage, disk, counted, time.Now()), nil
+	out := containerStats(c, usage, disk, counted, time.Now())
+	if usage != nil {
+		out.Cpu.UsageNanoCores = u64(s.rates.nanoCores(c.ID, c.StartedAt, usage.Time, usage.CPU.UsageNanos))
+	}
+	return out, nil
 }
 
-// containerStats translates. Attributes and their metadata are always there: the kubelet dereferences them. The time is
-// that of the reading, since the kubelet derives rates from two of them.
+// containerStats translates. Attributes and their metadata are always there: the kubelet dereferences them.
 func containerStats(c *pods.Container, usage *cgroups.Stats, disk images.Usage, counted bool, now time.Time) *cri.ContainerStats {
 	meta := c.Config.GetMetadata()
 	if meta == nil {
@@ -86,20 +107,44 @@ func containerStats(c *pods.Container, usage *cgroups.Stats, disk images.Usage, 
 	if usage == nil {
 		return out
 	}
-	at := usage.Time.UnixNano()
+	out.Cpu, out.Memory, out.Io = cpuUsage(usage), memoryUsage(usage), ioUsage(usage)
 	m := usage.Memory
-	out.Cpu = &cri.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: u64(usage.CPU.UsageNanos)}
-	out.Memory = &cri.MemoryUsage{
-		Timestamp:       at,
+	out.Swap = &cri.SwapUsage{Timestamp: usage.Time.UnixNano(), SwapUsageBytes: u64(m.SwapUsage), SwapAvailableBytes: u64(m.SwapAvailable)}
+	return out
+}
+
+// The time is that of the reading, since the kubelet derives rates from two of them.
+
+func cpuUsage(s *cgroups.Stats) *cri.CpuUsage {
+	return &cri.CpuUsage{Timestamp: s.Time.UnixNano(), UsageCoreNanoSeconds: u64(s.CPU.UsageNanos), Psi: psi(s.CPU.Pressure)}
+}
+
+func memoryUsage(s *cgroups.Stats) *cri.MemoryUsage {
+	m := s.Memory
+	return &cri.MemoryUsage{
+		Timestamp:       s.Time.UnixNano(),
 		WorkingSetBytes: u64(m.WorkingSet),
 		AvailableBytes:  u64(m.Available),
 		UsageBytes:      u64(m.Usage),
 		RssBytes:        u64(m.RSS),
 		PageFaults:      u64(m.PageFaults),
 		MajorPageFaults: u64(m.MajorPageFaults),
+		Psi:             psi(m.Pressure),
 	}
-	out.Swap = &cri.SwapUsage{Timestamp: at, SwapUsageBytes: u64(m.SwapUsage), SwapAvailableBytes: u64(m.SwapAvailable)}
-	return out
+}
+
+func ioUsage(s *cgroups.Stats) *cri.IoUsage {
+	return &cri.IoUsage{Timestamp: s.Time.UnixNano(), Psi: psi(s.IO.Pressure)}
+}
+
+func psi(p *cgroups.Pressure) *cri.PsiStats {
+	if p == nil {
+		return nil
+	}
+	line := func(s cgroups.Stall) *cri.PsiData {
+		return &cri.PsiData{Total: s.TotalNanos, Avg10: s.Avg10, Avg60: s.Avg60, Avg300: s.Avg300}
+	}
+	return &cri.PsiStats{Some: line(p.Some), Full: line(p.Full)}
 }
 
 // filesystemUsage is never without its numbers: the kubelet dereferences them.

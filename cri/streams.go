@@ -70,9 +70,25 @@ func (s *Server) StreamContainers(req *cri.StreamContainersRequest, stream grpc.
 
 // StreamContainerStats is ListContainerStats in messages of bounded size.
 func (s *Server) StreamContainerStats(req *cri.StreamContainerStatsRequest, stream grpc.ServerStreamingServer[cri.StreamContainerStatsResponse]) error {
-	return streamLists(s.containersStats(req.GetFilter()),
+	return streamLists(s.containersStats(stream.Context(), req.GetFilter()),
 		func(batch []*cri.ContainerStats) *cri.StreamContainerStatsResponse {
 			return &cri.StreamContainerStatsResponse{ContainerStats: batch}
+		}, stream)
+}
+
+// StreamPodSandboxStats is ListPodSandboxStats in messages of bounded size.
+func (s *Server) StreamPodSandboxStats(req *cri.StreamPodSandboxStatsRequest, stream grpc.ServerStreamingServer[cri.StreamPodSandboxStatsResponse]) error {
+	return streamLists(s.podSandboxStats(stream.Context(), req.GetFilter()),
+		func(batch []*cri.PodSandboxStats) *cri.StreamPodSandboxStatsResponse {
+			return &cri.StreamPodSandboxStatsResponse{PodSandboxStats: batch}
+		}, stream)
+}
+
+// StreamPodSandboxMetrics is ListPodSandboxMetrics in messages of bounded size.
+func (s *Server) StreamPodSandboxMetrics(_ *cri.StreamPodSandboxMetricsRequest, stream grpc.ServerStreamingServer[cri.StreamPodSandboxMetricsResponse]) error {
+	return streamLists(s.podSandboxMetrics(stream.Context()),
+		func(batch []*cri.PodSandboxMetrics) *cri.StreamPodSandboxMetricsResponse {
+			return &cri.StreamPodSandboxMetricsResponse{PodSandboxMetrics: batch}
 		}, stream)
 }
 

@@ -43,6 +43,9 @@ func TestStatsCarryTheTimeOfTheReading(t *testing.T) {
 	usage := &cgroups.Stats{Time: read}
 	usage.CPU.UsageNanos = 1
 	usage.Memory.WorkingSet, usage.Memory.Available, usage.Memory.Usage, usage.Memory.RSS = 2, 3, 4, 5
+	usage.CPU.Pressure = &cgroups.Pressure{Some: cgroups.Stall{TotalNanos: 12, Avg10: 1.5, Avg60: 2.5, Avg300: 3.5}}
+	usage.Memory.Pressure = &cgroups.Pressure{Full: cgroups.Stall{TotalNanos: 13}}
+	usage.IO.Pressure = &cgroups.Pressure{Some: cgroups.Stall{TotalNanos: 14}}
 	usage.Memory.PageFaults, usage.Memory.MajorPageFaults, usage.Memory.SwapUsage, usage.Memory.SwapAvailable = 6, 7, 8, 9
 	c := &pods.Container{ID: idA, Config: &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: "n"}, Labels: map[string]string{"l": "1"}, Annotations: map[string]string{"a": "1"},
@@ -51,9 +54,14 @@ func TestStatsCarryTheTimeOfTheReading(t *testing.T) {
 	at := read.UnixNano()
 	want := &cri.ContainerStats{
 		Attributes: &cri.ContainerAttributes{Id: idA, Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()},
-		Cpu:        &cri.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: u64(1)},
+		Cpu: &cri.CpuUsage{
+			Timestamp: at, UsageCoreNanoSeconds: u64(1),
+			Psi: &cri.PsiStats{Some: &cri.PsiData{Total: 12, Avg10: 1.5, Avg60: 2.5, Avg300: 3.5}, Full: &cri.PsiData{}},
+		},
+		Io: &cri.IoUsage{Timestamp: at, Psi: &cri.PsiStats{Some: &cri.PsiData{Total: 14}, Full: &cri.PsiData{}}},
 		Memory: &cri.MemoryUsage{
 			Timestamp: at, WorkingSetBytes: u64(2), AvailableBytes: u64(3), UsageBytes: u64(4), RssBytes: u64(5), PageFaults: u64(6), MajorPageFaults: u64(7),
+			Psi: &cri.PsiStats{Some: &cri.PsiData{}, Full: &cri.PsiData{Total: 13}},
 		},
 		Swap: &cri.SwapUsage{Timestamp: at, SwapUsageBytes: u64(8), SwapAvailableBytes: u64(9)},
 		WritableLayer: &cri.FilesystemUsage{

@@ -322,7 +322,7 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 	}
 	root, err := lab.RepoRoot()
 	must(t, err)
-	cmd := exec.CommandContext(t.Context(), filepath.Join(root, "bin/berth"), "serve", "--root", n.Root(), "--run", n.Run(),
+	cmd := exec.CommandContext(t.Context(), filepath.Join(root, "bin/berth"), "serve", "--cadvisor-socket", "disabled", "--root", n.Root(), "--run", n.Run(),
 		"--socket", filepath.Join(n.Dir, "second.sock"), "--cni-conf", n.CNIConf(), "--cni-bin", n.Tools.CNI)
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), fmt.Sprint(n.Berth.PID())) {

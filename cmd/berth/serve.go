@@ -56,6 +56,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&c.CgroupDriver, config.Flag("cgroupDriver"), c.CgroupDriver, "who makes cgroups: cgroupfs, systemd, or auto, which is systemd where that is process 1")
 	f.StringSliceVar(&c.DefaultUlimits, config.Flag("defaultUlimits"), nil, "resource `limits` of containers, NAME=SOFT:HARD, separated by commas; those not named are the daemon's")
 	f.StringVar(&c.StreamIdle, config.Flag("streamIdle"), c.StreamIdle, "`time` without a byte after which an exec, attach or port-forward is cut")
+	f.StringVar(&c.CadvisorSocket, config.Flag("cadvisorSocket"), c.CadvisorSocket, "unix socket `path` where a kubelet's cAdvisor asks for containers, or \""+config.Disabled+"\"")
 	f.StringVar(&c.LogLevel, config.Flag("logLevel"), c.LogLevel, "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, config.Flag("logFormat"), c.LogFormat, "text or json")
 	f.StringVar(&c.Shim, config.Flag("shim"), "", "berth-shim `program` (default the one beside berth)")
@@ -156,6 +157,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
+	defer answerCadvisor(ctx, log, c.CadvisorSocket, manager, store)()
 	log.Info("berth serves", "socket", c.Socket, "root", c.Root, "run", c.Run, "version", version.String(), "kernel", kernel.String())
 	notify(log, daemon.SdNotifyReady)
 	err = server.Serve(ctx, listener)

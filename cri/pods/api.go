@@ -20,6 +20,8 @@ type Sandbox struct {
 	IPs       []netip.Addr // IPv4 first; none on the host network
 	NetNS     string       // path of the pinned network namespace, "" on the host network
 	ShimPID   int
+	// CgroupPath is the shim's. Those of the containers are beside it, in the pod's.
+	CgroupPath cgroups.Path
 	// Overhead and Resources are those of the pod as a whole, as the last resize told them.
 	Overhead, Resources *cri.LinuxContainerResources
 	// Reason says why the sandbox is not ready, where it is known: "stopped", "the node was restarted", …

@@ -523,12 +523,3 @@ func (m *Manager) Spec(id string) (json.RawMessage, error) {
 	}
 	return data, nil
 }
-
-// Stats reads what a container has used.
-func (m *Manager) Stats(id string) (*cgroups.Stats, error) {
-	c, err := m.container(id)
-	if err != nil {
-		return nil, err
-	}
-	return cgroups.ReadStats(cgroups.Path(c.rec.Cgroup))
-}

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/shim"
 	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/internal/step"
@@ -58,7 +59,7 @@ func (p *pod) publish() {
 	r := &p.rec
 	s := &Sandbox{
 		ID: r.ID, Config: r.Config.M, Handler: r.Handler, Ready: r.Phase == ready, CreatedAt: r.CreatedAt,
-		IPs: r.IPs, ShimPID: r.ShimPID, Reason: r.Reason, Overhead: r.Overhead.M, Resources: r.Resources.M,
+		IPs: r.IPs, ShimPID: r.ShimPID, CgroupPath: cgroups.Path(r.Cgroup), Reason: r.Reason, Overhead: r.Overhead.M, Resources: r.Resources.M,
 	}
 	if s.Overhead == nil {
 		s.Overhead = r.Config.M.GetLinux().GetOverhead()

@@ -38,7 +38,7 @@ func (n *Node) StartBerth(ctx context.Context, env ...string) error {
 		"serve",
 		"--root", n.Root(), "--run", n.Run(), "--socket", socket,
 		"--certs-d", n.CertsD(), "--cni-conf", n.CNIConf(), "--cni-bin", n.Tools.CNI,
-		"--cdi-spec-dirs", n.CDIStatic() + ":" + n.CDIDynamic(),
+		"--cdi-spec-dirs", n.CDIStatic() + ":" + n.CDIDynamic(), "--cadvisor-socket", n.ContainerdSocket(),
 		"--cgroup-driver", "cgroupfs", // the node's cgroup is none of systemd's
 	}, n.serve...)
 	p, err := start("berth serve", filepath.Join(n.Dir, "berth.log"), env, program, args...)

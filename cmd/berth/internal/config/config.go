@@ -32,6 +32,8 @@ type Config struct {
 	DefaultUlimits []string `json:"defaultUlimits,omitempty"`
 	// StreamIdle is after how long without a byte an exec, attach or port-forward is cut: "4h", "90s".
 	StreamIdle string `json:"streamIdle,omitempty"`
+	// CadvisorSocket is where cAdvisor, inside a kubelet, asks for containers; "" or "disabled" for nowhere.
+	CadvisorSocket string `json:"cadvisorSocket,omitempty"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitempty"`
 	// LogFormat is text or json.
@@ -43,16 +45,17 @@ type Config struct {
 // Default is what holds where nobody says anything.
 func Default() Config {
 	return Config{
-		Root:         "/var/lib/berth",
-		Run:          "/run/berth",
-		CertsD:       "/etc/berth/certs.d",
-		CNIConf:      "/etc/cni/net.d",
-		CNIBin:       []string{"/opt/cni/bin"},
-		CDISpecDirs:  []string{"/etc/cdi", "/var/run/cdi"},
-		CgroupDriver: "auto",
-		StreamIdle:   "4h",
-		LogLevel:     "info",
-		LogFormat:    "text",
+		Root:           "/var/lib/berth",
+		Run:            "/run/berth",
+		CertsD:         "/etc/berth/certs.d",
+		CNIConf:        "/etc/cni/net.d",
+		CNIBin:         []string{"/opt/cni/bin"},
+		CDISpecDirs:    []string{"/etc/cdi", "/var/run/cdi"},
+		CgroupDriver:   "auto",
+		StreamIdle:     "4h",
+		CadvisorSocket: "/run/containerd/containerd.sock",
+		LogLevel:       "info",
+		LogFormat:      "text",
 	}
 }
 
@@ -90,7 +93,11 @@ type field struct {
 	words      []string           // that it can be; nil: an absolute path
 	parse      func(string) error // says what else it can be
 	optional   bool               // may be empty
+	off        string             // is allowed, too: what it is for is not done
 }
+
+// Disabled turns off what has a path of its own.
+const Disabled = "disabled"
 
 // fields names all fields once. A test holds that none is missing.
 func (c *Config) fields() []field {
@@ -105,6 +112,7 @@ func (c *Config) fields() []field {
 		{name: "cgroupDriver", flag: "cgroup-driver", text: &c.CgroupDriver, words: []string{"auto", "cgroupfs", "systemd"}},
 		{name: "defaultUlimits", flag: "default-ulimits", list: &c.DefaultUlimits, optional: true, parse: ulimit},
 		{name: "streamIdle", flag: "stream-idle", text: &c.StreamIdle, parse: idle},
+		{name: "cadvisorSocket", flag: "cadvisor-socket", text: &c.CadvisorSocket, optional: true, off: Disabled},
 		{name: "logLevel", flag: "log-level", text: &c.LogLevel, words: []string{"debug", "info", "warn", "error"}},
 		{name: "logFormat", flag: "log-format", text: &c.LogFormat, words: []string{"text", "json"}},
 		{name: "shim", flag: "shim", text: &c.Shim, optional: true},
@@ -173,7 +181,7 @@ func (c *Config) check(from origins) error {
 
 func (f field) check(v string) error {
 	switch {
-	case v == "" && f.optional:
+	case v == "" && f.optional, v != "" && v == f.off:
 		return nil
 	case v == "":
 		return fmt.Errorf("must not be empty")

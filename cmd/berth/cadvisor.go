@@ -1,0 +1,42 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/berth-run/berth/cmd/berth/internal/config"
+	"github.com/berth-run/berth/cri"
+	"github.com/berth-run/berth/cri/cadvisor"
+	"github.com/berth-run/berth/cri/pods"
+	"github.com/berth-run/berth/images"
+)
+
+// answerCadvisor answers on the socket until ctx ends; what it returns waits for that. A node without it runs pods as well,
+// and shows less of them: what is wrong with the socket is told, and no reason not to serve.
+func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager *pods.Manager, store *images.Store) (wait func()) {
+	if path == "" || path == config.Disabled {
+		return func() {}
+	}
+	l, err := cri.Listen(ctx, path)
+	switch {
+	case errors.Is(err, cri.ErrInUse):
+		log.Info("the socket for cAdvisor is another program's and left to it: metrics of the kubelet have no pod and container labels", "socket", path)
+		return func() {}
+	case err != nil:
+		log.Warn("cAdvisor cannot ask for containers: metrics of the kubelet have no pod and container labels", "err", err)
+		return func() {}
+	}
+	server := cadvisor.New(cadvisor.Options{
+		Pods: manager, SandboxImage: cri.SandboxImage,
+		Image: func(c *pods.Container) string { return cri.ImageLabel(store, c) },
+	})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(ctx, cadvisor.Own(l)); err != nil {
+			log.Warn("cAdvisor can no longer ask for containers", "err", err)
+		}
+	}()
+	return func() { <-done }
+}
