@@ -37,7 +37,7 @@ func (s *Server) Status(_ context.Context, req *cri.StatusRequest) (*cri.StatusR
 	resp := &cri.StatusResponse{
 		Status:          &cri.RuntimeStatus{Conditions: conditions(netErr)},
 		RuntimeHandlers: s.handlers,
-		Features:        &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features:        &cri.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	if req.GetVerbose() {
 		var err error

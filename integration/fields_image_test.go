@@ -1,0 +1,108 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/integration/testimages"
+)
+
+// imageFields are about the image of a container.
+func imageFields() []fieldGroup {
+	byName := func(name string, ref func(*runtimeapi.Image) string) fieldCase {
+		return fieldCase{name, "ContainerConfig.image ImageSpec.image", func(t *testing.T, f *fields) {
+			resp, err := f.CRI.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: testimages.Busybox}})
+			must(t, err)
+			cfg := f.idle(ref(resp.Image))
+			id := f.start(t, f.pod(t, plainPod), cfg)
+			st := f.status(t, id)
+			if st.ImageId != resp.Image.Id || st.ImageRef == "" || st.GetImage().GetImage() == "" {
+				t.Errorf("image_id %q, image_ref %q, image %v, want %q", st.ImageId, st.ImageRef, st.Image, resp.Image.Id)
+			}
+		}}
+	}
+	return []fieldGroup{{"image", []fieldCase{
+		byName("by tag", func(*runtimeapi.Image) string { return testimages.Busybox }),
+		byName("by id", func(i *runtimeapi.Image) string { return i.Id }),
+		byName("by id without sha256:", func(i *runtimeapi.Image) string { return strings.TrimPrefix(i.Id, "sha256:") }),
+		byName("by digest", func(i *runtimeapi.Image) string { return i.RepoDigests[0] }),
+		{"that is not here", "ImageSpec.image", func(t *testing.T, f *fields) {
+			p := f.pod(t, plainPod)
+			cfg := f.ctr("true")
+			cfg.Image.Image = "example.com/no/such:1"
+			_, err := f.CRI.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: cfg, SandboxConfig: p.cfg})
+			if f.peer {
+				if err == nil {
+					t.Error("it is created")
+				}
+				return
+			}
+			wantCode(t, err, codes.NotFound, "example.com/no/such:1")
+		}},
+		{"what else is said of it configures nothing", "ImageSpec.annotations ImageSpec.user_specified_image ImageSpec.runtime_handler", func(t *testing.T, f *fields) {
+			cfg := f.ctr("echo runs")
+			cfg.Image.Annotations = map[string]string{"org.systemd.property.TasksMax": "1", "a": "b"}
+			cfg.Image.UserSpecifiedImage, cfg.Image.RuntimeHandler = "busybox", ""
+			f.says(t, f.pod(t, plainPod), cfg, "runs\n")
+		}},
+	}}}
+}
+
+// resourceFields show that the status echoes what was asked, and that limits are where the kernel has them; what they do
+// is for tests of their own.
+func resourceFields() []fieldGroup {
+	const about = "LinuxContainerConfig.resources LinuxContainerResources.cpu_period LinuxContainerResources.cpu_quota LinuxContainerResources.cpu_shares " +
+		"LinuxContainerResources.memory_limit_in_bytes LinuxContainerResources.cpuset_cpus LinuxContainerResources.cpuset_mems"
+	return []fieldGroup{{"resources", []fieldCase{
+		{"are told as given", about, func(t *testing.T, f *fields) {
+			asked := &runtimeapi.LinuxContainerResources{
+				CpuPeriod: 50_000, CpuQuota: 25_000, CpuShares: 512, MemoryLimitInBytes: 64 << 20, OomScoreAdj: 500, CpusetCpus: "0", CpusetMems: "0",
+			}
+			id := f.start(t, f.pod(t, plainPod), f.idleWith(func(c *runtimeapi.ContainerConfig) { c.Linux.Resources = asked }))
+			got := proto.CloneOf(f.status(t, id).GetResources().GetLinux())
+			if f.peer { // it adds what it has made of it
+				got.MemorySwapLimitInBytes, got.OomScoreAdj = 0, asked.OomScoreAdj
+			}
+			if !proto.Equal(got, asked) {
+				t.Errorf("status has %v, want %v", got, asked)
+			}
+		}},
+		{"huge pages of which there are none", "LinuxContainerResources.hugepage_limits HugepageLimit.page_size HugepageLimit.limit", func(t *testing.T, f *fields) {
+			f.says(t, f.pod(t, plainPod), f.ctr("echo runs", func(c *runtimeapi.ContainerConfig) {
+				c.Linux.Resources.HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}
+			}), "runs\n")
+		}},
+		{"swap as much as memory is none", "LinuxContainerResources.memory_swap_limit_in_bytes", func(t *testing.T, f *fields) {
+			f.says(t, f.pod(t, plainPod), f.ctr("echo runs", func(c *runtimeapi.ContainerConfig) {
+				c.Linux.Resources.MemoryLimitInBytes, c.Linux.Resources.MemorySwapLimitInBytes = 64<<20, 64<<20
+			}), "runs\n")
+		}},
+		{"unified names a file of cgroup v2", "LinuxContainerResources.unified", func(t *testing.T, f *fields) {
+			if f.peer {
+				t.Skip("containerd leaves it out on v1")
+			}
+			cfg := f.ctr("echo runs", func(c *runtimeapi.ContainerConfig) {
+				c.Linux.Resources.Unified = map[string]string{"memory.oom.group": "1"}
+			})
+			if _, v2 := cgroupsOf(t, 1)[""]; v2 && len(cgroupsOf(t, 1)) == 1 {
+				f.says(t, f.pod(t, plainPod), cfg, "runs\n")
+				return
+			}
+			f.refused(t, f.pod(t, plainPod), cfg, codes.FailedPrecondition, "config.linux.resources.unified")
+		}},
+		{"the pod's own, which the kubelet has set already", "LinuxPodSandboxConfig.overhead LinuxPodSandboxConfig.resources", func(t *testing.T, f *fields) {
+			p := f.newPod(t, plainPod, func(c *podConfig) {
+				c.Linux.Overhead = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, CpuShares: 10}
+				c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 20, CpuShares: 100, CpuQuota: 100_000, CpuPeriod: 100_000}
+			})
+			f.says(t, p, f.ctr("echo "+fmt.Sprint(1)), "1\n")
+		}},
+	}}}
+}
