@@ -37,7 +37,9 @@ func (s *Server) Status(_ context.Context, req *cri.StatusRequest) (*cri.StatusR
 	resp := &cri.StatusResponse{
 		Status:          &cri.RuntimeStatus{Conditions: conditions(netErr)},
 		RuntimeHandlers: s.handlers,
-		Features:        &cri.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+		Features: &cri.RuntimeFeatures{
+			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: s.userns,
+		},
 	}
 	if req.GetVerbose() {
 		var err error
@@ -58,11 +60,11 @@ func conditions(netErr error) []*cri.RuntimeCondition {
 }
 
 // runtimeHandlers is one handler, the default. It must be listed by its empty name: the kubelet looks there for what a pod
-// without a runtime class may ask for. User namespaces are not there yet.
-func runtimeHandlers(recursiveReadOnly bool) []*cri.RuntimeHandler {
+// without a runtime class may ask for.
+func runtimeHandlers(recursiveReadOnly, userns bool) []*cri.RuntimeHandler {
 	return []*cri.RuntimeHandler{{
 		Name:     "",
-		Features: &cri.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: recursiveReadOnly, UserNamespaces: false},
+		Features: &cri.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: recursiveReadOnly, UserNamespaces: userns},
 	}}
 }
 

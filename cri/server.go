@@ -35,6 +35,8 @@ type Options struct {
 	CgroupDriver cgroups.Driver
 	// RecursiveReadOnly says whether the kernel makes mounts read-only recursively (5.12).
 	RecursiveReadOnly bool
+	// UserNamespaces says whether pods can have user namespaces of their own.
+	UserNamespaces bool
 	// PodCIDRFile keeps the pod CIDRs that the kubelet hands over once; "" keeps them in memory only.
 	PodCIDRFile string
 	// Info is shown by a verbose Status: the effective configuration, without secrets.
@@ -53,6 +55,7 @@ type Server struct {
 	streaming *streaming.Server
 	driver    cgroups.Driver
 	handlers  []*cri.RuntimeHandler
+	userns    bool
 	cidrs     *podCIDRs
 	info      any
 	rates     rates
@@ -65,7 +68,8 @@ func New(o Options) *Server {
 	return &Server{
 		pods: o.Pods, images: o.Images, network: o.Network, streaming: o.Streaming,
 		driver:   o.CgroupDriver,
-		handlers: runtimeHandlers(o.RecursiveReadOnly),
+		handlers: runtimeHandlers(o.RecursiveReadOnly, o.UserNamespaces),
+		userns:   o.UserNamespaces,
 		cidrs:    openPodCIDRs(o.PodCIDRFile, o.Log),
 		info:     o.Info,
 		log:      o.Log,

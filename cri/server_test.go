@@ -339,8 +339,8 @@ func TestStatusConditions(t *testing.T) {
 
 func TestDefaultHandlerIsListedByItsEmptyName(t *testing.T) {
 	for _, rro := range []bool{true, false} {
-		h := runtimeHandlers(rro)
-		if len(h) != 1 || h[0].GetName() != "" || h[0].GetFeatures().GetRecursiveReadOnlyMounts() != rro || h[0].GetFeatures().GetUserNamespaces() {
+		h := runtimeHandlers(rro, !rro)
+		if len(h) != 1 || h[0].GetName() != "" || h[0].GetFeatures().GetRecursiveReadOnlyMounts() != rro || h[0].GetFeatures().GetUserNamespaces() == rro {
 			t.Errorf("%v", h)
 		}
 	}

@@ -31,6 +31,6 @@
 //	store, err := images.Open(images.Options{Root: "/var/lib/berth/images", CertsD: "/etc/berth/certs.d", Log: log})
 //	...
 //	img, err := store.Pull(ctx, "registry.k8s.io/pause:3.10", nil)
-//	err = store.Prepare(id, img.ID)
+//	err = store.Prepare(id, img.ID, nil)
 //	err = store.Mount(ctx, id, "/run/berth/containers/"+id+"/rootfs")
 package images

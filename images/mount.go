@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -14,6 +15,8 @@ import (
 type overlay struct {
 	lowers      []string
 	upper, work string
+	// userns is the file of a user namespace that the lower directories' owners are to be seen from, or "".
+	userns string
 }
 
 // errNoLowerPlus says that the kernel is older than lowerdir+ (6.7).
@@ -24,6 +27,35 @@ const maxFsString = 255
 
 // mount makes the mount and puts it at target.
 func (o overlay) mount(target string) error {
+	mnt, err := o.make(target)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mnt)
+	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return &os.PathError{Op: "move_mount", Path: target, Err: err}
+	}
+	return nil
+}
+
+// make makes the mount, at no place yet. What needs a place meanwhile has it at target, a directory, where only the thread
+// that needs it sees it.
+func (o overlay) make(target string) (mnt int, err error) {
+	if o.userns == "" {
+		return o.detached(target)
+	}
+	err = inPrivateMounts(func() (err error) {
+		if o.lowers, err = mapLayers(o.lowers, o.userns, target); err != nil {
+			return err
+		}
+		mnt, err = o.detached(filepath.Join(target, overlayName))
+		return err
+	})
+	return mnt, err
+}
+
+// detached makes the mount of layers that are ready. old is where mount(2) puts it on old kernels.
+func (o overlay) detached(old string) (int, error) {
 	// Paths by descriptor: their own length does not count, neither to fsconfig nor to mount(2) with its one page.
 	var dirs []*os.File
 	defer func() {
@@ -39,26 +71,26 @@ func (o overlay) mount(target string) error {
 		dirs = append(dirs, os.NewFile(uintptr(fd), path))
 		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
 	}
-	err := o.mountNew(target, func(path string) (string, error) {
+	mnt, err := o.mountNew(func(path string) (string, error) {
 		if len(path) <= maxFsString {
 			return path, nil
 		}
 		return short(path)
 	})
 	if errors.Is(err, errNoLowerPlus) {
-		return o.mountOld(target, short)
+		return o.mountOld(old, short)
 	}
-	return err
+	return mnt, err
 }
 
 // mountNew uses the mount API of 5.2, which has a call per option instead of one page for all.
-func (o overlay) mountNew(target string, name func(string) (string, error)) error {
+func (o overlay) mountNew(name func(string) (string, error)) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENOSYS) {
-		return errNoLowerPlus
+		return -1, errNoLowerPlus
 	}
 	if err != nil {
-		return fmt.Errorf("fsopen overlay: %w", err)
+		return -1, fmt.Errorf("fsopen overlay: %w", err)
 	}
 	defer unix.Close(fs)
 	set := func(key, value string) error {
@@ -72,53 +104,49 @@ func (o overlay) mountNew(target string, name func(string) (string, error)) erro
 		return nil
 	}
 	if err := unix.FsconfigSetString(fs, "source", "berth"); err != nil {
-		return fsError(fs, fmt.Errorf("source: %w", err))
+		return -1, fsError(fs, fmt.Errorf("source: %w", err))
 	}
 	for i, dir := range o.lowers {
 		if err := set("lowerdir+", dir); err != nil {
 			if i == 0 && errors.Is(err, unix.EINVAL) {
-				return fmt.Errorf("%w: %w", errNoLowerPlus, err)
+				return -1, fmt.Errorf("%w: %w", errNoLowerPlus, err)
 			}
-			return err
+			return -1, err
 		}
 	}
 	attrs := unix.MOUNT_ATTR_RDONLY
 	if o.upper != "" {
 		attrs = 0
 		if err := set("upperdir", o.upper); err != nil {
-			return err
+			return -1, err
 		}
 		if err := set("workdir", o.work); err != nil {
-			return err
+			return -1, err
 		}
 		// Without it each unmount, of each container, flushes the whole file system that holds the images. Nothing is
 		// lost by it: what a container wrote there does not outlive a reboot. A kernel before 5.10 does not know it.
 		if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fsError(fs, fmt.Errorf("volatile: %w", err))
+			return -1, fsError(fs, fmt.Errorf("volatile: %w", err))
 		}
 	}
 	for key, value := range o.features() {
 		if err := unix.FsconfigSetString(fs, key, value); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fsError(fs, fmt.Errorf("%s: %w", key, err))
+			return -1, fsError(fs, fmt.Errorf("%s: %w", key, err))
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		// Before 6.5 the kernel only collects the options, and refuses lowerdir+ here. If it is something else that it
 		// does not like, mount(2) gets the same answer.
 		if errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("%w: %w", errNoLowerPlus, err)
+			return -1, fmt.Errorf("%w: %w", errNoLowerPlus, err)
 		}
-		return fsError(fs, fmt.Errorf("create overlay: %w", err))
+		return -1, fsError(fs, fmt.Errorf("create overlay: %w", err))
 	}
 	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
 	if err != nil {
-		return fsError(fs, fmt.Errorf("fsmount: %w", err))
+		return -1, fsError(fs, fmt.Errorf("fsmount: %w", err))
 	}
-	defer unix.Close(mnt)
-	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return &os.PathError{Op: "move_mount", Path: target, Err: err}
-	}
-	return nil
+	return mnt, nil
 }
 
 // features switches off what a layer's or a kernel's defaults could switch on: berth's layers have neither index,
@@ -131,13 +159,13 @@ func (o overlay) features() map[string]string {
 	return f
 }
 
-// mountOld uses mount(2), whose options share one page.
-func (o overlay) mountOld(target string, short func(string) (string, error)) error {
+// mountOld uses mount(2), whose options share one page, and takes the mount from where that has put it.
+func (o overlay) mountOld(at string, short func(string) (string, error)) (int, error) {
 	var names []string
 	for _, dir := range o.lowers {
 		name, err := short(dir)
 		if err != nil {
-			return err
+			return -1, err
 		}
 		names = append(names, name)
 	}
@@ -147,11 +175,11 @@ func (o overlay) mountOld(target string, short func(string) (string, error)) err
 		flags = 0
 		upper, err := short(o.upper)
 		if err != nil {
-			return err
+			return -1, err
 		}
 		work, err := short(o.work)
 		if err != nil {
-			return err
+			return -1, err
 		}
 		options = append(options, "upperdir="+upper, "workdir="+work)
 	}
@@ -164,15 +192,23 @@ func (o overlay) mountOld(target string, short func(string) (string, error)) err
 	data := strings.Join(options, ",")
 	err := unix.EINVAL
 	if o.upper != "" {
-		err, _ = unix.Mount("berth", target, "overlay", flags, data+",volatile").(unix.Errno) // as in mountNew
+		err, _ = unix.Mount("berth", at, "overlay", flags, data+",volatile").(unix.Errno) // as in mountNew
 	}
 	if err == unix.EINVAL {
-		err, _ = unix.Mount("berth", target, "overlay", flags, data).(unix.Errno)
+		err, _ = unix.Mount("berth", at, "overlay", flags, data).(unix.Errno)
 	}
 	if err != 0 {
-		return fmt.Errorf("mount overlay of %d layers at %s: %w", len(o.lowers), target, err)
+		return -1, fmt.Errorf("mount overlay of %d layers at %s: %w", len(o.lowers), at, err)
 	}
-	return nil
+	mnt, terr := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if uerr := unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); terr == nil && uerr != nil {
+		_ = unix.Close(mnt)
+		terr = uerr
+	}
+	if terr != nil {
+		return -1, fmt.Errorf("take overlay from %s: %w", at, terr)
+	}
+	return mnt, nil
 }
 
 // fsError adds what the kernel says about a failure, which is more than a number.

@@ -61,7 +61,7 @@ func TestPullMakesImageMountable(t *testing.T) {
 		t.Errorf("id %s, want the config digest %s", got.ID, built.ConfigID)
 	}
 	key := "aa"
-	if err := s.Prepare(key, got.ID); err != nil {
+	if err := s.Prepare(key, got.ID, nil); err != nil {
 		t.Fatal(err)
 	}
 	target := mountPoint(t)

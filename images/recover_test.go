@@ -101,7 +101,7 @@ func TestKilledPull(t *testing.T) {
 				t.Errorf("left after the restart: %v", leftovers(t, s))
 			}
 			got := mustPull(t, s, ref)
-			if err := s.Prepare("k", got.ID); err != nil {
+			if err := s.Prepare("k", got.ID, nil); err != nil {
 				t.Fatal(err)
 			}
 			target := mountPoint(t)

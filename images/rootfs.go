@@ -21,6 +21,7 @@ import (
 type rootfsRecord struct {
 	Image  digest.Digest `json:"image"`
 	Layers []ChainID     `json:"layers"`
+	Userns *Userns       `json:"userns,omitempty"`
 }
 
 // viewRecord is the same for a read-only view.
@@ -39,8 +40,9 @@ func checkKey(key string) error {
 }
 
 // Prepare makes a writable root file system of an image, named key, and keeps the image's layers from being deleted
-// until Release. A second call with the same image changes nothing.
-func (s *Store) Prepare(key string, image digest.Digest) error {
+// until Release. With a user namespace, which is not nil, it is for containers in that. A second call for the same changes
+// nothing.
+func (s *Store) Prepare(key string, image digest.Digest, userns *Userns) error {
 	if err := checkKey(key); err != nil {
 		return err
 	}
@@ -48,6 +50,7 @@ func (s *Store) Prepare(key string, image digest.Digest) error {
 	if err != nil {
 		return fmt.Errorf("prepare root file system %s: %w", key, err)
 	}
+	rec.Userns = userns
 	s.mu.Lock()
 	have := s.rootfs[key]
 	if have == nil {
@@ -60,6 +63,9 @@ func (s *Store) Prepare(key string, image digest.Digest) error {
 		}
 		if have.Image != image {
 			return fmt.Errorf("root file system %s is of image %s: %w", key, have.Image, errdefs.ErrAlreadyExists)
+		}
+		if (have.Userns == nil) != (userns == nil) || userns != nil && *have.Userns != *userns {
+			return fmt.Errorf("root file system %s is for another user namespace: %w", key, errdefs.ErrAlreadyExists)
 		}
 		return nil
 	}
@@ -124,6 +130,11 @@ func (s *Store) makeRootfs(key string, rec *rootfsRecord) (err error) {
 	if err := copyMeta(int(to.Fd()), int(from.Fd())); err != nil {
 		return fmt.Errorf("attributes of the root directory: %w", err)
 	}
+	if rec.Userns != nil {
+		if err := rec.Userns.giveTo(to); err != nil {
+			return fmt.Errorf("root directory: %w", err)
+		}
+	}
 	if err := writeRecord(tmp, rec); err != nil {
 		return err
 	}
@@ -158,14 +169,18 @@ func (s *Store) Mount(ctx context.Context, key, target string) error {
 		return fmt.Errorf("mount root file system %s: %w", key, err)
 	}
 	o := overlay{lowers: lowers, upper: s.UpperDir(key), work: work}
+	if rec.Userns != nil {
+		o.userns = rec.Userns.Path
+	}
 	if err := o.mount(target); err != nil {
 		return fmt.Errorf("mount root file system %s at %s: %w", key, target, err)
 	}
 	return nil
 }
 
-// MountView mounts an image alone, read-only, at target. Its layers stay until Unmount of that target.
-func (s *Store) MountView(ctx context.Context, image digest.Digest, target string) error {
+// MountView mounts an image alone, read-only, at target, for containers of a user namespace where that is not nil. Its
+// layers stay until Unmount of that target.
+func (s *Store) MountView(ctx context.Context, image digest.Digest, target string, userns *Userns) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -177,6 +192,7 @@ func (s *Store) MountView(ctx context.Context, image digest.Digest, target strin
 		return fmt.Errorf("view: %w", err)
 	}
 	name := viewName(target)
+	rec.Userns = userns
 	view := &viewRecord{rootfsRecord: *rec, Target: target}
 	s.mu.Lock()
 	old := s.views[name]
@@ -207,7 +223,11 @@ func (s *Store) makeView(name string, view *viewRecord) error {
 	if len(lowers) < 2 {
 		lowers = append(lowers, s.path(emptyDir), s.path(voidDir))
 	}
-	return overlay{lowers: lowers}.mount(view.Target)
+	o := overlay{lowers: lowers}
+	if view.Userns != nil {
+		o.userns = view.Userns.Path
+	}
+	return o.mount(view.Target)
 }
 
 func viewName(target string) string {

@@ -24,7 +24,7 @@ func TestRootfsLifecycle(t *testing.T) {
 	ctx := context.Background()
 	target := mountPoint(t)
 	for range 2 { // idempotent
-		if err := s.Prepare("key", img.ID); err != nil {
+		if err := s.Prepare("key", img.ID, nil); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Mount(ctx, "key", target); err != nil {
@@ -113,20 +113,20 @@ func TestRootfsErrors(t *testing.T) {
 	reg.Push("a", "2", smallImage("2"))
 	one, two := mustPull(t, s, reg.Host()+"/a:1"), mustPull(t, s, reg.Host()+"/a:2")
 	for _, key := range []string{"", "..", "../x", "a/b", "-a", strings.Repeat("a", 129)} {
-		if err := s.Prepare(key, one.ID); !errdefs.IsInvalidArgument(err) {
+		if err := s.Prepare(key, one.ID, nil); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("key %q: %v", key, err)
 		}
 		if err := s.Release(key); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("release of key %q: %v", key, err)
 		}
 	}
-	if err := s.Prepare("k", "sha256:"+someHex); !errdefs.IsNotFound(err) {
+	if err := s.Prepare("k", "sha256:"+someHex, nil); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown image: %v", err)
 	}
-	if err := s.Prepare("k", one.ID); err != nil {
+	if err := s.Prepare("k", one.ID, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Prepare("k", two.ID); !errdefs.IsAlreadyExists(err) {
+	if err := s.Prepare("k", two.ID, nil); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("same key, other image: %v", err)
 	}
 	if err := s.Mount(context.Background(), "other", t.TempDir()); !errdefs.IsNotFound(err) {
@@ -156,7 +156,7 @@ func TestManyLayers(t *testing.T) {
 	}
 	reg.Push("a", "b", imagestest.NewImage(layers...))
 	img := mustPull(t, s, reg.Host()+"/a:b")
-	if err := s.Prepare("k", img.ID); err != nil {
+	if err := s.Prepare("k", img.ID, nil); err != nil {
 		t.Fatal(err)
 	}
 	target := mountPoint(t)
@@ -186,14 +186,18 @@ func TestManyLayers(t *testing.T) {
 	}
 	var open []*os.File
 	o := overlay{lowers: lowers, upper: s.UpperDir("k"), work: s.path(rootfsDir, "k", "work")}
-	if err := o.mountOld(target, func(path string) (string, error) {
+	mnt, err := o.mountOld(target, func(path string) (string, error) {
 		f, err := os.Open(path)
 		if err != nil {
 			return "", err
 		}
 		open = append(open, f)
 		return fmt.Sprintf("/proc/self/fd/%d", f.Fd()), nil
-	}); err != nil {
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(unix.MoveMount(mnt, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH), unix.Close(mnt)); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range open {
@@ -214,10 +218,10 @@ func TestImageWithoutLayersAndOpaqueRoot(t *testing.T) {
 	for tag, want := range map[string][]string{"none": nil, "opaque": {"above", "same"}} {
 		img := mustPull(t, s, reg.Host()+"/a:"+tag)
 		target, view := mountPoint(t), mountPoint(t)
-		if err := s.Prepare(tag, img.ID); err != nil {
+		if err := s.Prepare(tag, img.ID, nil); err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(s.Mount(context.Background(), tag, target), s.MountView(context.Background(), img.ID, view)); err != nil {
+		if err := errors.Join(s.Mount(context.Background(), tag, target), s.MountView(context.Background(), img.ID, view, nil)); err != nil {
 			t.Fatal(err)
 		}
 		for _, dir := range []string{target, view} {
@@ -247,7 +251,7 @@ func TestViewsHoldTheirLayersOverARestart(t *testing.T) {
 	reg.Push("a", "b", smallImage("x"))
 	img := mustPull(t, s, reg.Host()+"/a:b")
 	mounted, gone := mountPoint(t), mountPoint(t)
-	if err := errors.Join(s.MountView(context.Background(), img.ID, mounted), s.MountView(context.Background(), img.ID, gone)); err != nil {
+	if err := errors.Join(s.MountView(context.Background(), img.ID, mounted, nil), s.MountView(context.Background(), img.ID, gone, nil)); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(mounted, "g"), nil, 0o600); !errors.Is(err, unix.EROFS) {
@@ -288,7 +292,7 @@ func TestRootfsSurvivesRestartAndTornRecordDoesNot(t *testing.T) {
 	reg := imagestest.NewRegistry(t)
 	reg.Push("a", "b", smallImage("x"))
 	img := mustPull(t, s, reg.Host()+"/a:b")
-	if err := errors.Join(s.Prepare("good", img.ID), s.Prepare("torn", img.ID), s.Remove(context.Background(), string(img.ID))); err != nil {
+	if err := errors.Join(s.Prepare("good", img.ID, nil), s.Prepare("torn", img.ID, nil), s.Remove(context.Background(), string(img.ID))); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(os.Truncate(s.path(rootfsDir, "torn", recordName), 10), s.Close()); err != nil {

@@ -294,7 +294,7 @@ func TestPullRemoveListTogether(t *testing.T) {
 		for ctx.Err() == nil {
 			for _, img := range s.Images() {
 				key := fmt.Sprintf("k%d", keys.Add(1))
-				err := s.Prepare(key, img.ID)
+				err := s.Prepare(key, img.ID, nil)
 				if errdefs.IsNotFound(err) {
 					continue // removed since it was listed
 				}

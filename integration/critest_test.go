@@ -24,7 +24,6 @@ var absent = []struct{ name, why string }{
 	{"[k8s.io] PodSandbox benchmark", "benchmarks run with -benchmark only"},
 	{"[k8s.io] NRI", "the runtime has no NRI yet"},
 	{"[k8s.io] PodSandbox runtime should support metrics operations", "the runtime answers Unimplemented to the pod metrics calls"},
-	{"[k8s.io] Security Context UserNamespaces", "the runtime does not say that it supports user namespaces"},
 	{"[k8s.io] SELinux", "SELinux is not on in this machine's kernel"},
 }
 

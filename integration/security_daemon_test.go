@@ -216,7 +216,7 @@ func (s *security) TestCVE_2021_41103_RootsAreClosedToOthers(t *testing.T) {
 	err = lab.Eventually(ctx, 20*time.Second, "a second daemon serves", func(context.Context) error {
 		return connectUnix(dir+"/run/s.sock", unix.SOCK_STREAM)
 	})
-	for path, want := range map[string]os.FileMode{"root": 0o700, "run": 0o700, "run/s.sock": 0o600} {
+	for path, want := range map[string]os.FileMode{"root": 0o700, "run": 0o711, "run/s.sock": 0o600} {
 		if st, err := os.Lstat(filepath.Join(dir, path)); err != nil || st.Mode().Perm() != want {
 			t.Errorf("umask 0: %s: %v, %v", path, st, err)
 		}

@@ -19,6 +19,8 @@ type NamespaceSet struct {
 	Net, IPC, UTS string
 	// Hostname is set in the UTS namespace that is made.
 	Hostname string
+	// User is the user namespace that the others are made in, and so belong to. Nil is the one of this process.
+	User *UserNamespace
 	// Sysctls are set inside the namespaces that are made, by their dotted names or those with slashes.
 	Sysctls map[string]string
 }
@@ -47,7 +49,7 @@ func Pin(s NamespaceSet) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	if len(all) == 0 {
+	if len(all) == 0 && s.User == nil {
 		return nil
 	}
 	sysctls, err := parseSysctls(s.Sysctls, s.Net != "", s.IPC != "", s.UTS != "")
@@ -59,29 +61,45 @@ func Pin(s NamespaceSet) error {
 		for _, n := range all {
 			flags |= n.flag
 		}
+		if s.User != nil {
+			return s.User.pin(flags, all, s, sysctls)
+		}
 		if err := unix.Unshare(flags); err != nil {
 			return fmt.Errorf("make namespaces: %w", err)
 		}
-		if err := s.setUp(sysctls); err != nil {
+		if err := s.setUp(); err != nil {
 			return err
 		}
-		for i, n := range all {
-			if err := n.pin(); err != nil {
-				var undo []error
-				for _, done := range all[:i] {
-					undo = append(undo, Unpin(done.path))
-				}
-				return errors.Join(fmt.Errorf("pin %s namespace at %s: %w", n.file, n.path, err), errors.Join(undo...))
-			}
+		if err := writeSysctls(sysctls); err != nil {
+			return err
 		}
-		return nil
+		return pinAll(all, "/proc/thread-self/ns/")
 	})
+}
+
+// pinAll pins the namespaces that are files in dir, or none of them.
+func pinAll(all []namespace, dir string) error {
+	for i, n := range all {
+		if err := n.pin(dir + n.file); err != nil {
+			var undo []error
+			for _, done := range all[:i] {
+				undo = append(undo, Unpin(done.path))
+			}
+			return errors.Join(fmt.Errorf("pin %s namespace at %s: %w", n.file, n.path, err), errors.Join(undo...))
+		}
+	}
+	return nil
 }
 
 func (s NamespaceSet) check() error {
 	for _, n := range s.namespaces() {
 		if !filepath.IsAbs(n.path) {
 			return fmt.Errorf("pin %s namespace at %q: not absolute: %w", n.file, n.path, errdefs.ErrInvalidArgument)
+		}
+	}
+	if s.User != nil {
+		if err := s.User.check(); err != nil {
+			return err
 		}
 	}
 	switch {
@@ -101,18 +119,16 @@ func hasControl(s string) bool {
 }
 
 // setUp runs on the thread that is in the new namespaces.
-func (s NamespaceSet) setUp(sysctls []sysctl) error {
+func (s NamespaceSet) setUp() error {
 	if s.Hostname != "" {
 		if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
 			return fmt.Errorf("set hostname %q: %w", s.Hostname, err)
 		}
 	}
 	if s.Net != "" {
-		if err := loopbackUp(); err != nil {
-			return err
-		}
+		return loopbackUp()
 	}
-	return writeSysctls(sysctls)
+	return nil
 }
 
 // loopbackUp does what the loopback plugin does, in the network namespace of this thread. The kernel adds 127.0.0.1 and
@@ -125,9 +141,9 @@ func loopbackUp() error {
 	return nil
 }
 
-// pin mounts this thread's namespace on a new file. The kernel is given descriptors, not paths, so that neither source
+// pin mounts a namespace on a new file. The kernel is given descriptors, not paths, so that neither source
 // nor target can be swapped on the way.
-func (n namespace) pin() error {
+func (n namespace) pin(file string) error {
 	target, err := unix.Open(n.path, unix.O_RDONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrAlreadyExists)
@@ -136,14 +152,14 @@ func (n namespace) pin() error {
 		return err
 	}
 	defer unix.Close(target) //nolint:errcheck // nothing was written
-	if err := n.mount(target); err != nil {
+	if err := n.mount(file, target); err != nil {
 		return errors.Join(err, os.Remove(n.path))
 	}
 	return nil
 }
 
-func (n namespace) mount(target int) error {
-	ns, err := unix.Open("/proc/thread-self/ns/"+n.file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func (n namespace) mount(file string, target int) error {
+	ns, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}

@@ -99,15 +99,19 @@ func writeSysctls(all []sysctl) error {
 	}
 	defer proc.Close() //nolint:errcheck // opened for reading
 	for _, s := range all {
-		err := s.write(proc)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
-			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
-		}
-		if err != nil {
-			return fmt.Errorf("sysctl %s = %q: %w", s.path, s.value, err)
+		if err := s.write(proc); err != nil {
+			return s.failed(err)
 		}
 	}
 	return nil
+}
+
+// failed says what could not be set, and whether no kernel would have done so.
+func (s sysctl) failed(err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return fmt.Errorf("sysctl %s = %q: %w", s.path, s.value, err)
 }
 
 func (s sysctl) write(proc *procfs.Handle) error {

@@ -1,9 +1,11 @@
 // Command berth-shim is what stands behind the pods of berth: the daemon starts it from a sealed memfd, nobody else.
 //
-//	berth-shim shim DIR [shared-pid]   a pod's shim: the sandbox, see package cri/shim
+//	berth-shim shim DIR [shared-pid [USERNS NOBODY]]
+//	                                   a pod's shim: the sandbox, see package cri/shim
 //	berth-shim create                  creates one container for a shim, and ends
 //	berth-shim exec                    runs processes in containers for the daemon, one per node
 //	berth-shim pause                   PID 1 of a shared PID namespace
+//	berth-holder                       holds new namespaces of a pod until they are pinned
 //	berth-shim init                    libcontainer's init, inside a container
 //	berth-shim version
 package main
@@ -14,6 +16,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 
 	_ "github.com/opencontainers/cgroups/devices" // lets libcontainer set device rules
 	"github.com/opencontainers/runc/libcontainer"
@@ -81,10 +84,28 @@ func runShim(args []string) error {
 	}
 	_ = start.Close()
 	reserveThreads() // in its cgroup already: there is room now
-	return shim.Serve(args[0], len(args) > 1 && args[1] == "shared-pid", func() {
+	pause, err := pauseOf(args[1:])
+	if err != nil {
+		return err
+	}
+	return shim.Serve(args[0], pause, func() {
 		_, _ = ready.Write([]byte{1})
 		_ = ready.Close()
 	})
+}
+
+// pauseOf reads what follows the directory.
+func pauseOf(args []string) (*shim.Pause, error) {
+	switch {
+	case len(args) == 0:
+		return nil, nil
+	case args[0] != "shared-pid" || len(args) != 1 && len(args) != 3:
+		return nil, fmt.Errorf("arguments %q", args)
+	case len(args) == 1:
+		return &shim.Pause{}, nil
+	}
+	nobody, err := strconv.ParseUint(args[2], 10, 32)
+	return &shim.Pause{Userns: args[1], Nobody: uint32(nobody)}, err
 }
 
 // defaultSignals has what this process starts find no signal ignored, whatever started this one: a shell whose SIGINT is

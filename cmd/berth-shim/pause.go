@@ -11,13 +11,15 @@ package main
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/sched.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define NOBODY 65534
-#define READY 3 // where the shim waits for one byte
+#define READY 3  // where the shim waits for one byte
+#define USERNS 4 // the pod's user namespace, if it has one of its own
 
 static void need(int ok, const char *what) {
 	if (ok)
@@ -31,9 +33,37 @@ static void ignore(int signal) {
 	need(sigaction(signal, &act, NULL) == 0, "sigaction");
 }
 
+// berth_enter goes on as PID 1 of a PID namespace that belongs to the pod's user namespace, as a child of the shim; the
+// shim is told its pid. Whoever is root there may mount the /proc of such a PID namespace, as containers have to.
+static void berth_enter(void) {
+	int parent_ended[2];
+	need(setns(USERNS, CLONE_NEWUSER) == 0, "enter user namespace");
+	need(setgroups(0, NULL) == 0, "setgroups");
+	need(setresgid(0, 0, 0) == 0, "setresgid");
+	need(setresuid(0, 0, 0) == 0, "setresuid");
+	need(unshare(CLONE_NEWPID) == 0, "unshare");
+	need(pipe(parent_ended) == 0, "pipe");
+	struct clone_args args = {.flags = CLONE_PARENT};
+	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+	need(pid >= 0, "clone");
+	if (pid > 0) {
+		need(write(READY, &pid, sizeof pid) == sizeof pid, "tell the shim");
+		_exit(0);
+	}
+	char end;
+	close(parent_ended[1]);
+	need(read(parent_ended[0], &end, 1) == 0, "wait for the parent's end");
+}
+
 // berth_pause turns this process into one that has nothing and does nothing, and never returns. It runs before Go does:
 // capabilities and no_new_privs belong to threads, and Go has several at once.
 static void berth_pause(void) {
+	unsigned int nobody = NOBODY;
+	const char *given = getenv("_BERTH_PAUSE_NOBODY");
+	if (given != NULL) {
+		nobody = (unsigned int)strtoul(given, NULL, 10);
+		berth_enter();
+	}
 	ignore(SIGCHLD); // the kernel reaps its children then
 	ignore(SIGTERM);
 	ignore(SIGINT);
@@ -56,8 +86,8 @@ static void berth_pause(void) {
 		need(prctl(PR_CAPBSET_DROP, c, 0, 0, 0) == 0, "drop capabilities");
 	need(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
 	need(setgroups(0, NULL) == 0, "setgroups");
-	need(setresgid(NOBODY, NOBODY, NOBODY) == 0, "setresgid");
-	need(setresuid(NOBODY, NOBODY, NOBODY) == 0, "setresuid");
+	need(setresgid(nobody, nobody, nobody) == 0, "setresgid");
+	need(setresuid(nobody, nobody, nobody) == 0, "setresuid");
 	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct none[2];
 	memset(none, 0, sizeof none);

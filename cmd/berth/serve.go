@@ -149,6 +149,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 		Pods: manager, Images: store, Network: net, Streaming: stream,
 		CgroupDriver:      driver,
 		RecursiveReadOnly: !kernel.Less(host.RecursiveReadOnly),
+		UserNamespaces:    manager.UserNamespaces() == nil,
 		PodCIDRFile:       filepath.Join(c.Root, "podcidr"),
 		Info:              shown(c),
 		Log:               log,

@@ -60,13 +60,16 @@ func (c *container) steps(b *build, names ...string) []step.Step {
 }
 
 func (c *container) makeDirs(context.Context) error {
-	return os.MkdirAll(c.dir("rootfs"), 0o700)
+	if err := os.MkdirAll(c.dir("rootfs"), 0o700); err != nil {
+		return err
+	}
+	return c.openToInit()
 }
 
 func (c *container) removeDirs(context.Context) error { return os.RemoveAll(c.dir()) }
 
 func (b *build) prepare(context.Context) error {
-	return b.m.opts.Images.Prepare(b.rec.ID, b.image.ID)
+	return b.m.opts.Images.Prepare(b.rec.ID, b.image.ID, b.pod.imageUserns())
 }
 
 func (c *container) release(context.Context) error { return c.m.opts.Images.Release(c.rec.ID) }
@@ -92,7 +95,7 @@ func (b *build) mountVolumes(ctx context.Context) error {
 		if err := os.MkdirAll(b.volumePath(i), 0o700); err != nil {
 			return err
 		}
-		if err := b.m.opts.Images.MountView(ctx, image.ID, b.volumePath(i)); err != nil {
+		if err := b.m.opts.Images.MountView(ctx, image.ID, b.volumePath(i), b.pod.imageUserns()); err != nil {
 			return fmt.Errorf("ImageVolumeMountFailed: config.mounts[%d].image: %w", i, err)
 		}
 	}

@@ -205,7 +205,7 @@ func (b *build) input() (spec.Input, error) {
 	in := spec.Input{
 		ID: b.rec.ID, Sandbox: p.config(), Container: cfg, Image: b.image.Config.Config, Host: b.m.host,
 		RootfsPath: b.dir("rootfs"), CgroupPath: b.rec.Cgroup, PodFiles: p.files(),
-		Namespaces: spec.Namespaces{Net: p.nsPath("net"), IPC: p.nsPath("ipc"), UTS: p.nsPath("uts")},
+		Namespaces: spec.Namespaces{Net: p.nsPath("net"), IPC: p.nsPath("ipc"), UTS: p.nsPath("uts"), User: p.nsPath("user")},
 	}
 	if spec.SharedPID(p.config()) {
 		in.Namespaces.PID = p.nsPath("pid")
@@ -236,6 +236,9 @@ func (b *build) input() (spec.Input, error) {
 		return in, err
 	}
 	if in.Sources, err = b.sources(cfg.GetMounts()); err != nil {
+		return in, err
+	}
+	if err := b.checkIDMapped(cfg.GetMounts(), in.Sources); err != nil {
 		return in, err
 	}
 	for i, d := range cfg.GetDevices() {

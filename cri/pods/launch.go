@@ -82,6 +82,9 @@ func newLauncher(path string) (*launcher, error) {
 
 func (l *launcher) close() { _ = l.exe.Close() }
 
+// path is the program's, for as long as this process lives.
+func (l *launcher) path() string { return "/proc/self/fd/" + strconv.Itoa(int(l.exe.Fd())) }
+
 // start starts the program in a mode, with files from descriptor 3 on. Its standard output and error go to out.
 func (l *launcher) start(args []string, out *os.File, files ...*os.File) (*os.Process, error) {
 	null, err := os.Open(os.DevNull)
@@ -89,7 +92,7 @@ func (l *launcher) start(args []string, out *os.File, files ...*os.File) (*os.Pr
 		return nil, err
 	}
 	defer null.Close()
-	return os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(l.exe.Fd())), append([]string{"berth-shim"}, args...), &os.ProcAttr{
+	return os.StartProcess(l.path(), append([]string{"berth-shim"}, args...), &os.ProcAttr{
 		Dir: "/", Env: l.env, Files: append([]*os.File{null, out, out}, files...),
 		Sys: &syscall.SysProcAttr{Setsid: true},
 	})
@@ -101,6 +104,8 @@ type launch struct {
 	cgroup      cgroups.Path
 	namespaces  []string // pinned, to be in
 	sharedPID   bool
+	userns      string // of the pod's own, pinned, or ""
+	nobody      uint32 // user and group in it that have nothing
 	oomScoreAdj int
 }
 
@@ -126,6 +131,9 @@ func (l *launcher) startShim(ctx context.Context, a launch) (int, error) {
 	args := []string{"shim", a.dir}
 	if a.sharedPID {
 		args = append(args, "shared-pid")
+		if a.userns != "" {
+			args = append(args, a.userns, strconv.FormatUint(uint64(a.nobody), 10))
+		}
 	}
 	var proc *os.Process
 	err = inNamespaces(a.namespaces, func() (err error) {

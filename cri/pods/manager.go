@@ -55,6 +55,8 @@ type Manager struct {
 	watchers  sync.WaitGroup
 	events    *events
 	clampOnce sync.Once
+	userns    usernsRanges
+	noUserns  error // why pods cannot have user namespaces of their own
 
 	mu         sync.RWMutex
 	pods       map[string]*pod
@@ -74,10 +76,14 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		pods: map[string]*pod{}, containers: map[string]*container{}, making: map[string]*container{}, names: map[string]*claim{},
 	}
 	for _, dir := range []string{o.Root, o.Run, m.runDir("pods"), m.runDir("containers"), m.stateRoot()} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		mode := os.FileMode(0o700)
+		if dir == o.Run || dir == m.runDir("containers") {
+			mode = 0o711 // the way to the root file systems of containers whose root is not the host's
+		}
+		if err := os.MkdirAll(dir, mode); err != nil {
 			return nil, err
 		}
-		if err := os.Chmod(dir, 0o700); err != nil { // whatever the umask or a packager did (CVE-2021-41103)
+		if err := os.Chmod(dir, mode); err != nil { // whatever the umask or a packager did (CVE-2021-41103)
 			return nil, err
 		}
 	}
@@ -106,6 +112,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		return nil, fmt.Errorf("shim %s: %w", o.ShimPath, err)
 	}
 	m.execs.launcher = m.launcher
+	if m.noUserns = m.probeUserns(); m.noUserns != nil {
+		m.log.Warn("pods cannot have user namespaces of their own", "error", m.noUserns)
+	}
 	if err := m.recover(ctx); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,6 +42,9 @@ func (m *Manager) recover(ctx context.Context) error {
 	for _, p := range found {
 		byID[p.rec.ID] = p
 		m.pods[p.rec.ID] = p
+		if slices.Contains(p.rec.Steps, "namespaces") {
+			m.userns.keep(p.rec.ID, p.config())
+		}
 		if p.rec.Phase == ready {
 			m.own(p.name(), p.rec.ID)
 		}
@@ -330,7 +334,7 @@ func sweepDir(dir string, keep func(id string) bool) {
 			continue
 		}
 		path := dir + "/" + e.Name()
-		for _, sub := range []string{"/ns/net", "/ns/ipc", "/ns/uts", "/ns/pid", "/shm", "/rootfs"} {
+		for _, sub := range []string{"/ns/net", "/ns/ipc", "/ns/uts", "/ns/pid", "/ns/user", "/shm", "/rootfs"} {
 			_ = unix.Unmount(path+sub, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		}
 		_ = os.RemoveAll(path)

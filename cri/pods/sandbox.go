@@ -99,6 +99,9 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 	if cfg.GetMetadata() == nil {
 		return "", fmt.Errorf("config.metadata is missing: %w", errdefs.ErrInvalidArgument)
 	}
+	if err := m.checkUserns(cfg); err != nil {
+		return "", err
+	}
 	name := podName(cfg)
 	c, id, err := m.claim(ctx, name)
 	if errdefs.IsAlreadyExists(err) {

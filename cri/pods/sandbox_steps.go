@@ -80,8 +80,11 @@ func (p *pod) pinNamespaces(context.Context) error {
 	if !spec.HostIPC(cfg) {
 		set.IPC = p.nsPath("ipc")
 	}
-	if set.Net == "" && set.IPC == "" && set.UTS == "" {
-		return nil
+	if userns, own := spec.Userns(cfg); own {
+		if err := p.m.userns.claim(p.rec.ID, cfg); err != nil {
+			return err
+		}
+		set.User = p.m.networkUserns(p.nsPath("user"), userns)
 	}
 	return network.Pin(set)
 }
@@ -93,7 +96,15 @@ func (p *pod) unpinNamespaces(context.Context) error {
 	if p.holds("network") && network.Pinned(p.nsPath("net")) {
 		return errors.Join(err, errors.New("the network namespace is kept until its network is released"))
 	}
-	return errors.Join(err, network.Unpin(p.nsPath("net")))
+	// The user namespace goes last: while one of the others is there, nobody else may have its ids.
+	if err := errors.Join(err, network.Unpin(p.nsPath("net"))); err != nil {
+		return err
+	}
+	if err := network.Unpin(p.nsPath("user")); err != nil {
+		return err
+	}
+	p.m.userns.free(p.rec.ID)
+	return nil
 }
 
 // files are what every container of the pod gets bound: /etc/hosts, /etc/hostname, /etc/resolv.conf, /dev/shm.
@@ -128,6 +139,9 @@ func (p *pod) makeFiles(context.Context) error {
 		if err := writeFile(p.dir(name), data, 0o644); err != nil {
 			return err
 		}
+		if err := p.giveToRoot(p.dir(name)); err != nil {
+			return err
+		}
 	}
 	if spec.HostIPC(cfg) {
 		return nil
@@ -135,7 +149,11 @@ func (p *pod) makeFiles(context.Context) error {
 	if err := os.Mkdir(p.dir("shm"), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	if err := unix.Mount("shm", p.dir("shm"), "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size="+shmSize); err != nil {
+	options := "mode=1777,size=" + shmSize
+	if userns, own := spec.Userns(cfg); own {
+		options += fmt.Sprintf(",uid=%d,gid=%d", userns.UIDs.Host, userns.GIDs.Host)
+	}
+	if err := unix.Mount("shm", p.dir("shm"), "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount /dev/shm: %w", err)
 	}
 	return nil
@@ -186,6 +204,9 @@ func (p *pod) startShim(ctx context.Context) error {
 		dir: p.dir(), cgroup: cgroups.Path(p.rec.Cgroup), sharedPID: spec.SharedPID(cfg),
 		oomScoreAdj: p.m.clampOOMScore(sandboxOOMScore),
 	}
+	if userns, own := spec.Userns(cfg); own {
+		l.userns, l.nobody = p.nsPath("user"), min(nobody, userns.UIDs.Length-1, userns.GIDs.Length-1)
+	}
 	if !spec.HostNetwork(cfg) {
 		l.namespaces = append(l.namespaces, p.nsPath("net"), p.nsPath("uts"))
 	}
@@ -202,6 +223,9 @@ func (p *pod) startShim(ctx context.Context) error {
 	_, err = p.startWatch()
 	return err
 }
+
+// nobody is the user that owns nothing, by custom.
+const nobody = 65534
 
 // sandboxOOMScore is the kubelet's own for sandboxes: the last to be killed for memory.
 const sandboxOOMScore = -998

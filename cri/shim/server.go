@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -41,17 +40,25 @@ type watcher struct {
 	gone  bool
 }
 
-// Serve runs the shim in dir, the pod's directory, until it is told to shut down: it never ends by itself. With
-// sharedPID it starts the process that is PID 1 of the pod's PID namespace. ready is called when the socket can be
+// Pause says what the process is like that is PID 1 of a PID namespace that the pod's containers share.
+type Pause struct {
+	// Userns is the file of the pod's own user namespace, or "".
+	Userns string
+	// Nobody is the user and group that it becomes in that: 65534 may be none there.
+	Nobody uint32
+}
+
+// Serve runs the shim in dir, the pod's directory, until it is told to shut down: it never ends by itself. With pause,
+// which may be nil, it starts the process that is PID 1 of the pod's PID namespace. ready is called when the socket can be
 // connected to.
-func Serve(dir string, sharedPID bool, ready func()) error {
+func Serve(dir string, pause *Pause, ready func()) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl PR_SET_CHILD_SUBREAPER", err)
 	}
 	s := &Server{dir: dir, reaper: startReaper(), containers: map[string]*container{}, making: map[string]chan struct{}{}, watchers: map[*watcher]struct{}{}, quit: make(chan struct{})}
 	s.helpers.reaper = s.reaper
-	if sharedPID {
-		if err := s.startPause(); err != nil {
+	if pause != nil {
+		if err := s.startPause(*pause); err != nil {
 			return err
 		}
 	}
@@ -128,39 +135,6 @@ func address(path string) (*unix.SockaddrUnix, func(), error) {
 		return nil, nil, &os.PathError{Op: "open", Path: filepath.Dir(path), Err: err}
 	}
 	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir, filepath.Base(path))}, func() { _ = unix.Close(dir) }, nil
-}
-
-// startPause starts PID 1 of the pod's shared PID namespace, and waits until it has given up everything that containers
-// which may trace it could use (cmd/berth-shim/pause.go).
-func (s *Server) startPause() (err error) {
-	var ready [2]int
-	if err := unix.Pipe2(ready[:], unix.O_CLOEXEC); err != nil {
-		return os.NewSyscallError("pipe2", err)
-	}
-	defer unix.Close(ready[0])
-	s.pause, err = s.reaper.start(func() (int, error) {
-		defer unix.Close(ready[1])
-		return syscall.ForkExec(SelfExe, []string{"berth-shim", "pause"}, &syscall.ProcAttr{
-			Dir: "/", Env: []string{"_BERTH_PAUSE=1"}, Files: []uintptr{0, 1, 2, uintptr(ready[1])},
-			Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Setsid: true},
-		})
-	}, func(unix.WaitStatus) {
-		fmt.Fprintln(os.Stderr, "PID 1 of the pod's PID namespace has ended, and with it its containers")
-	})
-	if err != nil {
-		return fmt.Errorf("start PID 1 of the shared PID namespace: %w", err)
-	}
-	var b [1]byte
-	for {
-		n, err := unix.Read(ready[0], b[:])
-		if err == unix.EINTR {
-			continue
-		}
-		if n != 1 {
-			return errors.Join(errors.New("PID 1 of the shared PID namespace ended at once"), err)
-		}
-		return nil
-	}
 }
 
 func (s *Server) serve(c *conn) {

@@ -76,9 +76,6 @@ func validateMount(at string, m *cri.Mount) error {
 			return invalid(index(at+".mount_options", i), o, "is not one of %s", strings.Join(mountOptions, ", "))
 		}
 	}
-	if len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0 {
-		return unsupported(at+".uidMappings", nil, "id-mapped mounts need user namespaces, which berth does not have yet")
-	}
 	return nil
 }
 
@@ -153,17 +150,26 @@ func kernelMounts(in Input) []specs.Mount {
 			}
 		}
 	}
+	// "tty", which is group 5 in every distribution, may write to terminals, where the pod has such a group.
+	terminals := []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}
+	userns, own := Userns(in.Sandbox)
+	if !own || userns.GIDs.Length > 5 {
+		terminals = append(terminals, "gid=5")
+	}
+	sys := specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}}
+	if own && HostNetwork(in.Sandbox) {
+		// A sysfs shows a network namespace, and only the user namespace that this one belongs to may mount it.
+		sys.Type, sys.Source, sys.Options = "bind", "/sys", []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", "rro"}
+	}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{
-			"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5",
-		}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: terminals},
 		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{
 			"nosuid", "noexec", "nodev", "mode=1777", "size=65536k",
 		}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
+		sys,
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: cgroup},
 	}
 }
@@ -182,6 +188,7 @@ func mounts(in Input) (list []specs.Mount, rootPropagation string, err error) {
 		if err != nil {
 			return nil, "", err
 		}
+		idMap(&bound, m, sandboxNamespaces(in.Sandbox).GetUsernsOptions())
 		list = append(list, bound)
 		switch m.GetPropagation() {
 		case cri.MountPropagation_PROPAGATION_BIDIRECTIONAL:

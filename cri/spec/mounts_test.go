@@ -132,7 +132,7 @@ func TestMountOptionsAndPropagation(t *testing.T) {
 		{"unknown propagation", &cri.Mount{Propagation: 3}, Source{}, "propagation: 3", "", errdefs.ErrInvalidArgument},
 		{"option that widens", &cri.Mount{MountOptions: []string{"noexec", "rw"}}, Source{}, `mount_options[1]: "rw"`, "", errdefs.ErrInvalidArgument},
 		{"option for the kernel", &cri.Mount{MountOptions: []string{"lowerdir=/"}}, Source{}, "mount_options[0]", "", errdefs.ErrInvalidArgument},
-		{"id-mapped", &cri.Mount{UidMappings: []*cri.IDMapping{{Length: 1}}}, Source{}, "config.mounts[0].uidMappings", "", errdefs.ErrNotImplemented},
+		{"id-mapped", &cri.Mount{UidMappings: []*cri.IDMapping{{Length: 1}}}, Source{}, "config.mounts[0].gidMappings", "", errdefs.ErrInvalidArgument},
 		{"private is not shared", &cri.Mount{Propagation: private}, Source{Shared: true}, "rbind rprivate rw", "", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

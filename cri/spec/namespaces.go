@@ -96,6 +96,11 @@ func namespaces(in Input) ([]specs.LinuxNamespace, error) {
 		list = append(list, specs.LinuxNamespace{Type: kind, Path: path})
 		return nil
 	}
+	if _, own := Userns(in.Sandbox); own {
+		if err := join(specs.UserNamespace, in.Namespaces.User, "to join"); err != nil {
+			return nil, err
+		}
+	}
 	if !HostNetwork(in.Sandbox) {
 		if err := join(specs.NetworkNamespace, in.Namespaces.Net, "to join"); err != nil {
 			return nil, err

@@ -1,12 +1,10 @@
 package spec
 
 import (
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -100,62 +98,6 @@ func TestTargetContainer(t *testing.T) {
 	security(&in).NamespaceOptions.Pid = cri.NamespaceMode_TARGET
 	if got := TargetContainer(in.Container); got != "ignored" {
 		t.Errorf("target %q", got)
-	}
-}
-
-func TestUserNamespaces(t *testing.T) {
-	const pod, node = cri.NamespaceMode_POD, cri.NamespaceMode_NODE
-	one := func(host, container, length uint32) []*cri.IDMapping {
-		return []*cri.IDMapping{{HostId: host, ContainerId: container, Length: length}}
-	}
-	good := one(65536, 0, 65536)
-	for _, c := range []struct {
-		name  string
-		u     *cri.UserNamespace
-		class error
-		words string
-	}{
-		{"none", nil, nil, ""},
-		{"NODE", &cri.UserNamespace{Mode: node}, nil, ""},
-		{"NODE with mappings", &cri.UserNamespace{Mode: node, Uids: good}, errdefs.ErrInvalidArgument, "uids"},
-		{"CONTAINER", &cri.UserNamespace{Mode: cri.NamespaceMode_CONTAINER}, errdefs.ErrInvalidArgument, "mode: CONTAINER"},
-		{"TARGET", &cri.UserNamespace{Mode: cri.NamespaceMode_TARGET}, errdefs.ErrInvalidArgument, "mode: TARGET"},
-		{"POD without mappings", &cri.UserNamespace{}, errdefs.ErrInvalidArgument, "uids: 0 mappings"},
-		{"POD without groups", &cri.UserNamespace{Uids: good}, errdefs.ErrInvalidArgument, "gids: 0 mappings"},
-		{"two mappings", &cri.UserNamespace{Uids: append(one(0, 0, 1), good...), Gids: good}, errdefs.ErrInvalidArgument, "uids: 2 mappings"},
-		{"root unmapped", &cri.UserNamespace{Uids: good, Gids: one(1000, 1, 10)}, errdefs.ErrInvalidArgument, "gids[0].container_id: 1"},
-		{"empty mapping", &cri.UserNamespace{Uids: one(1000, 0, 0), Gids: good}, errdefs.ErrInvalidArgument, "uids[0].length: 0"},
-		{"beyond the last id", &cri.UserNamespace{Uids: one(4294967290, 0, 10), Gids: good}, errdefs.ErrInvalidArgument, "uids[0].length: 10"},
-		{"valid, but not yet", &cri.UserNamespace{Mode: pod, Uids: good, Gids: good}, errdefs.ErrNotImplemented, "userns_options.mode: POD"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			in := request(func(in *Input) {
-				podSecurity(in).NamespaceOptions.UsernsOptions = c.u
-				security(in).NamespaceOptions.UsernsOptions = c.u
-			})
-			for at, err := range map[string]error{
-				"config.linux.security_context.namespace_options.userns_options":         ValidateContainer(in.Sandbox, in.Container),
-				"config.linux.security_context.namespace_options.userns_options.":        ValidateSandbox(in.Sandbox),
-				"sandbox_config.linux.security_context.namespace_options.userns_options": second(Container(in)),
-			} {
-				if c.class == nil {
-					if err != nil {
-						t.Errorf("%s: %v", at, err)
-					}
-					continue
-				}
-				refused(t, err, c.class, strings.TrimSuffix(at, "."), c.words)
-			}
-		})
-	}
-	in := request(func(in *Input) {
-		podSecurity(in).NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: node}
-		security(in).NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: pod, Uids: good, Gids: good}
-	})
-	refused(t, ValidateContainer(in.Sandbox, in.Container), errdefs.ErrInvalidArgument, "userns_options", "differs from the pod's")
-	s := mustContainer(t, func(in *Input) { podSecurity(in).NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: node} }).Spec
-	if len(s.Linux.UIDMappings) > 0 || slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace }) {
-		t.Error("mode NODE has a user namespace")
 	}
 }
 

@@ -51,6 +51,8 @@ type Host struct {
 type Namespaces struct {
 	// Net, IPC and UTS are needed unless the sandbox configuration says NODE (UTS goes with the network).
 	Net, IPC, UTS string
+	// User is needed when the pod has a user namespace of its own.
+	User string
 	// PID is the pod's shared PID namespace, needed when a container joins it (mode POD in a sandbox not of mode NODE).
 	PID string
 	// Target is the PID namespace of the container that mode TARGET names.
@@ -140,6 +142,9 @@ func Container(in Input) (*Output, error) {
 	}
 	who, err := resolveIdentity(sc, in.Image.User, in.Passwd, in.Group)
 	if err != nil {
+		return nil, err
+	}
+	if err := who.mapped(in); err != nil {
 		return nil, err
 	}
 	out.User = who.containerUser()

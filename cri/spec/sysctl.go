@@ -23,8 +23,8 @@ const (
 // SandboxSysctls returns what to set in the pod's namespaces: names in dotted form, where "/" within a name stands for a
 // dot of an interface's name (net.ipv4.conf.eth0/100.forwarding), as in sysctl(8). Only what belongs to a namespace that
 // the pod has for itself is allowed, and only values that cannot be read as a second setting (CVE-2022-0811,
-// CVE-2022-0532). Unless the pod says otherwise its own network lets every user bind low ports and send pings, as
-// containerd's does. berth sets them once, for the pod: container specifications have none.
+// CVE-2022-0532). Unless the pod says otherwise its own network lets every user bind low ports and, without a user
+// namespace of its own, send pings, as containerd's does. berth sets them once, for the pod: container specifications have none.
 func SandboxSysctls(cfg *cri.PodSandboxConfig) (map[string]string, error) {
 	return sandboxSysctls(sysctlField, cfg)
 }
@@ -59,7 +59,10 @@ func sandboxSysctls(at string, cfg *cri.PodSandboxConfig) (map[string]string, er
 	}
 	if !HostNetwork(cfg) {
 		setDefault(out, unprivilegedPorts, "0")
-		setDefault(out, pingGroups, "0 2147483647")
+		// All groups of a user namespace are not known to be mapped, and a range that is not is refused by the kernel.
+		if _, own := Userns(cfg); !own {
+			setDefault(out, pingGroups, "0 2147483647")
+		}
 	}
 	return out, nil
 }

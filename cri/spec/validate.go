@@ -9,8 +9,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ValidateSandbox refuses a pod that can never run, naming field and value. What the CRI allows and berth does not have
-// yet (user namespaces) is refused with ErrNotImplemented, after everything that is wrong.
+// ValidateSandbox refuses a pod that can never run, naming field and value.
 func ValidateSandbox(cfg *cri.PodSandboxConfig) error { return validateSandbox("config", cfg) }
 
 func validateSandbox(at string, cfg *cri.PodSandboxConfig) error {
@@ -76,11 +75,10 @@ func validateSandboxSecurity(at string, sc *cri.LinuxSandboxSecurityContext) err
 	if err := validateProfile(at+".apparmor", sc.GetApparmor()); err != nil {
 		return err
 	}
-	userns := at + ".namespace_options.userns_options"
-	if err := validateUserns(userns, ns.GetUsernsOptions()); err != nil {
+	if err := validateUserns(at+".namespace_options.userns_options", ns.GetUsernsOptions()); err != nil {
 		return err
 	}
-	return noUserns(userns, ns.GetUsernsOptions())
+	return validateUsernsSharing(at+".namespace_options", ns)
 }
 
 // validatePorts refuses also a port of the node that is mapped twice: only one of both would be, and which is chance.
@@ -207,9 +205,15 @@ func validateSecurity(sandbox *cri.PodSandboxConfig, cfg *cri.ContainerConfig) e
 		return err
 	}
 	if !sameUserns(own, pods) {
-		return invalid(userns, nil, "differs from the pod's")
+		return invalid(userns, usernsText(own), "differs from the pod's, %s", usernsText(pods))
 	}
-	return noUserns(userns, own)
+	for i, m := range cfg.GetMounts() {
+		if err := validateMountMap(index("config.mounts", i), m, pods); err != nil {
+			return err
+		}
+	}
+	return validateMapped(sandbox, securityContext+".run_as_user.value", sc.GetRunAsUser().GetValue(),
+		securityContext+".run_as_group.value", sc.GetRunAsGroup().GetValue(), sc.GetSupplementalGroups())
 }
 
 type fieldValue struct{ at, value string }

@@ -154,6 +154,10 @@ func (n *Node) Conflist() string {
 }
 
 func (n *Node) layout() error {
+	// Root of a pod's own user namespace passes through it on its way to its root file system.
+	if err := os.Chmod(n.Dir, 0o711); err != nil {
+		return err
+	}
 	for _, dir := range []string{"root", "run", "certs.d", "cni", "logs", "ipam", "manifests", "containerd", "kubelet"} {
 		if err := os.Mkdir(filepath.Join(n.Dir, dir), 0o755); err != nil {
 			return err

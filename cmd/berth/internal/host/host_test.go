@@ -149,7 +149,7 @@ func TestCVE_2021_41103_RootsAreClosedToOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Release() }()
-	for path, want := range map[string]os.FileMode{root: 0o700, run: 0o700, filepath.Join(root, "lock"): 0o600} {
+	for path, want := range map[string]os.FileMode{root: 0o700, run: 0o711, filepath.Join(root, "lock"): 0o600} {
 		info, err := os.Stat(path)
 		if err != nil {
 			t.Fatal(err)

@@ -18,11 +18,14 @@ import (
 type Lock struct{ files []*os.File }
 
 // Claim makes both directories, with mode 0700 whatever it was (CVE-2021-41103: what is below holds setuid files of
-// images), sees that they can be written to, and locks them. The error of a second daemon names the pid of the first.
+// images), and run with 0711, since root of a pod's user namespace passes through it on its way to its own files, sees that they can be written to, and locks them. The error of a second daemon names the pid of the first.
 func Claim(root, run string) (*Lock, error) {
 	l := &Lock{}
-	for _, dir := range []struct{ name, path string }{{"root", root}, {"run", run}} {
-		f, err := claim(dir.name, dir.path)
+	for _, dir := range []struct {
+		name, path string
+		mode       os.FileMode
+	}{{"root", root, 0o700}, {"run", run, 0o711}} {
+		f, err := claim(dir.name, dir.path, dir.mode)
 		if err != nil {
 			return nil, errors.Join(err, l.Release())
 		}
@@ -41,12 +44,12 @@ func (l *Lock) Release() error {
 	return errors.Join(errs...)
 }
 
-func claim(name, dir string) (*os.File, error) {
+func claim(name, dir string, mode os.FileMode) (*os.File, error) {
 	remedy := fmt.Sprintf("make it writable, or choose another with --%s", name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, mode); err != nil {
 		return nil, fmt.Errorf("%s %s: %w: %s", name, dir, cause(err), remedy)
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
+	if err := os.Chmod(dir, mode); err != nil {
 		return nil, fmt.Errorf("%s %s: %w: %s", name, dir, cause(err), remedy)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
