@@ -61,6 +61,9 @@ func create(req shim.CreateRequest, files []*os.File) (pid int, err error) {
 	if err := c.Start(process); err != nil {
 		return 0, errors.Join(plain(err), c.Destroy())
 	}
+	if err := writeExecState(req.StateRoot, req.ID); err != nil {
+		fmt.Fprintln(os.Stderr, "execs in", req.ID, "will be slow:", err)
+	}
 	return process.Pid()
 }
 

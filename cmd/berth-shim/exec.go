@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -25,7 +25,7 @@ func execute(req shim.ExecRequest, files []*os.File, started func(pid int)) (int
 	if err := json.Unmarshal(req.Process, &p); err != nil {
 		return 0, fmt.Errorf("process: %w", err)
 	}
-	c, err := libcontainer.Load(req.StateRoot, req.ID)
+	c, join, err := loadForExec(req)
 	if err != nil {
 		return 0, err
 	}
@@ -45,7 +45,15 @@ func execute(req shim.ExecRequest, files []*os.File, started func(pid int)) (int
 		defer leave(req)
 		process.SubCgroupPaths = map[string]string{req.CgroupController: execName(req)}
 	}
-	if err := c.Run(process); err != nil {
+	process.LogLevel = logLevel
+	if join != nil {
+		process.SubCgroupPaths = nil
+		process.LogLevel += "\n" + strings.Join(join, "\n")
+	}
+	done := startSlot()
+	err = c.Run(process)
+	done()
+	if err != nil {
 		return 0, plain(err)
 	}
 	pid, err := process.Pid()
@@ -62,6 +70,24 @@ func execute(req shim.ExecRequest, files []*os.File, started func(pid int)) (int
 		return 0, errors.New("wait: no status")
 	}
 	return shim.ExitCode(unix.WaitStatus(status)), nil
+}
+
+// slots bounds how many execs start at once: more than two on a processor only make each other slower.
+var slots = make(chan struct{}, 2*runtime.NumCPU())
+
+// slotWait is how long an exec waits for its turn. Those before it may hang, in a dead volume.
+const slotWait = time.Second
+
+// startSlot waits for the turn of an exec to start, and returns what ends it.
+func startSlot() (done func()) {
+	t := time.NewTimer(slotWait)
+	defer t.Stop()
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }
+	case <-t.C:
+		return func() {}
+	}
 }
 
 func execName(req shim.ExecRequest) string {

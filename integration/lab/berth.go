@@ -51,7 +51,7 @@ func (n *Node) StartBerth(ctx context.Context, env ...string) error {
 			return errors.Join(err, p.Kill())
 		}
 	}
-	if err := p.ready(ctx, 30*time.Second, n.CRI.Ready); err != nil {
+	if err := p.ready(ctx, 2*time.Minute, n.CRI.Ready); err != nil {
 		return err
 	}
 	return nil

@@ -90,7 +90,7 @@ http: {addr: "%s"}
 	if err != nil {
 		return nil, "", err
 	}
-	err = p.ready(ctx, 20*time.Second, func(ctx context.Context) error {
+	err = p.ready(ctx, 2*time.Minute, func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/v2/", nil)
 		if err != nil {
 			return err
