@@ -27,7 +27,7 @@ setup: ## install the Debian packages that are missing, saying what and why
 
 build: setup ## build bin/berth, bin/berth-shim and the reference CNI plugins in bin/cni
 	@mkdir -p bin
-	@CGO_ENABLED=0 integration/progress.sh 'build berth $(VERSION)' $(GO) build -trimpath -ldflags '-s -w $(STAMP)' -o bin/berth ./cmd/berth
+	@CGO_ENABLED=0 integration/progress.sh 'build berth $(VERSION)' $(GO) build -trimpath -tags nri_no_wasm -ldflags '-s -w $(STAMP)' -o bin/berth ./cmd/berth
 	@CGO_ENABLED=1 integration/progress.sh 'build berth-shim' $(GO) build -trimpath -tags '$(SHIM_TAGS)' \
 		-ldflags '-s -w $(STAMP) -extldflags -static' -o bin/berth-shim ./cmd/berth-shim
 	@read -r _ dir < <(integration/tools/build.sh cni); rm -rf bin/cni; cp -r "$$dir" bin/cni

@@ -22,7 +22,6 @@ var absent = []struct{ name, why string }{
 	{"[k8s.io] Container benchmark", "benchmarks run with -benchmark only"},
 	{"[k8s.io] Image benchmark", "benchmarks run with -benchmark only"},
 	{"[k8s.io] PodSandbox benchmark", "benchmarks run with -benchmark only"},
-	{"[k8s.io] NRI", "the runtime has no NRI yet"},
 	{"[k8s.io] PodSandbox runtime should support metrics operations", "the runtime answers Unimplemented to the pod metrics calls"},
 	{"[k8s.io] SELinux", "SELinux is not on in this machine's kernel"},
 }
@@ -38,7 +37,7 @@ func TestCritest(t *testing.T) {
 	for _, u := range unfit {
 		skip = append(skip, regexp.QuoteMeta(u.name))
 	}
-	r, err := n.Critest(ctx, "", strings.Join(skip, "|"))
+	r, err := n.Critest(ctx, "", strings.Join(skip, "|"), "-nri-socket", n.NRISocket())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -103,6 +103,7 @@ func newProcess(p *specs.Process, files []*os.File, terminal bool) (*libcontaine
 			Bounding: c.Bounding, Effective: c.Effective, Inheritable: c.Inheritable, Permitted: c.Permitted, Ambient: c.Ambient,
 		}
 	}
+	lp.Scheduler, lp.IOPriority = p.Scheduler, p.IOPriority
 	for _, r := range p.Rlimits {
 		resource, ok := rlimits[r.Type]
 		if !ok {

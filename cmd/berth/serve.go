@@ -19,6 +19,7 @@ import (
 	"github.com/berth-run/berth/cmd/berth/internal/host"
 	"github.com/berth-run/berth/cri"
 	"github.com/berth-run/berth/cri/cdi"
+	"github.com/berth-run/berth/cri/nri"
 	"github.com/berth-run/berth/cri/pods"
 	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/cri/streaming"
@@ -57,6 +58,9 @@ func serveCommand() *cobra.Command {
 	f.StringSliceVar(&c.DefaultUlimits, config.Flag("defaultUlimits"), nil, "resource `limits` of containers, NAME=SOFT:HARD, separated by commas; those not named are the daemon's")
 	f.StringVar(&c.StreamIdle, config.Flag("streamIdle"), c.StreamIdle, "`time` without a byte after which an exec, attach or port-forward is cut")
 	f.StringVar(&c.CadvisorSocket, config.Flag("cadvisorSocket"), c.CadvisorSocket, "unix socket `path` where a kubelet's cAdvisor asks for containers, or \""+config.Disabled+"\"")
+	f.StringVar(&c.NRISocket, config.Flag("nriSocket"), c.NRISocket, "unix socket `path` for plugins of NRI, or \"disabled\"")
+	f.StringVar(&c.NRIPlugins, config.Flag("nriPlugins"), c.NRIPlugins, "`directory` of plugins of NRI that are started with the daemon")
+	f.StringVar(&c.NRIConfig, config.Flag("nriConfig"), c.NRIConfig, "`directory` of their configuration")
 	f.StringVar(&c.LogLevel, config.Flag("logLevel"), c.LogLevel, "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, config.Flag("logFormat"), c.LogFormat, "text or json")
 	f.StringVar(&c.Shim, config.Flag("shim"), "", "berth-shim `program` (default the one beside berth)")
@@ -134,6 +138,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 		Root: c.Root, Run: c.Run, ShimPath: c.Shim, Images: store, Network: net,
 		Cgroups: driver, Rlimits: rlimits, Log: log, Observe: steps(log),
 		CDI: cdi.Registry{Dirs: c.CDISpecDirs},
+		NRI: nri.Options{Socket: c.NRISocket, Plugins: c.NRIPlugins, Config: c.NRIConfig, Version: version.Version},
 	})
 	if err != nil {
 		return err

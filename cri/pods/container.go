@@ -31,8 +31,10 @@ type container struct {
 	rec    containerRecord
 	exited chan struct{} // closed once it has exited and its record says so
 
-	unheard atomic.Bool // whoever made or started it may not know; see again.go
-	life    lifeline    // what is told of it
+	unheard  atomic.Bool // whoever made or started it may not know; see again.go
+	life     lifeline    // what is told of it
+	told     toldNRI     // to plugins of NRI
+	resizing sync.Mutex  // one change of the resources at a time
 
 	process atomic.Pointer[specs.Process] // of the specification, for exec
 }
@@ -51,9 +53,11 @@ const startErrorCode = 128
 func (m *Manager) newContainer(p *pod, rec containerRecord) *container {
 	c := &container{m: m, pod: p, rec: rec, exited: make(chan struct{})}
 	c.life.tell = func(types ...cri.ContainerEventType) { m.announce(c.pod, rec.ID, types...) }
-	if rec.Phase == stopped || !rec.FinishedAt.IsZero() {
+	ended := rec.Phase == stopped || !rec.FinishedAt.IsZero()
+	if ended {
 		close(c.exited)
 	}
+	c.told.recall(rec.Phase, ended)
 	c.publish()
 	return c
 }
@@ -166,7 +170,13 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 		m.mu.Unlock()
 	}()
 	b := &build{container: c, image: image}
-	err = s.Run(ctx, c.steps(b, "dirs", "rootfs", "mount", "image-volumes", "spec", "create")...)
+	err = s.Run(ctx, c.steps(b, "dirs", "rootfs", "mount", "image-volumes", "spec")...)
+	if err == nil {
+		err = b.negotiate(ctx, s)
+	}
+	if err == nil {
+		err = s.Run(ctx, c.steps(b, "create")...)
+	}
 	if err == nil {
 		err = s.Run(ctx, step.Step{Name: "record", Do: func(context.Context) error {
 			return c.update(func(r *containerRecord) {
@@ -178,7 +188,9 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 		}})
 	}
 	if err != nil {
-		if undo := s.Unwind(ctx); undo != nil {
+		undo := s.Unwind(ctx)
+		c.tellRemoved(ctx, s)
+		if undo != nil {
 			// It stays in the records, under no name, and is undone when the pod is removed or the daemon starts.
 			_ = c.update(func(r *containerRecord) {
 				r.Phase, r.FinishedAt, r.ExitCode, r.Reason, r.Message = removing, time.Now(), startErrorCode, reasonStart, err.Error()
@@ -196,6 +208,7 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 	m.containers[id] = c
 	m.mu.Unlock()
 	c.life.isCreated()
+	c.tellCreated(ctx, s)
 	return c, nil
 }
 
@@ -238,15 +251,17 @@ func (m *Manager) StartContainer(ctx context.Context, id string) (err error) {
 	s := m.stack("StartContainer", c.rec.ID, nil)
 	c.life.starting()
 	defer func() { c.life.isStarted(err == nil) }()
-	err = s.Run(ctx,
-		// Before it runs, so that a daemon that dies in between knows when it was started.
-		step.Step{Name: "record", Do: func(context.Context) error {
-			return c.update(func(r *containerRecord) { r.Phase, r.StartedAt = starting, time.Now() })
-		}},
-		step.Step{Name: "start", Timeout: 30 * time.Second, Do: func(ctx context.Context) error {
-			return ofShim(c.pod.shim().Start(ctx, c.rec.ID))
-		}},
-	)
+	err = c.startTold(ctx, s, func() error {
+		return s.Run(ctx,
+			// Before it runs, so that a daemon that dies in between knows when it was started.
+			step.Step{Name: "record", Do: func(context.Context) error {
+				return c.update(func(r *containerRecord) { r.Phase, r.StartedAt = starting, time.Now() })
+			}},
+			step.Step{Name: "start", Timeout: 30 * time.Second, Do: func(ctx context.Context) error {
+				return ofShim(c.pod.shim().Start(ctx, c.rec.ID))
+			}},
+		)
+	})
 	if err == nil {
 		c.unheard.Store(mayBeUnheard(ctx))
 		return nil
@@ -311,7 +326,11 @@ func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Durat
 			return err
 		}
 	}
-	return s.Run(ctx, step.Step{Name: "kill", Timeout: time.Minute, Do: c.kill})
+	if err := s.Run(ctx, step.Step{Name: "kill", Timeout: time.Minute, Do: c.kill}); err != nil {
+		return err
+	}
+	c.tellEnded(ctx, s)
+	return nil
 }
 
 // Bounds on a shim that does not answer, stopped by somebody or stuck: then the container's cgroup is the truth.
@@ -397,6 +416,7 @@ func (c *container) remove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.tellRemoved(ctx, s)
 	s.Resume(c.steps(nil, c.record().Steps...)...)
 	if err := s.Unwind(ctx); err != nil {
 		return err
@@ -483,6 +503,7 @@ func (c *container) exit(s shim.State) {
 		c.m.log.Error("exit of a container is not kept", "id", c.rec.ID, "error", err)
 	}
 	c.markExited()
+	c.endsByItself()
 }
 
 // lost puts the end of a container on record that nobody saw, unless its shim has left a note of it.
@@ -506,6 +527,7 @@ func (c *container) lost(reason, why string) {
 		c.m.log.Error("exit of a container is not kept", "id", c.rec.ID, "error", err)
 	}
 	c.markExited()
+	c.endsByItself()
 }
 
 // Spec returns the OCI runtime specification of a container.

@@ -16,7 +16,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Hooks of a container's specification come from CDI alone. libcontainer runs all but one kind of them, in the helper that
+// Hooks of a container's specification come from CDI and from plugins of NRI. libcontainer runs all but one kind of them, in the helper that
 // creates the container and in its init. The last, poststop, is for when the container is gone, and nobody of libcontainer
 // is there any more: the daemon runs it.
 const (

@@ -19,6 +19,7 @@ import (
 
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/cdi"
+	"github.com/berth-run/berth/cri/nri"
 	"github.com/berth-run/berth/cri/shim"
 	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/images"
@@ -36,6 +37,7 @@ type Options struct {
 	CDI      cdi.Registry        // what is known of CDI devices
 	Cgroups  cgroups.Driver      // of new pods; cgroupfs if empty
 	Rlimits  []specs.POSIXRlimit // of containers; those that are not named are the daemon's
+	NRI      nri.Options         // plugins that see and change pods; its Log is the one below
 	Log      *slog.Logger
 	Observe  func(step.Event) // told the end of every step, if not nil
 }
@@ -51,6 +53,7 @@ type Manager struct {
 	execRoom  pool
 	podFiles  *records
 	ctrFiles  *records
+	nri       *nri.Runtime // nil: none
 	closing   chan struct{}
 	watchers  sync.WaitGroup
 	events    *events
@@ -115,8 +118,15 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if m.noUserns = m.probeUserns(); m.noUserns != nil {
 		m.log.Warn("pods cannot have user namespaces of their own", "error", m.noUserns)
 	}
+	o.NRI.Log, o.NRI.InjectCDI = o.Log, m.injectCDI
+	if m.nri, err = nri.Open(o.NRI); err != nil {
+		return nil, err
+	}
 	if err := m.recover(ctx); err != nil {
 		return nil, err
+	}
+	if err := m.nri.Start(nriState{m}); err != nil {
+		m.log.Error("no plugin of NRI can come: pods run without", "error", err)
 	}
 	go func() { // ready before the first probe asks; a failure is told to who asks
 		_, _ = m.execs.get()
@@ -126,6 +136,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 
 // Close ends what the daemon runs for itself. Pods go on.
 func (m *Manager) Close() {
+	if err := m.nri.Close(); err != nil {
+		m.log.Warn("the socket for plugins of NRI stays behind", "error", err)
+	}
 	close(m.closing)
 	m.mu.RLock()
 	for _, p := range m.pods {

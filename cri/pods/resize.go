@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/containerd/nri/pkg/api"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -26,20 +28,34 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, r *cri.LinuxCo
 	if v := c.view.Load(); v.State == cri.ContainerState_CONTAINER_EXITED {
 		return failedPrecondition("container %s has exited", c.rec.ID)
 	}
+	s := m.stack("UpdateContainerResources", c.rec.ID, nil)
+	return c.updateTold(ctx, s, r, func(r *cri.LinuxContainerResources, more *api.LinuxResources) error {
+		return c.resize(ctx, s, r, more)
+	})
+}
+
+// resize changes limits; more has those that NRI has fields for and the CRI has not. One that a plugin asks for out of the
+// blue does not wait for the pod, whose call may be what has led to it, so that there is a lock for this alone.
+func (c *container) resize(ctx context.Context, s *step.Stack, r *cri.LinuxContainerResources, more *api.LinuxResources) error {
+	c.resizing.Lock()
+	defer c.resizing.Unlock()
+	m := c.m
+	if rec := c.record(); !rec.FinishedAt.IsZero() {
+		return failedPrecondition("container %s has exited", rec.ID)
+	}
 	// All of it, not just the update: what swap may be follows from both limits.
 	merged := spec.MergeResources(c.record().Resources.M, r)
 	if _, err := spec.Resources(merged, m.host); err != nil {
 		return err
 	}
-	s := m.stack("UpdateContainerResources", c.rec.ID, nil)
-	err = s.Run(ctx,
+	err := s.Run(ctx,
 		// On record first: a daemon that dies now finishes it, so that kernel and status never tell different limits.
 		step.Step{
 			Name: "announce", Timeout: 10 * time.Second,
 			Do:   func(context.Context) error { return c.setResizing(merged) },
 			Undo: func(context.Context) error { return c.setResizing(nil) },
 		},
-		step.Step{Name: "limits", Timeout: time.Minute, Do: func(context.Context) error { return c.limit(merged) }},
+		step.Step{Name: "limits", Timeout: time.Minute, Do: func(context.Context) error { return c.limit(merged, more) }},
 		step.Step{Name: "record", Timeout: 10 * time.Second, Do: func(context.Context) error { return c.resized(merged) }},
 	)
 	if err != nil {
@@ -55,10 +71,13 @@ func (c *container) setResizing(r *cri.LinuxContainerResources) error {
 }
 
 // limit has the kernel hold the container to its resources, or changes nothing.
-func (c *container) limit(r *cri.LinuxContainerResources) error {
+func (c *container) limit(r *cri.LinuxContainerResources, more *api.LinuxResources) error {
 	limits, err := spec.Resources(r, c.m.host)
 	if err != nil {
 		return err
+	}
+	if pids := more.GetPids(); pids != nil {
+		limits.Pids = &specs.LinuxPids{Limit: &pids.Limit}
 	}
 	return cgroups.Update(cgroups.Path(c.rec.Cgroup), limits)
 }
@@ -78,7 +97,7 @@ func (c *container) finishResize() {
 	err := s.Run(context.Background(), step.Step{Name: "resize", Timeout: 10 * time.Second, Do: func(context.Context) error {
 		err := failedPrecondition("it has exited")
 		if rec.FinishedAt.IsZero() {
-			err = c.limit(rec.Resizing.M)
+			err = c.limit(rec.Resizing.M, nil)
 		}
 		if err != nil {
 			return errors.Join(err, c.setResizing(nil))
@@ -105,14 +124,16 @@ func (m *Manager) UpdateSandboxResources(ctx context.Context, id string, overhea
 		return failedPrecondition("pod sandbox %s is not ready (%s)", p.rec.ID, v.Reason)
 	}
 	s := m.stack("UpdatePodSandboxResources", p.rec.ID, nil)
-	return s.Run(ctx, step.Step{Name: "record", Timeout: 10 * time.Second, Do: func(context.Context) error {
-		return p.update(func(r *podRecord) {
-			if overhead != nil {
-				r.Overhead.M = proto.CloneOf(overhead)
-			}
-			if resources != nil {
-				r.Resources.M = proto.CloneOf(resources)
-			}
-		})
-	}})
+	return p.updateTold(ctx, s, overhead, resources, func() error {
+		return s.Run(ctx, step.Step{Name: "record", Timeout: 10 * time.Second, Do: func(context.Context) error {
+			return p.update(func(r *podRecord) {
+				if overhead != nil {
+					r.Overhead.M = proto.CloneOf(overhead)
+				}
+				if resources != nil {
+					r.Resources.M = proto.CloneOf(resources)
+				}
+			})
+		}})
+	})
 }

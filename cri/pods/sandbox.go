@@ -29,6 +29,7 @@ type pod struct {
 
 	unheard atomic.Bool // whoever made it may not know; see again.go
 	life    lifeline    // what is told of it
+	told    toldNRI     // to plugins of NRI
 
 	sessions int           // execs and attached clients
 	shimGone chan struct{} // closed when the watch has ended, after what follows from it is done
@@ -37,6 +38,7 @@ type pod struct {
 func (m *Manager) newPod(rec podRecord) *pod {
 	p := &pod{m: m, lock: newLock(), rec: rec}
 	p.life.tell = func(types ...cri.ContainerEventType) { m.announce(p, rec.ID, types...) }
+	p.told.recall(rec.Phase, rec.Phase == stopped)
 	p.publish()
 	return p
 }
@@ -140,20 +142,27 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		err = s.Run(ctx, p.steps("pid-namespace")...)
 	}
 	if err == nil {
-		err = s.Run(ctx, step.Step{Name: "record", Do: func(context.Context) error {
-			return p.update(func(r *podRecord) { r.Phase = ready })
-		}})
+		err = p.publishTold(ctx, s, func() error {
+			err := s.Run(ctx, step.Step{Name: "record", Do: func(context.Context) error {
+				return p.update(func(r *podRecord) { r.Phase = ready })
+			}})
+			if err != nil {
+				return err
+			}
+			m.mu.Lock()
+			m.pods[id] = p
+			m.mu.Unlock()
+			return nil
+		})
 	}
 	if err == nil {
-		m.mu.Lock()
-		m.pods[id] = p
-		m.mu.Unlock()
 		p.life.isCreated()
 		p.life.isStarted(true)
 		m.log.Debug("pod sandbox is ready", "pod", name(cfg), "id", id, "addresses", p.rec.IPs)
 		return p, nil
 	}
 	p.unwatch()
+	p.tellStopped(ctx, s)
 	if undo := p.unwind(ctx, s); undo != nil {
 		_ = p.update(func(r *podRecord) {
 			r.Phase, r.Reason = stopped, "could not be set up, nor all of it undone: "+undo.Error()
@@ -164,6 +173,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		m.log.Warn("pod sandbox failed and is not all undone; it is tried again when it is stopped", "pod", name(cfg), "id", id, "error", undo)
 		return nil, err
 	}
+	p.tellRemoved(ctx, s)
 	return nil, errors.Join(err, m.podFiles.remove(id))
 }
 
@@ -210,7 +220,11 @@ func (p *pod) stop(ctx context.Context, call, reason string) error {
 		list := m.containersOf(rec.ID)
 		errs := make([]error, len(list))
 		for i, c := range list {
-			wg.Go(func() { errs[i] = c.kill(ctx) })
+			wg.Go(func() {
+				if errs[i] = c.kill(ctx); errs[i] == nil {
+					c.tellEnded(ctx, s)
+				}
+			})
 		}
 		wg.Wait()
 		return errors.Join(errs...)
@@ -219,6 +233,7 @@ func (p *pod) stop(ctx context.Context, call, reason string) error {
 	if err != nil {
 		return err
 	}
+	p.tellStopped(ctx, s)
 	for _, c := range m.containersOf(rec.ID) {
 		if err := c.leaveSandbox(ctx, call); err != nil {
 			return err
@@ -270,6 +285,7 @@ func (p *pod) remove(ctx context.Context) error {
 			return err
 		}
 	}
+	p.tellRemoved(ctx, s)
 	err = s.Run(ctx, step.Step{Name: "forget", Do: func(context.Context) error { return m.podFiles.remove(rec.ID) }})
 	if err != nil {
 		return err

@@ -67,3 +67,8 @@ func ParseRlimit(s string) (specs.POSIXRlimit, error) {
 	}
 	return l, nil
 }
+
+// KnownRlimit says whether a resource has that name in OCI specifications, such as RLIMIT_NOFILE.
+func KnownRlimit(name string) bool {
+	return slices.ContainsFunc(rlimitNames, func(short string) bool { return name == "RLIMIT_"+strings.ToUpper(short) })
+}

@@ -39,6 +39,7 @@ func (n *Node) StartBerth(ctx context.Context, env ...string) error {
 		"--root", n.Root(), "--run", n.Run(), "--socket", socket,
 		"--certs-d", n.CertsD(), "--cni-conf", n.CNIConf(), "--cni-bin", n.Tools.CNI,
 		"--cdi-spec-dirs", n.CDIStatic() + ":" + n.CDIDynamic(), "--cadvisor-socket", n.ContainerdSocket(),
+		"--nri-socket", n.NRISocket(), "--nri-plugins", n.NRIPlugins(), "--nri-config", n.NRIPlugins(),
 		"--cgroup-driver", "cgroupfs", // the node's cgroup is none of systemd's
 	}, n.serve...)
 	p, err := start("berth serve", filepath.Join(n.Dir, "berth.log"), env, program, args...)

@@ -126,6 +126,12 @@ func (n *Node) CDIStatic() string { return filepath.Join(n.Dir, "cdi-static") }
 // CDIDynamic is the second of both.
 func (n *Node) CDIDynamic() string { return filepath.Join(n.Dir, "cdi-dynamic") }
 
+// NRISocket is where plugins of NRI reach its runtime.
+func (n *Node) NRISocket() string { return filepath.Join(n.Dir, "nri", "nri.sock") }
+
+// NRIPlugins is the directory of those that start with it.
+func (n *Node) NRIPlugins() string { return filepath.Join(n.Dir, "nri-plugins") }
+
 // Bridge is the name of its bridge.
 func (n *Node) Bridge() string { return fmt.Sprintf("cni-bt%d", n.Index) }
 

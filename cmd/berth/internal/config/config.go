@@ -34,6 +34,12 @@ type Config struct {
 	StreamIdle string `json:"streamIdle,omitempty"`
 	// CadvisorSocket is where cAdvisor, inside a kubelet, asks for containers; "" or "disabled" for nowhere.
 	CadvisorSocket string `json:"cadvisorSocket,omitempty"`
+	// NRISocket is where plugins of the Node Resource Interface connect to; "disabled" or empty turns them off.
+	NRISocket string `json:"nriSocket,omitempty"`
+	// NRIPlugins holds plugins that are started with the daemon.
+	NRIPlugins string `json:"nriPlugins,omitempty"`
+	// NRIConfig holds their configuration.
+	NRIConfig string `json:"nriConfig,omitempty"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitempty"`
 	// LogFormat is text or json.
@@ -54,6 +60,9 @@ func Default() Config {
 		CgroupDriver:   "auto",
 		StreamIdle:     "4h",
 		CadvisorSocket: "/run/containerd/containerd.sock",
+		NRISocket:      "/var/run/nri/nri.sock",
+		NRIPlugins:     "/opt/nri/plugins",
+		NRIConfig:      "/etc/nri/conf.d",
 		LogLevel:       "info",
 		LogFormat:      "text",
 	}
@@ -78,6 +87,9 @@ func Load(files []string, set Config, given func(name string) bool) (*Config, er
 		if given(f.name) {
 			from[f.name] = "--" + f.flag
 		}
+	}
+	if c.NRISocket == Disabled {
+		c.NRISocket = ""
 	}
 	if c.Socket == "" {
 		c.Socket = filepath.Join(c.Run, "berth.sock")
@@ -113,6 +125,9 @@ func (c *Config) fields() []field {
 		{name: "defaultUlimits", flag: "default-ulimits", list: &c.DefaultUlimits, optional: true, parse: ulimit},
 		{name: "streamIdle", flag: "stream-idle", text: &c.StreamIdle, parse: idle},
 		{name: "cadvisorSocket", flag: "cadvisor-socket", text: &c.CadvisorSocket, optional: true, off: Disabled},
+		{name: "nriSocket", flag: "nri-socket", text: &c.NRISocket, optional: true, off: Disabled},
+		{name: "nriPlugins", flag: "nri-plugins", text: &c.NRIPlugins, optional: true},
+		{name: "nriConfig", flag: "nri-config", text: &c.NRIConfig, optional: true},
 		{name: "logLevel", flag: "log-level", text: &c.LogLevel, words: []string{"debug", "info", "warn", "error"}},
 		{name: "logFormat", flag: "log-format", text: &c.LogFormat, words: []string{"text", "json"}},
 		{name: "shim", flag: "shim", text: &c.Shim, optional: true},
