@@ -39,7 +39,7 @@ func adjust(s *specs.Spec, a *api.ContainerAdjustment, cdi CDIInjector, swapCont
 		}),
 	}
 	if err := generate.SpecGenerator(g, options...).Adjust(a); err != nil {
-		return fmt.Errorf("nri: %w", err)
+		return err
 	}
 	memory := s.Linux.Resources.Memory
 	want := a.GetLinux().GetResources().GetMemory()

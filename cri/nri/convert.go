@@ -106,7 +106,9 @@ func describe(out *api.Container, s *specs.Spec) {
 		out.Linux.Namespaces = api.FromOCILinuxNamespaces(l.Namespaces)
 		out.Linux.Devices = api.FromOCILinuxDevices(l.Devices)
 		out.Linux.Resources = api.FromOCILinuxResources(l.Resources, nil)
-		out.Linux.SeccompPolicy = api.FromOCILinuxSeccomp(l.Seccomp)
+		if l.Seccomp != nil {
+			out.Linux.SeccompPolicy = api.FromOCILinuxSeccomp(l.Seccomp)
+		}
 		out.Linux.Sysctl = maps.Clone(l.Sysctl)
 		out.Linux.NetDevices = api.FromOCILinuxNetDevices(l.NetDevices)
 	}

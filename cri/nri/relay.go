@@ -146,9 +146,9 @@ func (r *Runtime) relay(ctx context.Context, event string, call func(context.Con
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
-		return fmt.Errorf("nri: %s: %w", event, context.Cause(ctx))
+		return fmt.Errorf("%s: %w", event, context.Cause(ctx))
 	}
-	return fmt.Errorf("nri: %s: %v: %w", event, err, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("%s: %v: %w", event, err, errdefs.ErrFailedPrecondition)
 }
 
 // Grant does what plugins want of other containers. What fails is told in the log: the event has happened.

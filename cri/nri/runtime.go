@@ -24,11 +24,12 @@ const (
 	DefaultConfig  = adaptation.DefaultPluginConfigPath
 )
 
-// RequestTimeout is what a plugin may take to answer one request, RegistrationTimeout to register after it has connected.
-const (
-	RequestTimeout      = adaptation.DefaultPluginRequestTimeout
-	RegistrationTimeout = adaptation.DefaultPluginRegistrationTimeout
-)
+// RequestTimeout is what a plugin may take to answer one request. The library's own two seconds are too short for one that
+// takes in the state of a busy node, and who is dropped then misses what happens meanwhile.
+const RequestTimeout = 10 * time.Second
+
+// RegistrationTimeout is what it may take to register after it has connected.
+const RegistrationTimeout = 5 * time.Second
 
 // Options of [Open].
 type Options struct {
@@ -36,6 +37,8 @@ type Options struct {
 	Plugins string // directory of plugins that are started with the daemon; "" is none
 	Config  string // directory of their configuration
 	Version string // of the runtime, as plugins are told
+	// RequestTimeout is that of plugins, if not zero.
+	RequestTimeout time.Duration
 	// InjectCDI adds devices of the Container Device Interface to a specification. Nil: plugins cannot ask for any.
 	InjectCDI CDIInjector
 	Log       *slog.Logger
@@ -80,14 +83,21 @@ func Open(o Options) (*Runtime, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
+	if o.RequestTimeout == 0 {
+		o.RequestTimeout = RequestTimeout
+	}
 	r := &Runtime{o: o, log: o.Log}
 	r.ctx, r.stop = context.WithCancel(context.Background())
-	nrilog.Set(logger{o.Log}) // the library has one for the whole process
+	// The library has one logger for the whole process. It is an error to it that we are built without WebAssembly.
+	nrilog.Set(logger{slog.New(slog.DiscardHandler)})
+	defer nrilog.Set(logger{o.Log})
 	s, err := newSocket(o.Socket)
 	if err != nil {
 		return nil, err
 	}
 	r.socket = s
+	adaptation.SetPluginRequestTimeout(o.RequestTimeout)
+	adaptation.SetPluginRegistrationTimeout(RegistrationTimeout)
 	r.library, err = adaptation.New("berth", o.Version, r.synchronize, r.unsolicited,
 		adaptation.WithSocketPath(s.private()),
 		adaptation.WithPluginPath(o.Plugins), adaptation.WithPluginConfigPath(o.Config),
@@ -195,7 +205,7 @@ func (r *Runtime) background(do func(context.Context)) error {
 
 // unsolicited is a plugin that wants containers changed out of the blue. It returns those which could not be.
 func (r *Runtime) unsolicited(ctx context.Context, updates []*api.ContainerUpdate) (failed []*api.ContainerUpdate, err error) {
-	ctx, cancel := context.WithTimeout(ctx, RequestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.o.RequestTimeout)
 	defer cancel()
 	err = guard("UpdateContainers", func() error {
 		failed = r.apply(ctx, updates)
@@ -228,7 +238,7 @@ func (r *Runtime) apply(ctx context.Context, updates []*api.ContainerUpdate) (fa
 func guard(what string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("nri: %s: panic: %v\n%s", what, p, debug.Stack())
+			err = fmt.Errorf("%s: panic: %v\n%s", what, p, debug.Stack())
 		}
 	}()
 	return f()
