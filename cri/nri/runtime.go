@@ -88,9 +88,8 @@ func Open(o Options) (*Runtime, error) {
 	}
 	r := &Runtime{o: o, log: o.Log}
 	r.ctx, r.stop = context.WithCancel(context.Background())
-	// The library has one logger for the whole process. It is an error to it that we are built without WebAssembly.
-	nrilog.Set(logger{slog.New(slog.DiscardHandler)})
-	defer nrilog.Set(logger{o.Log})
+	said.Store(slog.New(slog.DiscardHandler)) // it is an error to the library that we are built without WebAssembly
+	defer said.Store(o.Log)
 	s, err := newSocket(o.Socket)
 	if err != nil {
 		return nil, err
@@ -253,21 +252,29 @@ func (counter) RecordPluginLatency(_, _ string, _ time.Duration) {}
 func (counter) RecordPluginAdjustments(_, _ string, _ *adaptation.ContainerAdjustment, _, _ int) {
 }
 
+// said is where the library's lines go: it has one logger for the whole process, which must not change while it runs.
+var said atomic.Pointer[slog.Logger]
+
+func init() {
+	said.Store(slog.Default())
+	nrilog.Set(logger{})
+}
+
 // logger gives the library's lines to slog. What it says of its own life is of interest to whoever looks into it only.
-type logger struct{ log *slog.Logger }
+type logger struct{}
 
-func (l logger) Debugf(ctx context.Context, format string, args ...any) {
-	l.log.DebugContext(ctx, "nri: "+fmt.Sprintf(format, args...))
+func (logger) Debugf(ctx context.Context, format string, args ...any) {
+	said.Load().DebugContext(ctx, "nri: "+fmt.Sprintf(format, args...))
 }
 
-func (l logger) Infof(ctx context.Context, format string, args ...any) {
-	l.log.DebugContext(ctx, "nri: "+fmt.Sprintf(format, args...))
+func (logger) Infof(ctx context.Context, format string, args ...any) {
+	said.Load().DebugContext(ctx, "nri: "+fmt.Sprintf(format, args...))
 }
 
-func (l logger) Warnf(ctx context.Context, format string, args ...any) {
-	l.log.WarnContext(ctx, "nri: "+fmt.Sprintf(format, args...))
+func (logger) Warnf(ctx context.Context, format string, args ...any) {
+	said.Load().WarnContext(ctx, "nri: "+fmt.Sprintf(format, args...))
 }
 
-func (l logger) Errorf(ctx context.Context, format string, args ...any) {
-	l.log.ErrorContext(ctx, "nri: "+fmt.Sprintf(format, args...))
+func (logger) Errorf(ctx context.Context, format string, args ...any) {
+	said.Load().ErrorContext(ctx, "nri: "+fmt.Sprintf(format, args...))
 }
