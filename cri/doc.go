@@ -13,8 +13,7 @@
 //   - a panic in one call fails that call and no other;
 //   - the socket belongs to root alone from the instant it exists.
 //
-// It does not implement the calls that no kubelet with default feature gates makes (checkpoints, events, streaming lists,
-// pod-level stats and metrics): they answer Unimplemented, for which every client has a way round.
+// It does not implement checkpoints: their three calls answer Unimplemented.
 //
 //	srv := cri.New(cri.Options{Pods: p, Images: i, Network: n, Streaming: s, Log: log})
 //	l, err := cri.Listen(ctx, "/run/berth/berth.sock")

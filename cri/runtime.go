@@ -10,6 +10,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/cgroups"
+	"github.com/berth-run/berth/cri/pods"
 	"github.com/berth-run/berth/internal/version"
 )
 
@@ -30,12 +31,16 @@ func (s *Server) Version(context.Context, *cri.VersionRequest) (*cri.VersionResp
 	}, nil
 }
 
-// Status says whether pods can be run, asked every five seconds. A node is NotReady while a condition is false, and shows
-// its message.
-func (s *Server) Status(_ context.Context, req *cri.StatusRequest) (*cri.StatusResponse, error) {
+// storageReady is a condition of berth's own: whether the file systems of its records, images and pods can be written to.
+// The kubelet reads the two others only.
+const storageReady = "StorageReady"
+
+// Status says whether pods can be run, asked every five seconds. A node is NotReady while RuntimeReady or NetworkReady is
+// false, and shows its message.
+func (s *Server) Status(ctx context.Context, req *cri.StatusRequest) (*cri.StatusResponse, error) {
 	netErr := s.network.Ready()
 	resp := &cri.StatusResponse{
-		Status:          &cri.RuntimeStatus{Conditions: conditions(netErr)},
+		Status:          &cri.RuntimeStatus{Conditions: conditions(s.pods.Health(ctx), netErr)},
 		RuntimeHandlers: s.handlers,
 		Features: &cri.RuntimeFeatures{
 			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: s.userns,
@@ -50,13 +55,21 @@ func (s *Server) Status(_ context.Context, req *cri.StatusRequest) (*cri.StatusR
 	return resp, nil
 }
 
-func conditions(netErr error) []*cri.RuntimeCondition {
-	network := &cri.RuntimeCondition{Type: cri.NetworkReady, Status: true}
+func conditions(h pods.Health, netErr error) []*cri.RuntimeCondition {
+	var network *pods.Problem
 	if netErr != nil {
-		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", netErr.Error()
+		network = &pods.Problem{Reason: "NetworkPluginNotReady", Message: netErr.Error()}
 	}
-	// A berth that answers can run pods: what it needs of the host was checked before it listened.
-	return []*cri.RuntimeCondition{{Type: cri.RuntimeReady, Status: true}, network}
+	return []*cri.RuntimeCondition{
+		condition(cri.RuntimeReady, h.Runtime), condition(cri.NetworkReady, network), condition(storageReady, h.Storage),
+	}
+}
+
+func condition(name string, p *pods.Problem) *cri.RuntimeCondition {
+	if p == nil {
+		return &cri.RuntimeCondition{Type: name, Status: true}
+	}
+	return &cri.RuntimeCondition{Type: name, Reason: p.Reason, Message: p.Message}
 }
 
 // runtimeHandlers is one handler, the default. It must be listed by its empty name: the kubelet looks there for what a pod

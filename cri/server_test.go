@@ -3,6 +3,7 @@ package cri
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -18,7 +19,12 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/dynamicpb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/cri/pods"
 
 	"github.com/berth-run/berth/cgroups"
 )
@@ -43,6 +49,12 @@ func (l *logBuffer) logger() *slog.Logger {
 // start serves over a real socket, with nothing behind it: what the tests ask must be answered before a pod or an image is
 // touched. What is touched panics.
 func start(t *testing.T) (cri.RuntimeServiceClient, cri.ImageServiceClient, *logBuffer) {
+	t.Helper()
+	conn, log := connect(t)
+	return cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn), log
+}
+
+func connect(t *testing.T) (*grpc.ClientConn, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
 	dir := tempDir(t)
@@ -69,7 +81,7 @@ func start(t *testing.T) (cri.RuntimeServiceClient, cri.ImageServiceClient, *log
 			t.Error("the socket is left behind")
 		}
 	})
-	return cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn), log
+	return conn, log
 }
 
 func TestHandshake(t *testing.T) {
@@ -234,15 +246,44 @@ func TestUnknownHandlerIsRefused(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotThereYetIsUnimplemented(t *testing.T) {
-	rt, _, _ := start(t)
-	ctx := t.Context()
-	for name, call := range map[string]func() error{
-		"CheckpointContainer": func() error { _, err := rt.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{}); return err },
-	} {
-		if err := call(); status.Code(err) != codes.Unimplemented {
-			t.Errorf("%s: %v", name, err)
+// TestEveryCallIsImplemented makes every call that the services' descriptors have, with an empty request. There is nothing
+// behind the server, so that what they answer is of no account here, as long as it is not that there is no such call.
+func TestEveryCallIsImplemented(t *testing.T) {
+	notYet := []string{"CheckpointContainer", "CheckpointPod", "RestorePod"}
+	conn, _ := connect(t)
+	calls := 0
+	var missing []string
+	for _, service := range []protoreflect.FullName{"runtime.v1.RuntimeService", "runtime.v1.ImageService"} {
+		d, err := protoregistry.GlobalFiles.FindDescriptorByName(service)
+		if err != nil {
+			t.Fatal(err)
 		}
+		methods := d.(protoreflect.ServiceDescriptor).Methods()
+		for i := range methods.Len() {
+			m := methods.Get(i)
+			calls++
+			path := fmt.Sprintf("/%s/%s", service, m.Name())
+			in, out := dynamicpb.NewMessage(m.Input()), dynamicpb.NewMessage(m.Output())
+			var err error
+			if m.IsStreamingServer() {
+				var stream grpc.ClientStream
+				stream, err = conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, path)
+				if err == nil {
+					err = errors.Join(stream.SendMsg(in), stream.CloseSend())
+				}
+				if err == nil {
+					err = stream.RecvMsg(out)
+				}
+			} else {
+				err = conn.Invoke(t.Context(), path, in, out)
+			}
+			if status.Code(err) == codes.Unimplemented {
+				missing = append(missing, string(m.Name()))
+			}
+		}
+	}
+	if calls != 43 || !slices.Equal(missing, notYet) {
+		t.Errorf("of %d calls, %v are not there; want %v of 43", calls, missing, notYet)
 	}
 }
 
@@ -323,16 +364,30 @@ func TestSlowCallsAreWarnedOfUnlessTheyWait(t *testing.T) {
 }
 
 func TestStatusConditions(t *testing.T) {
-	for _, err := range []error{nil, fmt.Errorf("no conflist in /etc/cni/net.d")} {
-		c := conditions(err)
-		if len(c) != 2 || c[0].GetType() != "RuntimeReady" || !c[0].GetStatus() || c[1].GetType() != "NetworkReady" {
-			t.Fatalf("%v", c)
+	full, dead := &pods.Problem{Reason: "StorageFull", Message: "/var is full"}, &pods.Problem{Reason: "StorageReadOnly", Message: "/var is read-only"}
+	noNetwork := errors.New("no conflist in /etc/cni/net.d")
+	const network = "NetworkPluginNotReady: no conflist in /etc/cni/net.d"
+	for _, tc := range []struct {
+		name                  string
+		health                pods.Health
+		network               error
+		runtime, net, storage string
+	}{
+		{"all is well", pods.Health{}, nil, "", "", ""},
+		{"no network", pods.Health{}, noNetwork, "", network, ""},
+		{"a full disk", pods.Health{Storage: full}, nil, "", "", "StorageFull: /var is full"},
+		{"a dead disk and no network", pods.Health{Runtime: dead, Storage: dead}, noNetwork, "StorageReadOnly: /var is read-only", network, "StorageReadOnly: /var is read-only"},
+	} {
+		got := conditions(tc.health, tc.network)
+		if len(got) != 3 {
+			t.Fatalf("%s: %v", tc.name, got)
 		}
-		if err == nil && (!c[1].GetStatus() || c[1].GetReason() != "") {
-			t.Errorf("%v", c[1])
-		}
-		if err != nil && (c[1].GetStatus() || c[1].GetReason() != "NetworkPluginNotReady" || c[1].GetMessage() != err.Error()) {
-			t.Errorf("%v", c[1])
+		for i, want := range []struct{ name, problem string }{{"RuntimeReady", tc.runtime}, {"NetworkReady", tc.net}, {"StorageReady", tc.storage}} {
+			c := got[i]
+			problem := strings.TrimSuffix(c.GetReason()+": "+c.GetMessage(), ": ")
+			if c.GetType() != want.name || c.GetStatus() != (want.problem == "") || problem != want.problem {
+				t.Errorf("%s: %v, want %s %q", tc.name, c, want.name, want.problem)
+			}
 		}
 	}
 }

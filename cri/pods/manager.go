@@ -57,6 +57,7 @@ type Manager struct {
 	closing   chan struct{}
 	watchers  sync.WaitGroup
 	events    *events
+	health    health
 	clampOnce sync.Once
 	userns    usernsRanges
 	noUserns  error // why pods cannot have user namespaces of their own
@@ -115,6 +116,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		return nil, fmt.Errorf("shim %s: %w", o.ShimPath, err)
 	}
 	m.execs.launcher = m.launcher
+	m.health = health{look: m.look, wait: healthWithin}
 	if m.noUserns = m.probeUserns(); m.noUserns != nil {
 		m.log.Warn("pods cannot have user namespaces of their own", "error", m.noUserns)
 	}
