@@ -1,0 +1,95 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/integration/lab"
+)
+
+// TestStatusTellsOfTheDisk fills the node's disk, and makes it read-only. A full one leaves the runtime ready: it is by
+// ending pods that room comes back.
+func TestStatusTellsOfTheDisk(t *testing.T) {
+	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf})
+	must(t, err)
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if n.Foreign() {
+		t.Skip("the disk of another runtime is not ours to fill")
+	}
+	ctx := t.Context()
+	must(t, unix.Mount("berth-lab-disk", n.Root(), "tmpfs", 0, "size=32m"))
+	t.Cleanup(func() {
+		if err := unix.Unmount(n.Root(), unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	must(t, n.StartBerth(ctx))
+	must(t, wantConditions(ctx, n, nil))
+
+	big := filepath.Join(n.Root(), "big")
+	f, err := os.Create(big)
+	must(t, err)
+	block := make([]byte, 1<<20)
+	for err == nil {
+		_, err = f.Write(block)
+	}
+	must(t, f.Close())
+	must(t, wantConditions(ctx, n, map[string]string{"StorageReady": "StorageFull"}))
+	must(t, os.Remove(big))
+	must(t, wantConditions(ctx, n, nil))
+
+	// What the kernel does to a file system after an error, as seen by whoever opens a path.
+	must(t, unix.Mount("berth-lab-dead", n.Root(), "tmpfs", unix.MS_RDONLY, "size=1m"))
+	err = wantConditions(ctx, n, map[string]string{"StorageReady": "StorageReadOnly", "RuntimeReady": "StorageReadOnly"})
+	must(t, unix.Unmount(n.Root(), 0))
+	must(t, err)
+	must(t, wantConditions(ctx, n, nil))
+}
+
+// conditionsOf tells the conditions that are false, and why.
+func conditionsOf(ctx context.Context, n *lab.Node) (map[string]string, error) {
+	resp, err := n.CRI.RuntimeServiceClient.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		return nil, err
+	}
+	bad := map[string]string{}
+	for _, c := range resp.Status.Conditions {
+		if !c.Status {
+			bad[c.Type] = c.Reason + ": " + c.Message
+		}
+	}
+	return bad, nil
+}
+
+// wantConditions waits until exactly these conditions are false, for these reasons.
+func wantConditions(ctx context.Context, n *lab.Node, want map[string]string) error {
+	return lab.Eventually(ctx, time.Minute, "conditions", func(ctx context.Context) error {
+		got, err := conditionsOf(ctx, n)
+		if err != nil {
+			return err
+		}
+		for c, reason := range want {
+			if !strings.HasPrefix(got[c], reason+": ") {
+				return fmt.Errorf("%v, want %v", got, want)
+			}
+		}
+		if len(got) != len(want) {
+			return fmt.Errorf("%v, want %v", got, want)
+		}
+		return nil
+	})
+}
