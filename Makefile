@@ -61,6 +61,10 @@ test-vm: build ## critest and others in a virtual machine: cgroup v2, AppArmor, 
 	@integration/progress.sh 'test-vm with systemd' integration/count.sh bin/test-vm-systemd.log \
 		integration/vm/run.sh -s -t 3600 integration/vm/tests.sh '$(VM_SYSTEMD_RUN)'
 
+test-storm: build ## a minute of a hundred exec probes a second, half of which time out and leave daemons behind
+	@integration/tools/build.sh registry cni crictl busybox > /dev/null
+	@BERTH_STORM=1m integration/progress.sh test-storm $(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration
+
 bench: build ## measure berth: pod start, exec, removal, density, log, pull
 	@integration/tools/build.sh registry cni crictl busybox > /dev/null
 	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench '$(RUN)' -benchtime 1x ./integration
@@ -79,4 +83,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm bench lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm bench lint fmt install clean

@@ -98,11 +98,12 @@ func (s *Server) statusInfo(netErr error) (map[string]string, error) {
 	}
 	out := map[string]string{}
 	for key, value := range map[string]any{
-		"config":   s.info,
-		"version":  version.String(),
-		"golang":   runtime.Version(),
-		"podCIDRs": append([]netip.Prefix{}, s.cidrs.get()...), // none is [], not null
-		"network":  network,
+		"config":     s.info,
+		"version":    version.String(),
+		"golang":     runtime.Version(),
+		"goroutines": runtime.NumGoroutine(),                     // the first thing to look at where memory grows
+		"podCIDRs":   append([]netip.Prefix{}, s.cidrs.get()...), // none is [], not null
+		"network":    network,
 	} {
 		data, err := json.Marshal(value)
 		if err != nil {

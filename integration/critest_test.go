@@ -29,7 +29,7 @@ var absent = []struct{ name, why string }{
 // TestCritest runs the conformance suite of the CRI and demands that every case passes, except those that cannot.
 func TestCritest(t *testing.T) {
 	n := newNode(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Hour)
 	defer cancel()
 	ledger(t, n)
 	reasons := map[string]int{}

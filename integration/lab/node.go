@@ -192,7 +192,7 @@ func (n *Node) Close() error {
 	if n.Kubelet != nil {
 		errs = append(errs, n.Kubelet.Stop())
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute*patience())
 	defer cancel()
 	if n.Berth != nil && !n.Berth.Alive() {
 		// It removes what it made better than force does. A test that ended with it dead may have broken it on purpose.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -128,8 +129,18 @@ func (p *Process) Tail(lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
+// patience multiplies every wait: in an emulated machine all takes many times as long (BERTH_PATIENCE=10).
+var patience = sync.OnceValue(func() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("BERTH_PATIENCE"))
+	if err != nil || n < 1 {
+		return 1
+	}
+	return time.Duration(n)
+})
+
 // ready polls until the probe succeeds. It fails at once, with the end of the output, when the process ends before.
 func (p *Process) ready(ctx context.Context, within time.Duration, probe func(context.Context) error) error {
+	within *= patience()
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	for {
@@ -149,6 +160,7 @@ func (p *Process) ready(ctx context.Context, within time.Duration, probe func(co
 
 // Eventually polls a condition until it holds; the error of the last try tells why it did not.
 func Eventually(ctx context.Context, within time.Duration, what string, try func(context.Context) error) error {
+	within *= patience()
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	for {

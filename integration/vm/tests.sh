@@ -3,4 +3,5 @@
 # compiled before: `go test -c -tags integration -o bin/integration.test ./integration`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export BERTH_PATIENCE=20
 exec ../bin/integration.test -test.v -test.count=1 -test.timeout 2h -test.run "$1"

@@ -1,0 +1,262 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/integration/lab"
+	"github.com/berth-run/berth/integration/testimages"
+)
+
+// What a probe that times out leaves behind, if it is let: processes that ignore SIGTERM, in sessions of their own, the
+// children of nobody.
+const hostileProbe = `trap '' TERM HUP INT
+	setsid sh -c "trap '' TERM; (sleep 86400 &) ; exec sleep 86400" &
+	(setsid sh -c "trap '' TERM; sleep 86400" &)
+	sleep 86400 & wait; sleep 86400`
+
+// TestProbeStorm has kubelets' probes run in ten pods: a hundred a second are asked for, half of which time out. Like a
+// kubelet's, a probe is not begun again before it has ended; what the machine does not manage is told, not hidden.
+// Afterwards no process is left, and memory, goroutines and descriptors are what they were.
+//
+// It lasts ten seconds; BERTH_STORM says otherwise (`make test-storm`: a minute).
+func TestProbeStorm(t *testing.T) {
+	n := newNode(t)
+	if n.Foreign() {
+		t.Skip("about berth serve alone")
+	}
+	lasts := 10 * time.Second
+	if s := os.Getenv("BERTH_STORM"); s != "" {
+		var err error
+		lasts, err = time.ParseDuration(s)
+		must(t, err)
+	}
+	ctx := t.Context()
+	_, err := n.CRI.Pull(ctx, testimages.Busybox)
+	must(t, err)
+	ledger(t, n)
+	var containers []string
+	for i := range 10 {
+		pod := n.Pod(fmt.Sprintf("storm-%d", i))
+		podID, err := n.CRI.RunPod(ctx, pod)
+		must(t, err)
+		t.Cleanup(func() {
+			if err := n.CRI.RemovePod(context.Background(), podID); err != nil {
+				t.Error(err)
+			}
+		})
+		probed := lab.Sleeper("probed")
+		probed.Linux.Resources.CpuShares = 1024 // beside others on this machine, the lab's 2 would be starved
+		id, err := n.CRI.Start(ctx, podID, pod, probed)
+		must(t, err)
+		containers = append(containers, id)
+	}
+
+	must(t, storm(ctx, n, containers, 5*time.Second).err()) // what is filled once and kept is filled now
+	processes := stormProcesses(t, n)
+	left, err := n.Processes()
+	must(t, err)
+	before := figures(t, n, processes)
+	r := storm(ctx, n, containers, lasts)
+	must(t, r.err())
+	t.Logf("%s: asked for %d probes a second, %.1f ended: %d passed, %d timed out; the slowest that passed took %s, the latest kill %s",
+		lasts, stormRate, float64(r.passed.Load()+r.late.Load())/r.took.Seconds(), r.passed.Load(), r.late.Load(),
+		time.Duration(r.slowest.Load()).Round(time.Millisecond), time.Duration(r.latest.Load()).Round(time.Millisecond))
+	if r.passed.Load() == 0 || r.late.Load() == 0 {
+		t.Error("one half of the probes never ended")
+	}
+	must(t, lab.Eventually(ctx, soon, "no process is left of any probe", func(context.Context) error {
+		now, err := n.Processes()
+		if err != nil {
+			return err
+		}
+		maps.DeleteFunc(now, func(pid int, _ string) bool { _, ok := left[pid]; return ok })
+		if len(now) > 0 {
+			return fmt.Errorf("%d: %v", len(now), now)
+		}
+		return nil
+	}))
+	// Memory that Go has freed goes back to the kernel over some time.
+	var after map[string]figure
+	err = lab.Eventually(ctx, soon, "all is as before", func(context.Context) error {
+		after = figures(t, n, processes)
+		for name, was := range before {
+			if err := was.grown(after[name]); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		return nil
+	})
+	for name, was := range before {
+		t.Logf("%-12s before %s; after %s", name, was, after[name])
+	}
+	must(t, err)
+}
+
+const stormRate = 100
+
+// stormResult counts how probes ended.
+type stormResult struct {
+	passed, late, other atomic.Int64
+	slowest, latest     atomic.Int64 // nanoseconds
+	took                time.Duration
+	wrong               atomic.Pointer[error] // one of the others
+}
+
+func (r *stormResult) err() error {
+	if r.other.Load() == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d probes ended in another way, one of them: %w", r.other.Load(), *r.wrong.Load())
+}
+
+// storm begins probes at their times, half of each kind, and waits for the last.
+func storm(ctx context.Context, n *lab.Node, containers []string, lasts time.Duration) *stormResult {
+	r := &stormResult{}
+	began := time.Now()
+	until, cancel := context.WithTimeout(ctx, lasts)
+	defer cancel()
+	var all sync.WaitGroup
+	most := func(v *atomic.Int64, d time.Duration) {
+		for old := v.Load(); int64(d) > old && !v.CompareAndSwap(old, int64(d)); old = v.Load() {
+		}
+	}
+	probe := func(req *runtimeapi.ExecSyncRequest, late bool) {
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute) // for one that hangs
+		defer cancel()
+		resp, err := n.CRI.ExecSync(ctx, req)
+		took := time.Since(start)
+		switch {
+		case late && status.Code(err) == codes.DeadlineExceeded:
+			r.late.Add(1)
+			most(&r.latest, took-time.Duration(req.Timeout)*time.Second)
+		case !late && err == nil && resp.ExitCode == 0 && string(resp.Stdout) == "ok\n":
+			r.passed.Add(1)
+			most(&r.slowest, took)
+		default:
+			r.other.Add(1)
+			err = fmt.Errorf("probe %q: %v: %w", req.Cmd, resp, err)
+			r.wrong.Store(&err)
+		}
+	}
+	// One that times out takes a second at least, so twice as many of them have half the rate.
+	worker := func(i int, every time.Duration, late bool) {
+		req := &runtimeapi.ExecSyncRequest{ContainerId: containers[i%len(containers)], Cmd: []string{"echo", "ok"}}
+		if late {
+			req.Cmd, req.Timeout = []string{"sh", "-c", hostileProbe}, 1
+		}
+		select { // not all at once
+		case <-time.After(every * time.Duration(i) / (stormRate / 2)):
+		case <-until.Done():
+			return
+		}
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			probe(req, late)
+			select {
+			case <-tick.C:
+			case <-until.Done():
+				return
+			}
+		}
+	}
+	for i := range stormRate / 2 {
+		all.Go(func() { worker(i, time.Second, false) })
+	}
+	for i := range stormRate {
+		all.Go(func() { worker(i/2, 2*time.Second, true) })
+	}
+	all.Wait()
+	r.took = time.Since(began)
+	return r
+}
+
+// stormProcesses are those that live through it all, by what they are.
+func stormProcesses(t *testing.T, n *lab.Node) map[string]int {
+	t.Helper()
+	found := map[string]int{"daemon": n.Berth.PID()}
+	entries, err := filepath.Glob("/proc/[0-9]*")
+	must(t, err)
+	shims, err := n.Processes()
+	must(t, err)
+	for _, dir := range entries {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		must(t, err)
+		cmdline, _ := os.ReadFile(dir + "/cmdline")
+		words := strings.Split(string(cmdline), "\x00")
+		switch {
+		case len(words) < 2 || words[0] != "berth-shim":
+		case words[1] == "exec" && readStatus(t, pid)["PPid"] == strconv.Itoa(n.Berth.PID()):
+			found["exec server"] = pid
+		case words[1] == "shim" && shims[pid] != "":
+			found["a shim"] = pid
+		}
+	}
+	if len(found) != 3 {
+		t.Fatalf("daemon, exec server and shim: %v", found)
+	}
+	return found
+}
+
+// figure is what a process costs.
+type figure struct{ pss, rss, threads, fds, goroutines int }
+
+func (f figure) String() string {
+	s := fmt.Sprintf("PSS %d KiB, RSS %d KiB, %d threads, %d descriptors", f.pss, f.rss, f.threads, f.fds)
+	if f.goroutines > 0 {
+		s += fmt.Sprintf(", %d goroutines", f.goroutines)
+	}
+	return s
+}
+
+// grown says by what a process has grown more than chance does: a minute of the storm runs thousands of probes, and what
+// each leaves would show.
+func (f figure) grown(now figure) error {
+	switch {
+	case now.pss > f.pss+16<<10:
+		return fmt.Errorf("PSS %d KiB, before %d", now.pss, f.pss)
+	case now.fds > f.fds+10:
+		return fmt.Errorf("%d descriptors, before %d", now.fds, f.fds)
+	case now.goroutines > f.goroutines+20:
+		return fmt.Errorf("%d goroutines, before %d", now.goroutines, f.goroutines)
+	}
+	return nil
+}
+
+func figures(t *testing.T, n *lab.Node, processes map[string]int) map[string]figure {
+	t.Helper()
+	out := map[string]figure{}
+	for name, pid := range processes {
+		size, err := pss(pid)
+		must(t, err)
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		must(t, err)
+		threads, err := strconv.Atoi(readStatus(t, pid)["Threads"])
+		must(t, err)
+		out[name] = figure{pss: size, rss: statusKiB(t, pid, "VmRSS"), threads: threads, fds: len(fds)}
+	}
+	resp, err := n.CRI.RuntimeServiceClient.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
+	must(t, err)
+	daemon := out["daemon"]
+	daemon.goroutines, err = strconv.Atoi(resp.Info["goroutines"])
+	must(t, err)
+	out["daemon"] = daemon
+	return out
+}
