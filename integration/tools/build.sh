@@ -96,11 +96,10 @@ kube-apiserver() { kubernetes kube-apiserver; }
 
 kubectl() { kubernetes kubectl; }
 
-# etcd's own main package is in a module that no other can require: tools/etcd has one.
 etcd() {
   local out
   out=$(slot etcd)/etcd
-  once "$out" gobuild etcd "$out" .
+  once "$out" gobuild etcd "$out" go.etcd.io/etcd/server/v3
   echo "etcd $out"
 }
 
@@ -195,7 +194,7 @@ golangci-lint() {
   echo "golangci-lint $out"
 }
 
-[ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet
+[ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl etcd
 for tool; do
   case $tool in
   kubelet | kube-apiserver | kubectl | etcd | containerd | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
