@@ -1,6 +1,6 @@
 // Package lab gives integration tests and the demo a node of their own on this machine: a registry with the test images, a
-// bridge network, `berth serve`, a stock kubelet without an API server, crictl and critest, and a ledger of what they leave
-// behind.
+// bridge network, `berth serve`, a stock kubelet, with or without an API server, crictl and critest, and a ledger of what
+// they leave behind.
 //
 // It promises that nodes live side by side: each has its own directory, ports, bridge, subnet, cgroup and firewall names,
 // so that tests of several packages, or another runtime, may run at once; and that Close ends and removes all of it, also

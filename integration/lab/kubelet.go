@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Kubelet is a stock kubelet without an API server: it runs the pods whose manifests lie in a directory.
+// Kubelet is a stock kubelet. Without an API server it runs the pods whose manifests lie in a directory.
 type Kubelet struct {
 	Process   *Process
 	Manifests string // directory of static pods
@@ -45,16 +45,20 @@ func FeatureGates(names ...string) func(config map[string]any) {
 // StartKubelet starts the kubelet on the node's runtime and waits until it is healthy. What the test wants otherwise it
 // changes in the kubelet's configuration.
 func (n *Node) StartKubelet(ctx context.Context, change ...func(config map[string]any)) error {
+	addr, err := freeAddress()
+	if err != nil {
+		return err
+	}
+	return n.startKubelet(ctx, addr, nil, change)
+}
+
+func (n *Node) startKubelet(ctx context.Context, addr string, args []string, change []func(map[string]any)) error {
 	if n.Tools.Kubelet == "" {
 		t, err := BuildTools(ctx, os.Stderr, "kubelet")
 		if err != nil {
 			return err
 		}
 		n.Tools.Kubelet = t.Kubelet
-	}
-	addr, err := freeAddress()
-	if err != nil {
-		return err
 	}
 	root := filepath.Join(n.Dir, "kubelet")
 	k := &Kubelet{
@@ -78,8 +82,10 @@ func (n *Node) StartKubelet(ctx context.Context, change ...func(config map[strin
 			return start(name, log, nil, program, args...)
 		}
 	}
-	p, err := begin("kubelet", filepath.Join(n.Dir, "kubelet.log"), n.Tools.Kubelet,
-		"--config", file, "--root-dir", root, "--cert-dir", filepath.Join(root, "pki"), "--hostname-override", n.Network(), "--v", "2")
+	args = append([]string{
+		"--config", file, "--root-dir", root, "--cert-dir", filepath.Join(root, "pki"), "--hostname-override", n.Network(), "--v", "2",
+	}, args...)
+	p, err := begin("kubelet", filepath.Join(n.Dir, "kubelet.log"), n.Tools.Kubelet, args...)
 	if err != nil {
 		return errors.Join(err, k.settings.release())
 	}
@@ -187,53 +193,6 @@ func (k *Kubelet) Delete(name string) error {
 	return os.Remove(filepath.Join(k.Manifests, name+".yaml"))
 }
 
-// Pod is what a kubelet says of a pod, as far as tests look at it (the fields of v1.Pod).
-type Pod struct {
-	Metadata struct {
-		Name, Namespace, UID string
-	}
-	Status struct {
-		Phase                                    string
-		PodIP                                    string
-		Conditions                               []struct{ Type, Status, Reason string }
-		ContainerStatuses, InitContainerStatuses []ContainerStatus
-	}
-}
-
-// ContainerStatus is what a kubelet says of a container (v1.ContainerStatus).
-type ContainerStatus struct {
-	Name         string
-	ContainerID  string
-	Ready        bool
-	Started      *bool
-	RestartCount int
-	State        ContainerState
-	LastState    ContainerState
-}
-
-// ContainerState has one of its members set.
-type ContainerState struct {
-	Running    *struct{ StartedAt time.Time }
-	Waiting    *struct{ Reason, Message string }
-	Terminated *struct {
-		ExitCode int
-		Reason   string
-	}
-}
-
-// String tells the state in a word or two.
-func (s ContainerState) String() string {
-	switch {
-	case s.Running != nil:
-		return "running"
-	case s.Terminated != nil:
-		return fmt.Sprintf("terminated (%s, exit code %d)", s.Terminated.Reason, s.Terminated.ExitCode)
-	case s.Waiting != nil:
-		return fmt.Sprintf("waiting (%s: %s)", s.Waiting.Reason, s.Waiting.Message)
-	}
-	return "unknown"
-}
-
 // errNoPod is the answer for a pod that the kubelet does not know.
 var errNoPod = errors.New("the kubelet has no such pod")
 
@@ -306,47 +265,6 @@ func (k *Kubelet) Complaints(pod string) string {
 		}
 	}
 	return strings.Join(lines[max(0, len(lines)-5):], "\n")
-}
-
-// Container is the status of one container, or of an init container, of the pod; the zero value if there is none.
-func (p *Pod) Container(name string) ContainerStatus {
-	for _, list := range [][]ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
-		for _, c := range list {
-			if c.Name == name {
-				return c
-			}
-		}
-	}
-	return ContainerStatus{}
-}
-
-// Condition tells whether the pod's condition of that type is true.
-func (p *Pod) Condition(kind string) bool {
-	for _, c := range p.Status.Conditions {
-		if c.Type == kind {
-			return c.Status == "True"
-		}
-	}
-	return false
-}
-
-// String tells the pod's state in a line.
-func (p *Pod) String() string {
-	words := []string{"phase " + p.Status.Phase}
-	for _, list := range [][]ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
-		for _, c := range list {
-			words = append(words, fmt.Sprintf("%s %s, ready %t, restarts %d", c.Name, c.State, c.Ready, c.RestartCount))
-		}
-	}
-	return strings.Join(words, "; ")
-}
-
-// Running wants all containers of the pod to run and be ready.
-func Running(p *Pod) error {
-	if p.Status.Phase != "Running" || !p.Condition("Ready") {
-		return errors.New("it is not running and ready")
-	}
-	return nil
 }
 
 // Logs are the lines of a container's log, as the kubelet's API gives them.

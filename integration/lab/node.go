@@ -235,7 +235,7 @@ func (n *Node) sweep() error {
 	case !errors.As(err, &missing):
 		errs = append(errs, err)
 	}
-	errs = append(errs, n.sweepLogLinks(), n.sweepFirewall())
+	errs = append(errs, n.sweepLogLinks(), n.sweepFirewall(), n.removeAddress())
 	if os.Getenv("BERTH_KEEP") != "" {
 		n.logf("BERTH_KEEP: the node's files stay in %s", n.Dir)
 		return errors.Join(errs...)
