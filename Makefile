@@ -65,6 +65,10 @@ test-storm: build ## a minute of a hundred exec probes a second, half of which t
 	@integration/tools/build.sh registry cni crictl busybox > /dev/null
 	@BERTH_STORM=1m integration/progress.sh test-storm $(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration
 
+test-oom: build ## 500 containers run out of memory: each is told so, in its first status that says Exited
+	@integration/tools/build.sh registry cni crictl busybox > /dev/null
+	@BERTH_OOM_RUNS=500 integration/progress.sh test-oom $(GO) test -tags integration -count=1 -timeout 60m -v -run 'TestOOMKilled$$' ./integration
+
 bench: build ## measure berth: pod start, exec, removal, density, log, pull
 	@integration/tools/build.sh registry cni crictl busybox > /dev/null
 	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench '$(RUN)' -benchtime 1x ./integration
@@ -83,4 +87,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm bench lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-oom bench lint fmt install clean

@@ -83,7 +83,7 @@ func oomKilled(t *testing.T, n *lab.Node, parent string, runs int) {
 
 // oomOnce runs a container and returns the first of its statuses that says Exited.
 func oomOnce(ctx context.Context, n *lab.Node, podID string, pod *runtimeapi.PodSandboxConfig, i int) (*runtimeapi.ContainerStatus, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	c := lab.Sh(fmt.Sprint("eater-", i), "exec "+eatMemory)
 	c.Linux.Resources.MemoryLimitInBytes = oomMemory

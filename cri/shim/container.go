@@ -228,7 +228,7 @@ func (c *container) kill(sig int, all bool) error {
 // ended is called by the reaper with the end of init. What it leaves behind in its cgroup goes with it.
 func (c *container) ended(status unix.WaitStatus) {
 	at := time.Now()
-	kills := c.shim.oomKills(c) // at once: systemd removes a scope whose last process has ended
+	kills := c.shim.oomKills(c, status) // at once: systemd removes a scope whose last process has ended
 	step.Point("shim.exit.before")
 	_ = KillCgroup(c.req.CgroupDir)
 	drained := make(chan struct{})

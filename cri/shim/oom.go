@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-run/berth/cgroups/oom"
 )
 
@@ -29,11 +31,11 @@ func (k *podKills) begin(memoryDir string) {
 // oomKills counts the processes of a container, whose init has just ended, that the kernel has killed for memory: it
 // counts before it kills. No memory controller, no count.
 //
-// systemd may have removed the cgroup of a scope by now, and the count with it. The pod's slice still has it: what is in
-// there and of none of the pod's other containers is of this one.
-func (s *Server) oomKills(c *container) uint64 {
+// systemd may have removed the cgroup of a scope by now, and the count with it. The pod's slice still has it: if there is
+// a kill that is of none of the pod's other containers, it is what ended this one, had it been killed.
+func (s *Server) oomKills(c *container, status unix.WaitStatus) uint64 {
 	n, err := oom.Kills(c.req.MemoryDir)
-	if !errors.Is(err, fs.ErrNotExist) || c.req.Slice == "" {
+	if !errors.Is(err, fs.ErrNotExist) || c.req.Slice == "" || !status.Signaled() || status.Signal() != unix.SIGKILL {
 		return n
 	}
 	all, err := oom.Kills(filepath.Dir(c.req.MemoryDir))
@@ -56,5 +58,5 @@ func (s *Server) oomKills(c *container) uint64 {
 			others += n
 		}
 	}
-	return all - min(all, others)
+	return min(1, all-min(all, others))
 }
