@@ -22,7 +22,6 @@ var absent = []struct{ name, why string }{
 	{"[k8s.io] Container benchmark", "benchmarks run with -benchmark only"},
 	{"[k8s.io] Image benchmark", "benchmarks run with -benchmark only"},
 	{"[k8s.io] PodSandbox benchmark", "benchmarks run with -benchmark only"},
-	{"[k8s.io] PodSandbox runtime should support metrics operations", "the runtime answers Unimplemented to the pod metrics calls"},
 	{"[k8s.io] SELinux", "SELinux is not on in this machine's kernel"},
 }
 

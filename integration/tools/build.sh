@@ -194,7 +194,7 @@ golangci-lint() {
   echo "golangci-lint $out"
 }
 
-[ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl etcd
+[ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl etcd containerd
 for tool; do
   case $tool in
   kubelet | kube-apiserver | kubectl | etcd | containerd | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
