@@ -53,6 +53,16 @@ func gauge(name, help string, of func(*measured) uint64) metric {
 	return metric{name: name, help: help, kind: cri.MetricType_GAUGE, values: one(of)}
 }
 
+// underQuota is a counter that is there only where CPU time is limited.
+func underQuota(name, help string, of func(cgroups.Throttling) uint64) metric {
+	return metric{name: name, help: help, kind: cri.MetricType_COUNTER, values: func(s *measured) []value {
+		if s.usage.Limits.QuotaMicros == 0 {
+			return nil
+		}
+		return []value{{value: of(s.usage.Throttling)}}
+	}}
+}
+
 func one(of func(*measured) uint64) func(*measured) []value {
 	return func(s *measured) []value { return []value{{value: of(s)}} }
 }

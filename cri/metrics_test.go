@@ -106,7 +106,7 @@ func TestWhatIsNotKnownHasNoValue(t *testing.T) {
 	m := whole()
 	m.network, m.disk, m.pid, m.openFiles, m.usage = nil, nil, 0, unix.Rlimit{}, &cgroups.Details{}
 	for _, v := range m.appendTo(nil) {
-		for _, prefix := range []string{"container_network_", "container_fs_", "container_ulimits_", "container_pressure_", "container_blkio_", "container_spec_cpu_quota"} {
+		for _, prefix := range []string{"container_network_", "container_fs_", "container_ulimits_", "container_pressure_", "container_blkio_", "container_spec_cpu_quota", "container_cpu_cfs_"} {
 			if strings.HasPrefix(v.GetName(), prefix) {
 				t.Errorf("%v", v)
 			}

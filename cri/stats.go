@@ -109,7 +109,9 @@ func containerStats(c *pods.Container, usage *cgroups.Stats, disk images.Usage, 
 	}
 	out.Cpu, out.Memory, out.Io = cpuUsage(usage), memoryUsage(usage), ioUsage(usage)
 	m := usage.Memory
-	out.Swap = &cri.SwapUsage{Timestamp: usage.Time.UnixNano(), SwapUsageBytes: u64(m.SwapUsage), SwapAvailableBytes: u64(m.SwapAvailable)}
+	out.Swap = &cri.SwapUsage{
+		Timestamp: usage.Time.UnixNano(), SwapUsageBytes: u64(m.SwapUsage), SwapAvailableBytes: left(m.SwapLimit, m.SwapAvailable),
+	}
 	return out
 }
 
@@ -124,13 +126,21 @@ func memoryUsage(s *cgroups.Stats) *cri.MemoryUsage {
 	return &cri.MemoryUsage{
 		Timestamp:       s.Time.UnixNano(),
 		WorkingSetBytes: u64(m.WorkingSet),
-		AvailableBytes:  u64(m.Available),
+		AvailableBytes:  left(m.Limit, m.Available),
 		UsageBytes:      u64(m.Usage),
 		RssBytes:        u64(m.RSS),
 		PageFaults:      u64(m.PageFaults),
 		MajorPageFaults: u64(m.MajorPageFaults),
 		Psi:             psi(m.Pressure),
 	}
+}
+
+// left is not known where there is no limit, rather than nothing.
+func left(limit, available uint64) *cri.UInt64Value {
+	if limit == cgroups.Unlimited {
+		return nil
+	}
+	return u64(available)
 }
 
 func ioUsage(s *cgroups.Stats) *cri.IoUsage {

@@ -71,6 +71,12 @@ func TestStatsCarryTheTimeOfTheReading(t *testing.T) {
 	if !proto.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
+	// What is left of no limit is not known: 0 would look like a container about to be killed.
+	usage.Memory.Limit, usage.Memory.SwapLimit = cgroups.Unlimited, cgroups.Unlimited
+	got = containerStats(c, usage, images.Usage{}, false, time.Unix(60, 0))
+	if got.GetMemory().GetAvailableBytes() != nil || got.GetSwap().GetSwapAvailableBytes() != nil {
+		t.Errorf("without limits there are left: %v, %v", got.GetMemory(), got.GetSwap())
+	}
 }
 
 func TestImageUser(t *testing.T) {

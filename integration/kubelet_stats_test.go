@@ -8,12 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/integration/lab"
 	"github.com/berth-run/berth/integration/testimages"
 )
@@ -40,8 +45,20 @@ type explained map[string]string
 var berthFromContainerd = explained{}
 
 // With PodAndContainerStatsFromCRI it shows what the CRI can tell.
-var criFromCadvisor = explained{
-	"- series container_health_state{": "-1 for every container of Kubernetes', which is no number of the CRI's",
+func criFromCadvisor() explained {
+	e := explained{
+		"- series container_health_state{": "-1 for every container of Kubernetes', which is no number of the CRI's",
+		"- summary.swap.":                  "the CRI has no swap of a pod",
+		"- summary.network.interfaces[":    "the CRI's list of interfaces is without the default one",
+	}
+	if cgroups.Version() == 1 {
+		for _, of := range []string{"", "containers[busy].", "containers[web]."} {
+			for _, resource := range []string{"cpu", "memory", "io"} {
+				e["- summary."+of+resource+".psi."] = "on cgroup v1, where there is no pressure to tell, cAdvisor tells zeros"
+			}
+		}
+	}
+	return e
 }
 
 // TestKubeletStats asks a stock kubelet for /stats/summary and /metrics/cadvisor: on containerd and on berth by default
@@ -60,7 +77,7 @@ func TestKubeletStats(t *testing.T) {
 	must(t, ours.k.Stop())
 	must(t, ours.StartKubelet(t.Context(), diskMetrics, lab.FeatureGates("PodAndContainerStatsFromCRI")))
 	ours.k = ours.Kubelet
-	wantSame(t, "from the CRI, as from cAdvisor", criFromCadvisor, cadvisor, ours)
+	wantSame(t, "from the CRI, as from cAdvisor", criFromCadvisor(), cadvisor, ours)
 	t.Run("values from the CRI", func(t *testing.T) { statsAreTheKernels(t, ours) })
 }
 
@@ -199,13 +216,15 @@ type podSummary struct {
 	ProcessStats struct {
 		Count uint64 `json:"process_count"`
 	} `json:"process_stats"`
-	Containers []struct {
-		Name string
-		CPU  struct{ UsageCoreNanoSeconds, UsageNanoCores uint64 }
+	Containers []containerSummary
+}
 
-		Memory struct{ WorkingSetBytes, RSSBytes, AvailableBytes uint64 }
-		Rootfs struct{ UsedBytes, InodesUsed uint64 }
-	}
+type containerSummary struct {
+	Name string
+	CPU  struct{ UsageCoreNanoSeconds, UsageNanoCores uint64 }
+
+	Memory struct{ WorkingSetBytes, RSSBytes, AvailableBytes uint64 }
+	Rootfs struct{ UsedBytes, InodesUsed uint64 }
 }
 
 func (n kubeletNode) summary(ctx context.Context) (map[string]any, error) {
@@ -323,4 +342,163 @@ func (s sample) key() string {
 	return s.name + "{" + strings.Join(labels, ",") + "}"
 }
 
-func statsAreTheKernels(t *testing.T, n kubeletNode) {}
+// statsAreTheKernels holds what the kubelet shows against the files of the kernel, read before and after.
+func statsAreTheKernels(t *testing.T, n kubeletNode) {
+	ctx := t.Context()
+	busy, web := n.running(t, "busy"), n.running(t, "web")
+	pod, err := n.CRI.PodIP(ctx, busy.PodSandboxId)
+	must(t, err)
+	for range 20 {
+		must(t, get(ctx, "http://"+pod+"/"))
+	}
+	cpuBefore, podBefore, rxBefore := n.cpu(t, busy.Id), n.cpu(t, ""), n.received(t, web.Id)
+	const mib = 1 << 20
+	var last podSummary
+	err = lab.Eventually(ctx, measured, "the kubelet shows it", func(ctx context.Context) error {
+		summary, err := n.summary(ctx)
+		if err != nil {
+			return err
+		}
+		text, err := json.Marshal(summary)
+		if err != nil {
+			return err
+		}
+		last = podSummary{}
+		if err := json.Unmarshal(text, &last); err != nil {
+			return err
+		}
+		c := last.container("busy")
+		switch {
+		case c.CPU.UsageCoreNanoSeconds < cpuBefore || last.CPU.UsageCoreNanoSeconds < podBefore:
+			return fmt.Errorf("CPU time %d ns of the container, %d ns of the pod, was %d and %d", c.CPU.UsageCoreNanoSeconds, last.CPU.UsageCoreNanoSeconds, cpuBefore, podBefore)
+		case last.Network.Name != "eth0" || last.Network.RxBytes < rxBefore:
+			return fmt.Errorf("%d bytes received on %q, were %d", last.Network.RxBytes, last.Network.Name, rxBefore)
+		case c.Rootfs.UsedBytes < 8*mib || c.Rootfs.UsedBytes > 10*mib || c.Rootfs.InodesUsed == 0:
+			return fmt.Errorf("%d bytes and %d inodes in the writable layer, want 8 MiB", c.Rootfs.UsedBytes, c.Rootfs.InodesUsed)
+		case c.CPU.UsageNanoCores == 0 || c.CPU.UsageNanoCores > 1e9:
+			return fmt.Errorf("%d nano cores under a quota of 2e8", c.CPU.UsageNanoCores)
+		case last.ProcessStats.Count < 2 || last.ProcessStats.Count > 6:
+			return fmt.Errorf("%d processes of two shells and what they start", last.ProcessStats.Count)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := last.container("busy")
+	if after := n.cpu(t, busy.Id); c.CPU.UsageCoreNanoSeconds > after {
+		t.Errorf("CPU time of the container: %d ns, the kernel has %d later", c.CPU.UsageCoreNanoSeconds, after)
+	}
+	if after := n.cpu(t, ""); last.CPU.UsageCoreNanoSeconds > after {
+		t.Errorf("CPU time of the pod: %d ns, the kernel has %d later", last.CPU.UsageCoreNanoSeconds, after)
+	}
+	if after := n.received(t, web.Id); last.Network.RxBytes > after {
+		t.Errorf("%d bytes received, the kernel has %d later", last.Network.RxBytes, after)
+	}
+	if rss := n.rss(t, busy.Id); c.Memory.RSSBytes < 16*mib || c.Memory.RSSBytes+16*mib < rss || c.Memory.RSSBytes > rss+16*mib {
+		t.Errorf("%d bytes of anonymous memory, the kernel has %d", c.Memory.RSSBytes, rss)
+	}
+	if limit := uint64(128 * mib); c.Memory.AvailableBytes != limit-c.Memory.WorkingSetBytes || c.Memory.WorkingSetBytes < c.Memory.RSSBytes/2 {
+		t.Errorf("%d bytes are available, %d in use, the limit is %d", c.Memory.AvailableBytes, c.Memory.WorkingSetBytes, limit)
+	}
+	series, err := n.series(ctx)
+	must(t, err)
+	found := false
+	for _, s := range series {
+		if s.name == "container_cpu_usage_seconds_total" && s.labels["container"] == "busy" {
+			found = true
+			if after := float64(n.cpu(t, busy.Id)) / 1e9; s.value > after {
+				t.Errorf("%s is %v, the kernel has %v later", s.name, s.value, after)
+			}
+		}
+	}
+	if !found {
+		t.Error("no CPU time in the metrics")
+	}
+}
+
+func (p *podSummary) container(name string) containerSummary {
+	for _, c := range p.Containers {
+		if c.Name == name {
+			return c
+		}
+	}
+	return containerSummary{}
+}
+
+func (n kubeletNode) running(t *testing.T, name string) *runtimeapi.Container {
+	t.Helper()
+	list, err := n.CRI.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+		State:         &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+		LabelSelector: map[string]string{"io.kubernetes.container.name": name},
+	}})
+	must(t, err)
+	if len(list.Containers) != 1 {
+		t.Fatalf("%d containers %s run", len(list.Containers), name)
+	}
+	return list.Containers[0]
+}
+
+// kernel reads a file of the cgroup of a container, or of the pod where id is "".
+func (n kubeletNode) kernel(t *testing.T, id, controller, v1, v2 string) string {
+	t.Helper()
+	root, file := "/sys/fs/cgroup", v2
+	if cgroups.Version() == 1 {
+		root, file = filepath.Join(root, controller), v1
+	}
+	pattern := filepath.Join(root, n.Cgroup(), "kubepods/burstable/pod*", id, file)
+	found, err := filepath.Glob(pattern)
+	must(t, err)
+	if len(found) != 1 {
+		t.Fatalf("%d files are %s", len(found), pattern)
+	}
+	text, err := os.ReadFile(found[0])
+	must(t, err)
+	return string(text)
+}
+
+// keyedNumber is the number behind a key, or the whole text where the key is "".
+func keyedNumber(t *testing.T, text, key string) uint64 {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, key); ok {
+			v, err := strconv.ParseUint(strings.TrimSpace(rest), 10, 64)
+			must(t, err)
+			return v
+		}
+	}
+	t.Fatalf("no %q in %q", key, text)
+	return 0
+}
+
+func (n kubeletNode) cpu(t *testing.T, id string) uint64 {
+	t.Helper()
+	text := n.kernel(t, id, "cpuacct", "cpuacct.usage", "cpu.stat")
+	if cgroups.Version() == 1 {
+		return keyedNumber(t, text, "")
+	}
+	return 1000 * keyedNumber(t, text, "usage_usec ")
+}
+
+func (n kubeletNode) rss(t *testing.T, id string) uint64 {
+	t.Helper()
+	text := n.kernel(t, id, "memory", "memory.stat", "memory.stat")
+	if cgroups.Version() == 1 {
+		return keyedNumber(t, text, "total_rss ")
+	}
+	return keyedNumber(t, text, "anon ")
+}
+
+// received are the bytes that a container sees its pod's interface have received.
+func (n kubeletNode) received(t *testing.T, id string) uint64 {
+	t.Helper()
+	text, err := n.CRI.Exec(t.Context(), id, "sh", "-c", "grep eth0: /proc/net/dev | sed 's/.*: *//'")
+	must(t, err)
+	fields := strings.Fields(text)
+	if len(fields) < 16 {
+		t.Fatalf("/proc/net/dev: %q", text)
+	}
+	v, err := strconv.ParseUint(fields[0], 10, 64)
+	must(t, err)
+	return v
+}

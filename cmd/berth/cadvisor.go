@@ -28,7 +28,7 @@ func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager 
 		return func() {}
 	}
 	server := cadvisor.New(cadvisor.Options{
-		Pods: manager, SandboxImage: cri.SandboxImage,
+		Pods: pods.Born{Manager: manager}, SandboxImage: cri.SandboxImage,
 		Image: func(c *pods.Container) string { return cri.ImageLabel(store, c) },
 	})
 	done := make(chan struct{})

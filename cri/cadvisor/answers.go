@@ -87,11 +87,8 @@ func shimOf(s *pods.Sandbox) (*tasktypes.Process, error) {
 	if s.ShimPID <= 0 {
 		return nil, fmt.Errorf("pod sandbox %s has no process", s.ID)
 	}
-	status := tasktypes.Status_RUNNING
-	if !s.Ready {
-		status = tasktypes.Status_STOPPED
-	}
-	return &tasktypes.Process{ContainerID: s.ID, ID: s.ID, Pid: uint32(s.ShimPID), Status: status}, nil
+	// Once the sandbox is stopped it has no process.
+	return &tasktypes.Process{ContainerID: s.ID, ID: s.ID, Pid: uint32(s.ShimPID), Status: tasktypes.Status_RUNNING}, nil
 }
 
 func taskOrShim(c *pods.Container, s *pods.Sandbox) (*tasktypes.Process, error) {

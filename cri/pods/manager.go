@@ -66,6 +66,7 @@ type Manager struct {
 	pods       map[string]*pod
 	containers map[string]*container
 	making     map[string]*container // being created: in no list yet, but they may exit
+	makingPods sync.Map              // id → *pod, the same for sandboxes
 	names      map[string]*claim
 }
 

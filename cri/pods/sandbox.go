@@ -133,6 +133,8 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		Version: recordVersion, ID: id, Boot: m.boot, Phase: creating, Handler: handler, CreatedAt: time.Now(),
 		Cgroup: string(cgroup), Config: message[*cri.PodSandboxConfig]{cfg},
 	})
+	m.makingPods.Store(id, p)
+	defer m.makingPods.Delete(id)
 	s := m.stack("RunPodSandbox", id, p.saveSteps)
 	err = s.Run(ctx, p.steps("dirs", "namespaces", "files", "cgroup")...)
 	if err == nil {

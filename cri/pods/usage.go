@@ -91,3 +91,26 @@ func (s *Sandbox) PodCgroup() (cgroups.Path, bool) {
 	}
 	return cgroups.Path(path.Dir(string(s.CgroupPath))), true
 }
+
+// Born are the sandboxes and containers of a node together with those that are still being made: who watches cgroups sees
+// a new one before the call that makes it has returned, and may ask only once.
+type Born struct{ *Manager }
+
+// Sandbox returns the pod sandbox with that id.
+func (b Born) Sandbox(id string) (*Sandbox, error) {
+	if p, ok := b.makingPods.Load(id); ok {
+		return p.(*pod).view.Load(), nil
+	}
+	return b.Manager.Sandbox(id)
+}
+
+// Container returns the container with that id.
+func (b Born) Container(id string) (*Container, error) {
+	b.mu.RLock()
+	c := b.making[id]
+	b.mu.RUnlock()
+	if c != nil {
+		return c.view.Load(), nil
+	}
+	return b.Manager.Container(id)
+}
