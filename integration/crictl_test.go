@@ -60,6 +60,7 @@ func TestCrictl(t *testing.T) {
 	ctx := t.Context()
 	n.run(t, "pull", testimages.Busybox)
 	n.run(t, "pull", testimages.Httpd)
+	n.run(t, "update-runtime-config", "--pod-cidr", "10.1.0.0/24")
 	ledger(t, n.Node)
 
 	pod := n.Pod("web")
@@ -190,6 +191,82 @@ func TestCrictl(t *testing.T) {
 		n.inspect(t, &stats, "stats", "-o", "json", "--id", web)
 		if len(stats.Stats) != 1 || len(stats.Stats[0].Memory.WorkingSetBytes.Value) < 5 {
 			t.Errorf("stats: %+v", stats)
+		}
+	})
+
+	t.Run("statistics and metrics of pods", func(t *testing.T) {
+		var stats struct {
+			Stats []struct {
+				Attributes struct{ ID string }
+				Linux      struct {
+					Process struct{ ProcessCount struct{ Value string } }
+				}
+			}
+		}
+		n.inspect(t, &stats, "statsp", "-o", "json", "--id", podID)
+		if len(stats.Stats) != 1 || stats.Stats[0].Attributes.ID != podID || stats.Stats[0].Linux.Process.ProcessCount.Value == "" {
+			t.Errorf("statsp: %+v", stats)
+		}
+		if got := n.run(t, "metricdescs"); !strings.Contains(got, "container_memory_usage_bytes") {
+			t.Errorf("metricdescs: %.200q", got)
+		}
+		if got := n.run(t, "metricsp"); !strings.Contains(got, podID) || !strings.Contains(got, "container_memory_usage_bytes") {
+			t.Errorf("metricsp: %.200q", got)
+		}
+	})
+
+	t.Run("update", func(t *testing.T) {
+		n.run(t, "update", "--memory", "104857600", shell)
+		status, err := n.CRI.ContainerState(ctx, shell)
+		must(t, err)
+		if got := status.GetResources().GetLinux().GetMemoryLimitInBytes(); got != 100<<20 {
+			t.Errorf("the memory limit is %d", got)
+		}
+	})
+
+	t.Run("what the runtime is", func(t *testing.T) {
+		var info struct {
+			Status struct{ Conditions []struct{ Type string } }
+			Config map[string]any
+		}
+		n.inspect(t, &info, "info")
+		if len(info.Status.Conditions) != 3 || info.Config["root"] != n.Root() || info.Config["cgroupDriver"] != "cgroupfs" {
+			t.Errorf("info: %+v", info)
+		}
+		if got := n.run(t, "runtime-config"); !strings.Contains(strings.ToLower(got), "cgroupfs") {
+			t.Errorf("runtime-config: %q", got)
+		}
+		if got := n.run(t, "info"); !strings.Contains(got, "10.1.0.0/24") {
+			t.Errorf("info has no pod CIDR: %s", got)
+		}
+	})
+
+	t.Run("events", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Minute) // an event that does not come must not hold the test up
+		defer cancel()
+		cmd := n.CrictlCommand(ctx, "events", "-o", "json")
+		out, err := cmd.StdoutPipe()
+		must(t, err)
+		must(t, cmd.Start())
+		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		// It may not have subscribed yet: what it misses by that is kept for it, since nobody else reads.
+		id := create("eventful", nil)
+		n.run(t, "stop", "--timeout", "30", id)
+		n.run(t, "rm", id)
+		events := json.NewDecoder(out)
+		for _, typ := range []string{"CREATED", "STARTED", "STOPPED", "DELETED"} {
+			for {
+				var e struct{ ContainerID, ContainerEventType string }
+				if err := events.Decode(&e); err != nil {
+					t.Fatalf("no %s event: %v", typ, err)
+				}
+				if e.ContainerID == id {
+					if e.ContainerEventType != "CONTAINER_"+typ+"_EVENT" {
+						t.Fatalf("%s where %s is due", e.ContainerEventType, typ)
+					}
+					break
+				}
+			}
 		}
 	})
 

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cmd/berth/internal/config"
 	"github.com/berth-run/berth/internal/version"
 )
@@ -60,6 +62,30 @@ func TestServeHasAFlagForEveryField(t *testing.T) {
 	for _, name := range []string{"root", "run", "socket", "certsD", "cniConf", "cniBin", "streamIdle", "logLevel", "logFormat", "shim"} {
 		if flag := "--" + config.Flag(name) + " "; !strings.Contains(out, flag) {
 			t.Errorf("%s is not in the help:\n%s", flag, out)
+		}
+	}
+}
+
+// `crictl info` is where a person looks for what is in force.
+func TestShownConfigurationHasEveryOption(t *testing.T) {
+	c, err := config.Load(nil, config.Config{Root: "/srv/berth"}, func(name string) bool { return name == "root" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := shown(c, cgroups.Cgroupfs)
+	for name, want := range map[string]any{
+		"root": "/srv/berth", "socket": "/run/berth/berth.sock", "cgroupDriver": cgroups.Cgroupfs, "shim": "", "logLevel": "info",
+		"stateDir": "/run/berth/containers",
+	} {
+		if got, ok := all[name]; !ok || got != want {
+			t.Errorf("%s is %v (%t), want %v", name, got, ok, want)
+		}
+	}
+	fields := reflect.TypeFor[config.Config]()
+	for i := range fields.NumField() {
+		name, _, _ := strings.Cut(fields.Field(i).Tag.Get("json"), ",")
+		if _, ok := all[name]; !ok {
+			t.Errorf("%s is not shown", name)
 		}
 	}
 }

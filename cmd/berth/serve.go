@@ -156,7 +156,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 		RecursiveReadOnly: !kernel.Less(host.RecursiveReadOnly),
 		UserNamespaces:    manager.UserNamespaces() == nil,
 		PodCIDRFile:       filepath.Join(c.Root, "podcidr"),
-		Info:              shown(c),
+		Info:              shown(c, driver),
 		Log:               log,
 	})
 	listener, err := cri.Listen(ctx, c.Socket)
@@ -172,13 +172,13 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	return err
 }
 
-// shown is the configuration as a verbose Status shows it. Tests of user namespaces (critest) look for the directory of
-// root file systems beside stateDir, as containerd has it.
-func shown(c *config.Config) any {
-	return struct {
-		*config.Config
-		StateDir string `json:"stateDir"`
-	}{c, filepath.Join(c.Run, "containers")}
+// shown is the configuration as a verbose Status shows it: every option, with the value in force. Tests of user namespaces
+// (critest) look for the directory of root file systems beside stateDir, as containerd has it.
+func shown(c *config.Config, driver cgroups.Driver) map[string]any {
+	all := c.Values()
+	all["cgroupDriver"] = driver // what auto has come to
+	all["stateDir"] = filepath.Join(c.Run, "containers")
+	return all
 }
 
 // notify tells systemd, where it has started us.

@@ -134,6 +134,19 @@ func (c *Config) fields() []field {
 	}
 }
 
+// Values are the values of all fields by name, also of those that are empty.
+func (c *Config) Values() map[string]any {
+	all := map[string]any{}
+	for _, f := range c.fields() {
+		if f.text != nil {
+			all[f.name] = *f.text
+		} else {
+			all[f.name] = append([]string{}, *f.list...) // none is [], not null
+		}
+	}
+	return all
+}
+
 // Flag is the flag of a field of that name.
 func Flag(name string) string {
 	c := Config{}
