@@ -73,6 +73,9 @@ func newLife(n *lab.Node, keepImages bool) *life {
 	l.pod("own")
 	shared := l.pod("shared")
 	shared.cfg.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	inside := l.pod("userns") // shared, too: that has its PID 1 inside
+	inside.cfg.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	inside.cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions = ids().options()
 	l.pod("orphan")
 	l.refusedPod("refused-early", func(cfg *runtimeapi.PodSandboxConfig) {
 		cfg.Linux.Sysctls = map[string]string{"net.ipv4.no_such_thing": "1"}
@@ -86,6 +89,7 @@ func newLife(n *lab.Node, keepImages bool) *life {
 	l.resizePod("own")
 	l.start(l.container("c", "shared"))
 	l.start(l.container("d", "orphan"))
+	l.start(l.container("e", "userns"))
 	l.refusedContainer("shared")
 	l.stopContainer("a")
 	l.removeContainer("a")
@@ -93,6 +97,7 @@ func newLife(n *lab.Node, keepImages bool) *life {
 	l.stopPod("own")
 	l.removePod("own")
 	l.removePod("shared")
+	l.removePod("userns")
 	l.stopPod("orphan")
 	l.removePod("orphan")
 	if !keepImages {
@@ -201,6 +206,7 @@ func (l *life) podsOf(ctx context.Context, cfg *runtimeapi.PodSandboxConfig) ([]
 func (l *life) container(name, pod string) *lifeContainer {
 	c := &lifeContainer{pod: l.pods[pod], cfg: ticking(name, fmt.Sprintf("exit %d", stoppedCode))}
 	c.cfg.Image.Image = lifeImages[1]
+	c.cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions = c.pod.cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions
 	l.ctrs[name] = c
 	l.act("CreateContainer "+name, []string{name}, func(ctx context.Context) error {
 		resp, err := l.n.CRI.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{

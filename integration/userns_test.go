@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,13 +44,9 @@ type usernsPod struct {
 }
 
 // ids are ranges of their own for each pod of a test, as a kubelet gives them.
-var ids = func() func() usernsRange {
-	next := uint32(1 << 20)
-	return func() usernsRange {
-		next += 1 << 16
-		return usernsRange{next, 1 << 16}
-	}
-}()
+func ids() usernsRange { return usernsRange{lastIDs.Add(1<<16) + 1<<20, 1 << 16} }
+
+var lastIDs atomic.Uint32
 
 // pod runs a pod with a user namespace of its own, which goes with the test; change may be nil.
 func (n usernsNode) pod(t *testing.T, r usernsRange, change func(*runtimeapi.PodSandboxConfig)) *usernsPod {
