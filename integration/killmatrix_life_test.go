@@ -70,12 +70,10 @@ func newLife(n *lab.Node, keepImages bool) *life {
 			return err
 		})
 	}
-	l.pod("own")
+	own := l.pod("own") // a user namespace, too: it is what most kills meet
+	own.cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions = ids().options()
 	shared := l.pod("shared")
 	shared.cfg.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
-	inside := l.pod("userns") // shared, too: that has its PID 1 inside
-	inside.cfg.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
-	inside.cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions = ids().options()
 	l.pod("orphan")
 	l.refusedPod("refused-early", func(cfg *runtimeapi.PodSandboxConfig) {
 		cfg.Linux.Sysctls = map[string]string{"net.ipv4.no_such_thing": "1"}
@@ -89,7 +87,6 @@ func newLife(n *lab.Node, keepImages bool) *life {
 	l.resizePod("own")
 	l.start(l.container("c", "shared"))
 	l.start(l.container("d", "orphan"))
-	l.start(l.container("e", "userns"))
 	l.refusedContainer("shared")
 	l.stopContainer("a")
 	l.removeContainer("a")
@@ -97,7 +94,6 @@ func newLife(n *lab.Node, keepImages bool) *life {
 	l.stopPod("own")
 	l.removePod("own")
 	l.removePod("shared")
-	l.removePod("userns")
 	l.stopPod("orphan")
 	l.removePod("orphan")
 	if !keepImages {
