@@ -165,4 +165,3 @@ func TestFailedUserNamespaceLeavesNothing(t *testing.T) {
 		})
 	}
 }
-
