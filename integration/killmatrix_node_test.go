@@ -47,9 +47,16 @@ type killNode struct {
 // bystanderEnds is the last command of the bystander, which no other container has.
 const bystanderEnds = "exit 99"
 
-// newKillNode makes a node with its bystander, and notes what there is then.
-func newKillNode(ctx context.Context, t *testing.T) (_ *killNode, err error) {
-	k, err := newBareNode(ctx, t, nil)
+// newKillNode makes a node with its bystander, and notes what there is then. prepare, if any, is called before the daemon
+// is started.
+func newKillNode(ctx context.Context, t *testing.T, prepare ...func(*lab.Node) error) (_ *killNode, err error) {
+	k, err := newBareNode(ctx, t, func(n *lab.Node) error {
+		var errs []error
+		for _, p := range prepare {
+			errs = append(errs, p(n))
+		}
+		return errors.Join(errs...)
+	})
 	if err != nil || k.Foreign() {
 		return k, err
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-run/berth/integration/lab"
 	"github.com/berth-run/berth/internal/step"
 )
 
@@ -73,9 +74,9 @@ func TestKillMatrix(t *testing.T) {
 }
 
 // livePoints runs a life without a kill, which must leave nothing, and returns the points that it passes.
-func livePoints(ctx context.Context, t *testing.T) []string {
+func livePoints(ctx context.Context, t *testing.T, prepare ...func(*lab.Node) error) []string {
 	t.Helper()
-	k, err := newKillNode(ctx, t)
+	k, err := newKillNode(ctx, t, prepare...)
 	must(t, err)
 	defer func() {
 		if err := k.Close(); err != nil {
@@ -100,7 +101,7 @@ func livePoints(ctx context.Context, t *testing.T) []string {
 }
 
 // matrix runs a case for each point, on a few nodes side by side. A node on which a case failed is not used again.
-func matrix(t *testing.T, points []string, test func(k *killNode, point string) error) {
+func matrix(t *testing.T, points []string, test func(k *killNode, point string) error, prepare ...func(*lab.Node) error) {
 	todo := make(chan string, len(points))
 	for _, p := range points {
 		todo <- p
@@ -124,7 +125,7 @@ func matrix(t *testing.T, points []string, test func(k *killNode, point string) 
 			for point := range todo {
 				if k == nil {
 					var err error
-					if k, err = newKillNode(ctx, t); err != nil {
+					if k, err = newKillNode(ctx, t, prepare...); err != nil {
 						t.Fatal(err)
 					}
 				}

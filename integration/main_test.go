@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/nri/pkg/api"
+
 	"github.com/berth-run/berth/integration/lab"
 )
 
@@ -16,6 +18,9 @@ import (
 var tools *lab.Tools
 
 func TestMain(m *testing.M) {
+	if os.Getenv(api.PluginNameEnvVar) != "" {
+		os.Exit(nriWatcher()) // started by berth serve, see nri_test.go
+	}
 	if os.Geteuid() != 0 {
 		fmt.Println("integration tests need root: sudo make test-integration")
 		os.Exit(1)

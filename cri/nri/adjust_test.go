@@ -40,7 +40,7 @@ func everything(t testing.TB) *api.ContainerAdjustment {
 	a.SetLinuxSeccompPolicy(&api.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW", Syscalls: []*api.LinuxSyscall{
 		{Names: []string{"mkdir"}, Action: "SCMP_ACT_ERRNO", Args: []*api.LinuxSeccompArg{{Op: "SCMP_CMP_EQ"}}},
 	}})
-	a.SetLinuxSysctl("net.ipv4.ip_forward", "1")
+	a.Linux.Rdt = &api.LinuxRdt{} // as the library has it
 	a.SetLinuxScheduler(&api.LinuxScheduler{Policy: api.LinuxSchedulerPolicy_SCHED_BATCH, Nice: 5})
 	return a
 }
@@ -82,7 +82,6 @@ func TestAdjustmentsAreMade(t *testing.T) {
 		"cgroup":      s.Linux.CgroupsPath == "/elsewhere/"+testID,
 		"io priority": s.Process.IOPriority != nil && s.Process.IOPriority.Priority == 7,
 		"seccomp":     s.Linux.Seccomp != nil && s.Linux.Seccomp.Syscalls[0].Names[0] == "mkdir",
-		"sysctl":      s.Linux.Sysctl["net.ipv4.ip_forward"] == "1",
 		"scheduler":   s.Process.Scheduler != nil && s.Process.Scheduler.Nice == 5,
 	} {
 		if !ok {

@@ -3,6 +3,7 @@ package nri
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
@@ -60,14 +61,32 @@ func (r *Runtime) RemovePodSandbox(ctx context.Context, pod *api.PodSandbox) err
 func (r *Runtime) CreateContainer(ctx context.Context, pod *api.PodSandbox, c *api.Container) (adjust *api.ContainerAdjustment, w Wishes, err error) {
 	err = r.relay(ctx, "CreateContainer", func(ctx context.Context) error {
 		ctx, evict := collectEvictions(ctx)
+		before := c.Env
 		resp, err := r.library.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: c})
 		if err != nil {
 			return err
 		}
 		adjust, w = resp.GetAdjust(), Wishes{resp.GetUpdate(), evict.list}
+		adjust.Env = append(adjust.Env, gone(before, c.Env)...)
 		return nil
 	})
 	return adjust, w, err
+}
+
+// gone are the variables that plugins have taken away. The library leaves them out of its answer, and takes them out of the
+// container that it was given.
+func gone(before, after []string) (list []*api.KeyValue) {
+	names := map[string]bool{}
+	for _, kv := range after {
+		name, _, _ := strings.Cut(kv, "=")
+		names[name] = true
+	}
+	for _, kv := range before {
+		if name, _, _ := strings.Cut(kv, "="); !names[name] {
+			list = append(list, &api.KeyValue{Key: api.MarkForRemoval(name)})
+		}
+	}
+	return list
 }
 
 // PostCreateContainer tells that a container was made.

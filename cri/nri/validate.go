@@ -215,13 +215,9 @@ func checkLinux(id string, l *api.LinuxContainerAdjustment) error {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(l.GetSysctl())) {
-		name, removal := api.IsMarkedForRemoval(key)
-		if removal {
-			continue
-		}
-		only := &cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{Sysctls: map[string]string{name: l.Sysctl[key]}}}
-		if _, err := spec.SandboxSysctls(only); err != nil {
-			return wrong(api.Field_Sysctl, name, "%v", err)
+		if name, removal := api.IsMarkedForRemoval(key); !removal {
+			// libcontainer sees the pod's namespaces as those of its host, and sets nothing in them.
+			return wrong(api.Field_Sysctl, name, "cannot be set for a container: its namespaces are the pod's, which sets its own when it is made")
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(l.GetNetDevices())) {
@@ -239,8 +235,16 @@ func checkLinux(id string, l *api.LinuxContainerAdjustment) error {
 			return wrong(api.Field_MemoryPolicy, "", "mode %d is not of the kernel", p.GetMode())
 		}
 	}
-	if r := l.GetRdt(); r != nil && !r.GetRemove() && !hasRDT() {
-		return wrong(api.Field_RdtClosID, "", "this host has no resctrl file system mounted")
+	if r := l.GetRdt(); !hasRDT() { // the library sends one in any case
+		const why = "this host has no resctrl file system mounted"
+		switch {
+		case r.GetClosId() != nil:
+			return wrong(api.Field_RdtClosID, "", why)
+		case r.GetSchemata() != nil:
+			return wrong(api.Field_RdtSchemata, "", why)
+		case r.GetEnableMonitoring() != nil:
+			return wrong(api.Field_RdtEnableMonitoring, "", why)
+		}
 	}
 	return checkSeccomp(l.GetSeccompPolicy())
 }

@@ -64,7 +64,7 @@ func TestMistakesNamePluginFieldAndValue(t *testing.T) {
 		"namespace path": {linux(func(l *api.LinuxContainerAdjustment) {
 			l.Namespaces = []*api.LinuxNamespace{{Type: "network", Path: dir + "/none"}}
 		}), `Namespace["network"]: stat`},
-		"sysctl": {linux(func(l *api.LinuxContainerAdjustment) { l.Sysctl = map[string]string{"kernel.panic": "1"} }), `Sysctl["kernel.panic"]`},
+		"sysctl": {linux(func(l *api.LinuxContainerAdjustment) { l.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"} }), `Sysctl["net.ipv4.ip_forward"]: cannot be set`},
 		"network device": {linux(func(l *api.LinuxContainerAdjustment) {
 			l.NetDevices = map[string]*api.LinuxNetDevice{"eth9": {Name: strings.Repeat("e", 16)}}
 		}), `LinuxNetDevices["eth9"]`},

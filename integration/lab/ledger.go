@@ -101,14 +101,14 @@ func (n *Node) processesLeft() (map[int]string, error) {
 	return left, nil
 }
 
-// execHelper tells whether a process is the one that `berth serve` keeps for execs: it is a part of the daemon, and has
-// another process id after each start. One whose daemon is gone is not.
+// execHelper tells whether a process is the one that `berth serve` keeps for execs, or a plugin that it has started: it is
+// a part of the daemon, and has another process id after each start. One whose daemon is gone is not.
 func (n *Node) execHelper(pid string) bool {
 	if n.Berth == nil || !n.Berth.Alive() {
 		return false
 	}
 	cmdline, err := os.ReadFile("/proc/" + pid + "/cmdline")
-	if err != nil || string(cmdline) != "berth-shim\x00exec\x00" {
+	if err != nil || string(cmdline) != "berth-shim\x00exec\x00" && !strings.HasPrefix(string(cmdline), n.NRIPlugins()+"/") {
 		return false
 	}
 	stat, err := os.ReadFile("/proc/" + pid + "/stat")
