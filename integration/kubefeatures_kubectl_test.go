@@ -204,7 +204,9 @@ func kubectlCopy(t *testing.T, n kubeNode) {
 		must(t, os.WriteFile(file, content, 0o644))
 	}
 	began := time.Now()
-	for _, args := range [][]string{{"cp", there, name + ":/v/tree"}, {"cp", name + ":/v/tree", back}} {
+	// The API server can reset a connection to kubectl that it closes while a ping of kubectl's is unread, and what kubectl
+	// has not read by then is lost, on a busy machine. Retries go on where the last try ended.
+	for _, args := range [][]string{{"cp", there, name + ":/v/tree"}, {"cp", "--retries", "10", name + ":/v/tree", back}} {
 		cmd := n.kubectl(t, stream{}, args...)
 		if text, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("kubectl %v: %v: %s", args, err, text)
