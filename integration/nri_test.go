@@ -4,6 +4,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -217,4 +218,25 @@ func TestNRIPluginReconnects(t *testing.T) {
 	if got := strings.Join(again.events, ", "); got != "stop goes-on, remove goes-on" {
 		t.Errorf("the plugin is told: %s", got)
 	}
+}
+
+// TestNRIKillMatrix kills the daemon before and after every event that a plugin is told, as TestKillMatrix does at all
+// other steps, which it passes without a plugin. An end is told by who sees it first, the call that has asked for it or the
+// shim's watch, so that no life is sure to pass those points.
+func TestNRIKillMatrix(t *testing.T) {
+	ctx := t.Context()
+	points := slices.DeleteFunc(livePoints(ctx, t, installWatcher), func(p string) bool {
+		return !strings.Contains(p, ".nri") || strings.HasPrefix(p, "Exit.") || strings.HasPrefix(p, "StopContainer.") || strings.HasPrefix(p, "ShimDied.")
+	})
+	if len(points) < 16 {
+		t.Fatalf("only these points are events of plugins: %v", points)
+	}
+	t.Logf("%d points: %v", len(points), points)
+	matrix(t, points, func(k *killNode, point string) error {
+		if _, err := os.Stat(k.NRISocket()); err != nil {
+			return errors.Join(errors.New("the node has no NRI"), err)
+		}
+		_, err := k.killAt(ctx, point, "")
+		return err
+	}, installWatcher)
 }
