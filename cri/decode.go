@@ -10,13 +10,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // registers the codec that decoder wraps
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-
-	_ "google.golang.org/grpc/encoding/proto" // registers the codec that decoder wraps
 )
 
 // decoder is the codec of the server. It answers a request that is no such message (text that is not UTF-8, bytes that are
