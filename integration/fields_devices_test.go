@@ -72,6 +72,9 @@ func deviceFields() []fieldGroup {
 				f.says(t, f.pod(t, plainPod), f.ctr("cd /dev/all; find . -type c | sort; find . -type f; sh -c ': < a' 2>&1 | grep -q 'not permitted' || echo read", withDevice(dir, "/dev/all", "r")), "./a\n./sub/b\nread\n")
 			}},
 			{"twice, the last wins", about, func(t *testing.T, f *fields) {
+				if f.peer {
+					t.Skip("with containerd and runc it is the first")
+				}
 				dir := f.volume(t)
 				hostDevice(t, dir+"/d")
 				f.says(t, f.pod(t, plainPod), f.ctr("stat -c '%t:%T' /dev/mine", withDevice("/dev/zero", "/dev/mine", "r"), withDevice(dir+"/d", "/dev/mine", "r")), "f0:63\n")
@@ -166,6 +169,9 @@ func confinementFields() []fieldGroup {
 	}
 	bad := func(name, content string) fieldCase {
 		return fieldCase{name, about, func(t *testing.T, f *fields) {
+			if f.peer && content == "{}" {
+				t.Skip("containerd takes an empty profile (CVE-2023-2431 is the kubelet's)")
+			}
 			path := f.volume(t) + "/profile.json"
 			if content != "" {
 				must(t, os.WriteFile(path, []byte(content), 0o644))

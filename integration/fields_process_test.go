@@ -94,7 +94,10 @@ func processFields() []fieldGroup {
 				f.says(t, f.pod(t, plainPod), cfg, "request image\n")
 			}},
 			{"PATH and HOSTNAME are there", envs, func(t *testing.T, f *fields) {
-				image := f.image(t, nil)
+				if f.peer {
+					t.Skip("containerd gives no PATH where the image has other variables")
+				}
+				image := f.security.image(t, nil)
 				cfg := f.ctr("echo $PATH; echo $HOSTNAME; test -n \"$HOME\" && echo home; echo \"[$TERM]\"")
 				cfg.Image.Image = image
 				p := f.pod(t, plainPod)

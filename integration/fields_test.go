@@ -4,7 +4,9 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -227,10 +229,25 @@ func (f *fields) newPod(t *testing.T, kind podKind, change func(*runtimeapi.PodS
 	return f.ownPod(t, cfg)
 }
 
+// image is an image of busybox and more entries, with a PATH: containerd has one of its own only where an image has no
+// variables at all.
+func (f *fields) image(t *testing.T, change func(*imagestest.Image), entries ...imagestest.Entry) string {
+	t.Helper()
+	return f.security.image(t, func(i *imagestest.Image) {
+		i.Config.Config.Env = append(i.Config.Config.Env, "PATH=/bin")
+		if change != nil {
+			change(i)
+		}
+	}, entries...)
+}
+
 // log is what a container has written so far.
 func (f *fields) log(t *testing.T, p *securityPod, cfg *runtimeapi.ContainerConfig) string {
 	t.Helper()
 	lines, err := lab.Log(p.cfg, cfg)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "" // not begun
+	}
 	must(t, err)
 	var text strings.Builder
 	for _, l := range lines {

@@ -153,7 +153,12 @@ func capabilityFields() []fieldGroup {
 	return []fieldGroup{{"capabilities", []fieldCase{
 		has("by default", add, func(*containerSecurity) {}, eff, "CapEff:\t00000000a80425fb\n"),
 		has("one more", add, caps("NET_ADMIN", "", ""), eff, "CapEff:\t00000000a80435fb\n"),
-		has("with a prefix", add, caps("CAP_SYS_TIME", "", ""), eff, "CapEff:\t00000000aa0425fb\n"),
+		{"with a prefix", add, func(t *testing.T, f *fields) {
+			if f.peer {
+				t.Skip("containerd takes names without it only")
+			}
+			f.says(t, f.pod(t, plainPod), f.ctr(eff, withSecurity(caps("CAP_SYS_TIME", "", ""))), "CapEff:\t00000000aa0425fb\n")
+		}},
 		has("one less", drop, caps("", "CHOWN", ""), eff+"; chown 1 /etc/passwd 2>/dev/null || echo cannot", "CapEff:\t00000000a80425fa\ncannot\n"),
 		has("none", drop, caps("", "ALL", ""), eff+"; "+bound, "CapEff:\t0000000000000000\nCapBnd:\t0000000000000000\n"),
 		has("none but one", add+" "+drop, caps("NET_BIND_SERVICE", "ALL", ""), eff+"; "+bound, "CapEff:\t0000000000000400\nCapBnd:\t0000000000000400\n"),
@@ -180,6 +185,9 @@ func capabilityFields() []fieldGroup {
 		}},
 		has("an exec has the same", add, caps("NET_ADMIN", "CHOWN", ""), eff, "CapEff:\t00000000a80435fa\n"),
 		{"a capability that does not exist", add, func(t *testing.T, f *fields) {
+			if f.peer {
+				t.Skip("runc leaves it out with a warning")
+			}
 			f.refused(t, f.pod(t, plainPod), f.ctr("true", withSecurity(caps("NO_SUCH_THING", "", ""))), codes.InvalidArgument, "NO_SUCH_THING")
 		}},
 		{"setuid works", "LinuxContainerSecurityContext.no_new_privs", func(t *testing.T, f *fields) {
