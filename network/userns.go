@@ -67,6 +67,10 @@ func (u *UserNamespace) pin(flags int, all []namespace, set NamespaceSet, sysctl
 		return err
 	}
 	defer h.end()
+	// First, since one that has answered lives until it is let go: its namespaces are there as long.
+	if err := h.answer(sysctls); err != nil {
+		return err
+	}
 	dir := "/proc/" + strconv.Itoa(h.process.Pid) + "/ns/"
 	for _, n := range all {
 		if err := enter(dir+n.file, n.flag); err != nil {
@@ -74,9 +78,6 @@ func (u *UserNamespace) pin(flags int, all []namespace, set NamespaceSet, sysctl
 		}
 	}
 	if err := set.setUp(); err != nil {
-		return err
-	}
-	if err := h.answer(sysctls); err != nil {
 		return err
 	}
 	return pinAll(append([]namespace{{path: u.Path, file: "user"}}, all...), dir)
