@@ -109,6 +109,44 @@ func TestProbeStorm(t *testing.T) {
 	must(t, err)
 }
 
+// TestKilledExecsLeaveNothing has an exec time out that goes on forking while it is killed: what it starts meanwhile is
+// killed as well, and does not go on as if it had been left behind on purpose.
+func TestKilledExecsLeaveNothing(t *testing.T) {
+	n := newNode(t)
+	if n.Foreign() {
+		t.Skip("about berth serve alone")
+	}
+	p := newStreamingPod(t, n)
+	ctx := t.Context()
+	id := p.start(t, lab.Container("quiet", "sleep", "86400"))
+	must(t, lab.Eventually(ctx, soon, "the pod's containers have all their processes", func(ctx context.Context) error {
+		_, err := n.CRI.Exec(ctx, p.sleeper, "pgrep", "sleep")
+		return err
+	}))
+	left, err := n.Processes()
+	must(t, err)
+	const forking = `trap '' TERM
+		f() { for i in $(seq 300); do (setsid sleep 86400 &); done; }
+		for i in 1 2 3 4; do (while :; do f; sleep 1; done) & done; exec sleep 86400`
+	for range 3 {
+		_, err := n.CRI.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", forking}, Timeout: 1})
+		if status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("%v, want DeadlineExceeded", err)
+		}
+	}
+	must(t, lab.Eventually(ctx, soon, "no process is left of any exec", func(context.Context) error {
+		now, err := n.Processes()
+		if err != nil {
+			return err
+		}
+		maps.DeleteFunc(now, func(pid int, _ string) bool { _, ok := left[pid]; return ok })
+		if len(now) > 0 {
+			return fmt.Errorf("%d processes: %.300s", len(now), fmt.Sprint(now))
+		}
+		return nil
+	}))
+}
+
 const stormRate = 100
 
 // stormResult counts how probes ended.

@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,7 +44,12 @@ func execute(req shim.ExecRequest, files []*os.File, started func(pid int)) (int
 		if err := os.Mkdir(execDir(req), 0o755); err != nil {
 			return 0, err
 		}
-		defer leave(req)
+		killed := &atomic.Bool{}
+		kills.Store(execDir(req), killed)
+		defer func() {
+			kills.Delete(execDir(req))
+			leave(req, killed)
+		}()
 		process.SubCgroupPaths = map[string]string{req.CgroupController: execName(req)}
 	}
 	process.LogLevel = logLevel
@@ -96,9 +103,15 @@ func execName(req shim.ExecRequest) string {
 
 func execDir(req shim.ExecRequest) string { return filepath.Join(req.CgroupDir, execName(req)) }
 
+// kills are the execs that run, by their cgroups, and whether they are to be killed.
+var kills sync.Map
+
 // killExecution kills an exec'd process with all that it has started.
 func killExecution(req shim.ExecRequest, pid int) {
 	if req.CgroupDir != "" {
+		if killed, ok := kills.Load(execDir(req)); ok {
+			killed.(*atomic.Bool).Store(true)
+		}
 		if err := shim.KillCgroup(execDir(req)); err != nil {
 			fmt.Fprintln(os.Stderr, "kill exec in", req.ID+":", err)
 		}
@@ -124,10 +137,17 @@ func parent(pid int) int {
 }
 
 // leave removes the cgroup of an exec that has ended. What it has left running in the background goes on in the
-// container's own cgroup.
-func leave(req shim.ExecRequest) {
+// container's own cgroup, unless the exec was killed: its process may be gone before those that fork meanwhile are, and
+// they must not get away.
+func leave(req shim.ExecRequest, killed *atomic.Bool) {
 	dir := execDir(req)
 	for range 50 {
+		if killed.Load() {
+			if err := shim.KillCgroup(dir); err != nil { // stays where it is, and goes with the container
+				fmt.Fprintln(os.Stderr, "kill exec in", req.ID+":", err)
+				return
+			}
+		}
 		err := unix.Rmdir(dir)
 		if err == nil || err == unix.ENOENT {
 			return
@@ -135,6 +155,9 @@ func leave(req shim.ExecRequest) {
 		pids, err := shim.CgroupProcesses(dir)
 		if err != nil {
 			return
+		}
+		if killed.Load() {
+			pids = nil // zombies
 		}
 		for _, pid := range pids {
 			_ = os.WriteFile(filepath.Join(req.CgroupDir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
