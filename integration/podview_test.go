@@ -1,0 +1,118 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/integration/lab"
+	"github.com/berth-run/berth/integration/podview"
+)
+
+// TestPodView compares what programs see of their containers with the files in podview/testdata, which are of one kernel.
+// On another machine it says so. With BERTH_PODVIEW=update it writes berth's files anew, and containerd's by asking the
+// real one; then differences.txt has to explain what differs (podview.TestDifferencesAreExplained).
+func TestPodView(t *testing.T) {
+	update := os.Getenv("BERTH_PODVIEW") == "update"
+	suffix, machine := ".v1.txt", podViewMachine(t)
+	if cgroupV2() {
+		suffix = ".v2.txt"
+	}
+	of := filepath.Join("podview/testdata", "machine"+suffix)
+	if update {
+		must(t, os.WriteFile(of, []byte(machine), 0o644))
+	}
+	if want, err := os.ReadFile(of); err != nil || string(want) != machine {
+		t.Skipf("the views are of another machine:\n%s(%v) and not of this one:\n%sBERTH_PODVIEW=update makes them anew", want, err, machine)
+	}
+	nodes := map[string]lab.Options{"berth": {Tools: tools, Log: t.Logf}}
+	if update {
+		nodes["containerd"] = lab.Options{Tools: tools, Log: t.Logf, Containerd: true}
+	}
+	for runtime, options := range nodes {
+		t.Run(runtime, func(t *testing.T) {
+			n := startNode(t, options)
+			for _, kind := range podview.Kinds {
+				t.Run(kind, func(t *testing.T) {
+					view := podview.Normalise(lookAround(t, n, kind))
+					file := filepath.Join("podview/testdata", runtime, kind+suffix)
+					if update {
+						must(t, os.MkdirAll(filepath.Dir(file), 0o755))
+						must(t, os.WriteFile(file, []byte(strings.Join(view, "\n")+"\n"), 0o644))
+						return
+					}
+					want, err := os.ReadFile(file)
+					must(t, err)
+					for _, d := range podview.Compare(kind, "now", view, "before", strings.Split(strings.TrimSpace(string(want)), "\n")) {
+						t.Error(d)
+					}
+				})
+			}
+		})
+	}
+}
+
+// podViewMachine is what of a machine decides about what its pods see.
+func podViewMachine(t *testing.T) string {
+	t.Helper()
+	var u unix.Utsname
+	must(t, unix.Uname(&u))
+	release := strings.SplitN(unix.ByteSliceToString(u.Release[:]), ".", 3)
+	controllers, err := os.ReadFile("/proc/self/cgroup")
+	must(t, err)
+	var names []string
+	for line := range strings.Lines(string(controllers)) {
+		names = append(names, strings.Split(line, ":")[1])
+	}
+	machine := fmt.Sprintf("Linux %s.%s\ncgroup controllers %s\n", release[0], release[1], strings.Join(names, " "))
+	for _, limit := range []struct {
+		name     string
+		resource int
+	}{{"open files", unix.RLIMIT_NOFILE}, {"core", unix.RLIMIT_CORE}, {"locked memory", unix.RLIMIT_MEMLOCK}, {"stack", unix.RLIMIT_STACK}} {
+		var r unix.Rlimit
+		must(t, unix.Getrlimit(limit.resource, &r))
+		machine += fmt.Sprintf("%s %d %d\n", limit.name, r.Cur, r.Max)
+	}
+	return machine
+}
+
+// lookAround is what a container of a new pod of that kind sees.
+func lookAround(t *testing.T, n *lab.Node, kind string) string {
+	t.Helper()
+	pod := n.Pod("view")
+	ctr := lab.Sh("view", "trap 'exit 0' TERM; : > /dev/shm/up; sleep 86400 & wait")
+	security := ctr.Linux.SecurityContext
+	switch kind {
+	case "plain": // as a kubelet sends a pod that names no profile
+		security.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	case "restricted":
+		security.RunAsUser, security.RunAsGroup = number(1000), number(1000)
+		security.NoNewPrivs, security.ReadonlyRootfs = true, true
+		security.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}}
+		ctr.Linux.Resources = &runtimeapi.LinuxContainerResources{
+			CpuShares: 512, CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20, OomScoreAdj: 985,
+		}
+	case "privileged":
+		pod.Linux.SecurityContext.Privileged, security.Privileged = true, true
+		security.MaskedPaths, security.ReadonlyPaths, security.Seccomp = nil, nil, nil
+	}
+	podID, err := n.CRI.RunPod(t.Context(), pod)
+	must(t, err)
+	defer func() {
+		if err := n.CRI.RemovePod(t.Context(), podID); err != nil {
+			t.Error(err)
+		}
+	}()
+	id, err := n.CRI.Start(t.Context(), podID, pod, ctr)
+	must(t, err)
+	out, err := n.CRI.Exec(t.Context(), id, "sh", "-c", podview.Script)
+	must(t, err)
+	return out
+}
