@@ -163,7 +163,8 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer answerCadvisor(ctx, log, c.CadvisorSocket, manager, store)()
+	endAnswers := answerCadvisor(ctx, log, c.CadvisorSocket, manager, store)
+	defer endAnswers()
 	log.Info("berth serves", "socket", c.Socket, "root", c.Root, "run", c.Run, "version", version.String(), "kernel", kernel.String())
 	notify(log, daemon.SdNotifyReady)
 	err = server.Serve(ctx, listener)
