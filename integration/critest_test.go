@@ -4,10 +4,14 @@ package integration
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/berth-run/berth/integration/testimages"
 )
 
 // unfit are the cases of critest that cannot pass here with any runtime.
@@ -18,12 +22,17 @@ var unfit = []struct{ name, why string }{
 // absent are the cases that critest skips by itself, by the beginning of their names. A case that it skips for a reason not
 // listed here is a failure: nothing is to fall out of the suite unseen.
 var absent = []struct{ name, why string }{
-	{"[k8s.io] AppArmor", "AppArmor is not on in this machine's kernel"},
-	{"[k8s.io] Container benchmark", "benchmarks run with -benchmark only"},
-	{"[k8s.io] Image benchmark", "benchmarks run with -benchmark only"},
-	{"[k8s.io] PodSandbox benchmark", "benchmarks run with -benchmark only"},
+	{"[k8s.io] AppArmor", noAppArmor},
+	{"[k8s.io] Container benchmark", benchmarks},
+	{"[k8s.io] Image benchmark", benchmarks},
+	{"[k8s.io] PodSandbox benchmark", benchmarks},
 	{"[k8s.io] SELinux", "SELinux is not on in this machine's kernel"},
 }
+
+const (
+	noAppArmor = "AppArmor is not on in this machine's kernel"
+	benchmarks = "benchmarks run with -benchmark only: TestCritestBenchmarks"
+)
 
 // TestCritest runs the conformance suite of the CRI and demands that every case passes, except those that cannot.
 func TestCritest(t *testing.T) {
@@ -66,7 +75,7 @@ func whySkipped(name string) string {
 		}
 	}
 	for _, a := range absent {
-		if strings.HasPrefix(name, a.name) {
+		if strings.HasPrefix(name, a.name) && (a.why != noAppArmor || !appArmor()) {
 			return a.why
 		}
 	}
@@ -89,5 +98,38 @@ func TestCritestOverWebSocket(t *testing.T) {
 	t.Logf("critest over WebSocket: %d passed, %d failed in %v", r.Passed, r.Failed, r.Took.Round(time.Second))
 	if r.Passed < 5 {
 		t.Errorf("only %d cases of streaming ran", r.Passed)
+	}
+}
+
+// TestCritestBenchmarks runs critest's benchmarks: what they do has to work, however long it takes on a busy machine.
+func TestCritestBenchmarks(t *testing.T) {
+	n := newNode(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	defer cancel()
+	ledger(t, n)
+	settings := filepath.Join(t.TempDir(), "benchmarks.yaml")
+	must(t, os.WriteFile(settings, []byte(`
+containersNumber: 8
+containersNumberParallel: 2
+podsNumber: 8
+podsNumberParallel: 2
+imagesNumber: 6
+imagePullingBenchmarkImage: `+testimages.Httpd+`
+imageListingBenchmarkImages: [`+testimages.Busybox+`, `+testimages.Nginx+`]
+containerBenchmarkTimeoutSeconds: 300
+podBenchmarkTimeoutSeconds: 300
+imageBenchmarkTimeoutSeconds: 300
+podContainerStartBenchmarkTimeoutSeconds: 60
+`), 0o644))
+	r, err := n.Critest(ctx, "benchmark", "", "-benchmark", "-benchmarking-params-file", settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, why := range r.Failures {
+		t.Errorf("failed: %s\n%s", name, why)
+	}
+	t.Logf("critest's benchmarks: %d passed, %d failed in %v", r.Passed, r.Failed, r.Took.Round(time.Second))
+	if r.Passed < 5 {
+		t.Errorf("only %d benchmarks ran", r.Passed)
 	}
 }
