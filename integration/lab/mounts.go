@@ -38,19 +38,31 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// unmountBelow takes away every mount below dir, newest first.
+// unmountBelow takes away every mount below dir, newest first. It looks until it has found none three times: while mounts
+// come and go, the table can be read without one that is there all the time (no snapshot is promised of it).
 func unmountBelow(dir string) error {
-	mounts, err := mountTable()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for i := len(mounts) - 1; i >= 0; i-- {
-		if m := mounts[i]; strings.HasPrefix(m.point, dir+"/") {
-			if err := unix.Unmount(m.point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+	for clean := 0; clean < 3; clean++ {
+		mounts, err := mountTable()
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for i := len(mounts) - 1; i >= 0; i-- {
+			m := mounts[i]
+			if !strings.HasPrefix(m.point, dir+"/") {
+				continue
+			}
+			switch err := unix.Unmount(m.point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err {
+			case nil:
+				clean = -1
+			case unix.EINVAL, unix.ENOENT: // gone with another
+			default:
 				errs = append(errs, fmt.Errorf("unmount %s: %w", m.point, err))
 			}
 		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
