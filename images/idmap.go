@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/thread"
 )
 
 // Userns is a user namespace that an image is mounted for: what belongs to user 0 in its layers belongs to the namespace's
@@ -112,25 +113,13 @@ func mapLayer(layer string, userns int, at string) error {
 // else sees, and a daemon that is killed leaves none of it. Unmounting by others goes through, so that nothing is kept
 // busy by the copy.
 func inPrivateMounts(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == os.Getpid() {
-			// The main thread does not end. While this goroutine holds it, another one gets another thread.
-			done <- inPrivateMounts(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		// Not unlocked again: the runtime ends the thread with the goroutine.
+	return thread.Throwaway(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			done <- os.NewSyscallError("unshare", err)
-			return
+			return os.NewSyscallError("unshare", err)
 		}
 		if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-			done <- fmt.Errorf("make mounts private: %w", err)
-			return
+			return fmt.Errorf("make mounts private: %w", err)
 		}
-		done <- f()
-	}()
-	return <-done
+		return f()
+	})
 }

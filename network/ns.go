@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/thread"
 )
 
 // NamespaceSet says which namespaces of a pod to make, and what to set in them.
@@ -56,7 +58,7 @@ func Pin(s NamespaceSet) error {
 	if err != nil {
 		return err
 	}
-	return onThrowawayThread(func() error {
+	return thread.Throwaway(func() error {
 		flags := 0
 		for _, n := range all {
 			flags |= n.flag

@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/thread"
 )
 
 func needRoot(t *testing.T) {
@@ -68,7 +70,7 @@ func pinned(t *testing.T, s NamespaceSet) NamespaceSet {
 func (s NamespaceSet) inside(t *testing.T, file string) string {
 	t.Helper()
 	var data []byte
-	err := onThrowawayThread(func() error {
+	err := thread.Throwaway(func() error {
 		for _, n := range s.namespaces() {
 			f, err := os.Open(n.path)
 			if err != nil {
@@ -513,7 +515,7 @@ func TestInNamespaceReturnsHome(t *testing.T) {
 // Called on the main thread, the work must not be done there: that one cannot be thrown away.
 func TestThrowawayThreadIsNotTheMainOne(t *testing.T) {
 	for range 100 {
-		if err := onThrowawayThread(func() error {
+		if err := thread.Throwaway(func() error {
 			if unix.Gettid() == os.Getpid() {
 				t.Error("on the main thread")
 			}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +18,7 @@ import (
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/shim"
 	"github.com/berth-run/berth/internal/step"
+	"github.com/berth-run/berth/internal/thread"
 )
 
 // launcher starts shims and exec servers from one sealed copy of the shim's program in memory: nothing that a container
@@ -181,25 +181,20 @@ func inNamespaces(paths []string, f func() error) error {
 	if len(paths) == 0 {
 		return f()
 	}
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with the goroutine
-		done <- func() error {
-			for _, path := range paths {
-				fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-				if err != nil {
-					return &os.PathError{Op: "open", Path: path, Err: err}
-				}
-				err = unix.Setns(fd, 0)
-				_ = unix.Close(fd)
-				if err != nil {
-					return &os.PathError{Op: "setns", Path: path, Err: err}
-				}
+	return thread.Throwaway(func() error {
+		for _, path := range paths {
+			fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return &os.PathError{Op: "open", Path: path, Err: err}
 			}
-			return f()
-		}()
-	}()
-	return <-done
+			err = unix.Setns(fd, 0)
+			_ = unix.Close(fd)
+			if err != nil {
+				return &os.PathError{Op: "setns", Path: path, Err: err}
+			}
+		}
+		return f()
+	})
 }
 
 // execServerEnds is more than an exec server takes to end, with what it runs, once its socket is closed.

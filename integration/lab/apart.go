@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/thread"
 )
 
 // containerdDir is where a kubelet's cAdvisor looks for containerd: no option of the kubelet leads it elsewhere.
@@ -36,17 +37,19 @@ func (n *Node) startApart(name, log, program string, args ...string) (*Process, 
 	}
 	started := make(chan error)
 	go func() {
-		// This thread is in the other namespace for good, and has to live as long as the program, whose parent-death signal
-		// comes when it ends. Never unlocked, it ends with the goroutine.
-		runtime.LockOSThread()
-		err := n.apart()
-		if err == nil {
-			err = p.cmd.Start()
-		}
-		started <- err
-		if err == nil {
-			p.wait()
-		}
+		// The thread is in the other namespace for good, and has to live as long as the program, whose parent-death signal
+		// comes when it ends.
+		_ = thread.Throwaway(func() error {
+			err := n.apart()
+			if err == nil {
+				err = p.cmd.Start()
+			}
+			started <- err
+			if err == nil {
+				p.wait()
+			}
+			return nil
+		})
 	}()
 	if err := p.begun(<-started); err != nil {
 		return nil, err

@@ -142,7 +142,7 @@ func TestImports(t *testing.T) {
 		{"cgroups stands alone", below("cgroups"), below("images", "network", "proxy", "internal")},
 		{"proxy stands alone", below("proxy"), below("images", "network", "cgroups")},
 		{"the life of pods does not know the service above it", below("cri/pods", "cri/spec", "cri/shim", "cri/streaming"), matching(module + "/cri")},
-		{"the shared mechanisms need the standard library only", below("internal/step", "internal/version"), func(name string) bool { return strings.Contains(name, ".") && !strings.HasPrefix(name, "vendor/") }},
+		{"the shared mechanisms need the standard library only", below("internal/step", "internal/thread", "internal/version"), func(name string) bool { return strings.Contains(name, ".") && !strings.HasPrefix(name, "vendor/") }},
 		{"the thin shim's OOM counter is light", below("cgroups/oom"), func(name string) bool { return strings.Contains(name, ".") && !strings.HasPrefix(name, "vendor/") }},
 		{"no product code reaches into the tests", below("cmd", "cri", "images", "network", "cgroups", "proxy"), func(name string) bool { return below("integration", "examples")(name) || name == "testing" }},
 	} {
