@@ -2,13 +2,11 @@ package network
 
 import (
 	"errors"
-	"fmt"
 	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -16,34 +14,32 @@ import (
 )
 
 // holderProgram is the shim's own holder, with nothing of the shim around it.
-var holderProgram = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "berth-holder-")
+func holderProgram(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "berth-holder-") // not t.TempDir: it is executed by users without rights
 	if err != nil {
-		return "", err
+		t.Fatal(err)
 	}
-	// Executed by users without rights.
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", err
+		t.Fatal(err)
 	}
 	main := filepath.Join(dir, "main.c")
 	if err := os.WriteFile(main, []byte("int main(void) { return 3; }\n"), 0o600); err != nil {
-		return "", err
+		t.Fatal(err)
 	}
 	out, err := exec.Command("gcc", "-static", "-Wall", "-Werror", "-o", dir+"/holder", main, "../cmd/berth-shim/holder.c").CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("gcc: %w: %s", err, out)
+		t.Fatalf("gcc: %v: %s", err, out)
 	}
-	return dir + "/holder", nil
-})
+	return dir + "/holder"
+}
 
 // usernsSet is a set of namespaces in a user namespace of 65536 users from 131072 on and as many groups from 262144 on.
 func usernsSet(t *testing.T) NamespaceSet {
 	t.Helper()
 	needRoot(t)
-	program, err := holderProgram()
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := holderProgram(t)
 	dir := t.TempDir()
 	s := NamespaceSet{
 		Net: dir + "/net", IPC: dir + "/ipc", UTS: dir + "/uts", Hostname: "inside",
