@@ -32,7 +32,8 @@ func TestDetailsOfV2(t *testing.T) {
 			MaxMemory:  99, MemoryHits: MemoryHits{High: 2, Max: 3}, KernelUsed: 77,
 			Devices: []DeviceIO{
 				{Major: 8, ReadBytes: 1, WriteBytes: 2, Reads: 3, Writes: 4, DiscardBytes: 5, Discards: 6},
-				{Major: 253, Minor: 16, ReadBytes: 7, Reads: 1}, {Major: 9, Minor: 1},
+				{Major: 253, Minor: 16, ReadBytes: 7, Reads: 1},
+				{Major: 9, Minor: 1},
 			},
 			Limits: Limits{CPUShares: 2597, PeriodMicros: 100000, QuotaMicros: 20000, MemoryReservation: 4096, SwapWithMemory: 8192, Pids: 100},
 		}},

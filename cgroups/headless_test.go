@@ -59,7 +59,7 @@ func TestKillOfAProcessWithoutItsFirstThread(t *testing.T) {
 		t.Error(err)
 	}
 	select {
-	case <-ended:
+	case <-ended: //nolint:errcheck // only that it ended
 	case <-time.After(time.Minute):
 		t.Error("it still runs")
 		_ = cmd.Process.Kill()

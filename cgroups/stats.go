@@ -252,11 +252,22 @@ func (s *Stats) Add(o *Stats) {
 	s.OOMKills += o.OOMKills
 	m, n := &s.Memory, &o.Memory
 	for _, sum := range []struct{ to, of *uint64 }{
-		{&m.Usage, &n.Usage}, {&m.WorkingSet, &n.WorkingSet}, {&m.RSS, &n.RSS}, {&m.Cache, &n.Cache}, {&m.MappedFile, &n.MappedFile},
-		{&m.ActiveFile, &n.ActiveFile}, {&m.InactiveFile, &n.InactiveFile}, {&m.Dirty, &n.Dirty}, {&m.Writeback, &n.Writeback},
-		{&m.PageFaults, &n.PageFaults}, {&m.MajorPageFaults, &n.MajorPageFaults}, {&m.SwapUsage, &n.SwapUsage},
-		{&m.Reclaim.Scanned, &n.Reclaim.Scanned}, {&m.Reclaim.Stolen, &n.Reclaim.Stolen},
-		{&m.Reclaim.RefaultedFile, &n.Reclaim.RefaultedFile}, {&m.Reclaim.RefaultAnon, &n.Reclaim.RefaultAnon},
+		{&m.Usage, &n.Usage},
+		{&m.WorkingSet, &n.WorkingSet},
+		{&m.RSS, &n.RSS},
+		{&m.Cache, &n.Cache},
+		{&m.MappedFile, &n.MappedFile},
+		{&m.ActiveFile, &n.ActiveFile},
+		{&m.InactiveFile, &n.InactiveFile},
+		{&m.Dirty, &n.Dirty},
+		{&m.Writeback, &n.Writeback},
+		{&m.PageFaults, &n.PageFaults},
+		{&m.MajorPageFaults, &n.MajorPageFaults},
+		{&m.SwapUsage, &n.SwapUsage},
+		{&m.Reclaim.Scanned, &n.Reclaim.Scanned},
+		{&m.Reclaim.Stolen, &n.Reclaim.Stolen},
+		{&m.Reclaim.RefaultedFile, &n.Reclaim.RefaultedFile},
+		{&m.Reclaim.RefaultAnon, &n.Reclaim.RefaultAnon},
 	} {
 		*sum.to += *sum.of
 	}

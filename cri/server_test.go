@@ -24,9 +24,8 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-run/berth/cri/pods"
-
 	"github.com/berth-run/berth/cgroups"
+	"github.com/berth-run/berth/cri/pods"
 )
 
 // logBuffer is a log that can be read while it is written to.

@@ -303,7 +303,7 @@ func (f *fields) attach(t *testing.T, id, text string) {
 		return err
 	}))
 	select {
-	case <-done:
+	case <-done: //nolint:errcheck // only that it ended
 	default:
 		cancel()
 		<-done

@@ -302,7 +302,8 @@ func checkResources(r *api.LinuxResources) error {
 		field api.Field
 		value uint64
 	}{
-		{api.Field_CPUShares, c.GetShares().GetValue()}, {api.Field_CPUPeriod, c.GetPeriod().GetValue()},
+		{api.Field_CPUShares, c.GetShares().GetValue()},
+		{api.Field_CPUPeriod, c.GetPeriod().GetValue()},
 		{api.Field_CPURealtimePeriod, c.GetRealtimePeriod().GetValue()},
 	} {
 		if f.value > math.MaxInt64 {

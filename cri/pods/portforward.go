@@ -57,7 +57,7 @@ func (m *Manager) PortForward(ctx context.Context, sandboxID string, port int32,
 	select {
 	case err = <-out: // nothing more comes from the pod
 		select {
-		case <-in:
+		case <-in: //nolint:errcheck // only that it ended
 		case <-time.After(linger):
 		}
 	case err = <-in:

@@ -106,7 +106,8 @@ func TestStatusOfASession(t *testing.T) {
 	}{
 		{nil, `{"status":"Success"}`, ""},
 		{
-			[]string{"a"}, `{"status":"Failure","message":"command terminated with non-zero exit code: exit code 100","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"100"}]}}`,
+			[]string{"a"},
+			`{"status":"Failure","message":"command terminated with non-zero exit code: exit code 100","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"100"}]}}`,
 			"command terminated with non-zero exit code: exit code 100",
 		},
 		{[]string{"a", "b", "c"}, `{"status":"Failure","message":"no such program","reason":"InternalError","code":500}`, "no such program"},
