@@ -306,6 +306,6 @@ func (f *fields) attach(t *testing.T, id, text string) {
 	case <-done: //nolint:errcheck // only that it ended
 	default:
 		cancel()
-		<-done
+		<-done //nolint:errcheck // only that it ended
 	}
 }

@@ -300,7 +300,7 @@ func TestStreamingTokens(t *testing.T) {
 			}()
 		}
 		for range cap(results) {
-			<-results
+			<-results //nolint:errcheck // only that it ended
 		}
 		if won.Load() != 1 {
 			t.Errorf("%d clients of one URL had a session", won.Load())

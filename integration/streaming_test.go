@@ -286,7 +286,7 @@ func (p *streamingPod) goesOn(t *testing.T, ctx context.Context) {
 		_, err := io.ReadFull(began, make([]byte, len("began\n")))
 		must(t, err)
 		leave()
-		<-done
+		<-done //nolint:errcheck // only that it ended
 		_ = began.Close()
 		_, err = p.CRI.Exec(ctx, p.sleeper, "touch", file+".go")
 		must(t, err)
