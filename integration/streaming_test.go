@@ -318,7 +318,7 @@ func (p *streamingPod) attachAgain(t *testing.T, ctx context.Context) {
 		}
 		leave()
 		_, _ = typed.Close(), read.Close()
-		<-done
+		<-done //nolint:errcheck // only that it ended
 	}
 	status, err := p.CRI.ContainerState(ctx, id)
 	must(t, err)
