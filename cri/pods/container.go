@@ -36,6 +36,8 @@ type container struct {
 	told     toldNRI     // to plugins of NRI
 	resizing sync.Mutex  // one change of the resources at a time
 
+	signalling lock // one stop signal at a time
+
 	process atomic.Pointer[specs.Process] // of the specification, for exec
 }
 
@@ -51,7 +53,7 @@ const (
 const startErrorCode = 128
 
 func (m *Manager) newContainer(p *pod, rec containerRecord) *container {
-	c := &container{m: m, pod: p, rec: rec, exited: make(chan struct{})}
+	c := &container{m: m, pod: p, rec: rec, exited: make(chan struct{}), signalling: newLock()}
 	c.life.tell = func(types ...cri.ContainerEventType) { m.announce(c.pod, rec.ID, types...) }
 	ended := rec.Phase == stopped || !rec.FinishedAt.IsZero()
 	if ended {
@@ -300,7 +302,12 @@ func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Durat
 	if rec := c.record(); rec.FinishedAt.IsZero() && rec.Phase == starting && grace > 0 {
 		err := s.Run(ctx,
 			step.Step{Name: "signal", Timeout: 30 * time.Second, Do: func(ctx context.Context) error {
-				if rec.Signalled {
+				// Of calls that come at once the others wait for the first: a program counts its signals.
+				if err := c.signalling.Lock(ctx); err != nil {
+					return err
+				}
+				defer c.signalling.Unlock()
+				if c.record().Signalled {
 					return nil
 				}
 				ctx, cancel := context.WithTimeout(ctx, shimAnswers)
