@@ -83,6 +83,7 @@ type pull struct {
 	diffIDs  []digest.Digest
 	chains   []ChainID
 	parts    []part
+	progress *pullProgress
 	known    bool // the image is here
 	again    bool // it was, and then it was removed: now it is pulled as if it were new, which holds its layers
 	slots    chan struct{}
@@ -99,16 +100,22 @@ type part struct {
 }
 
 func (s *Store) pull(ctx context.Context, named reference.Named, cred credentials) (*Image, error) {
-	start := time.Now()
+	progress := s.track.begin(named.String())
+	defer s.track.end(progress)
+	start := progress.started
+	told := make(chan struct{})
+	defer close(told)
+	go s.tell(progress, told)
 	src, err := s.source(named, cred)
 	if err != nil {
+		s.track.failed.Add(1)
 		return nil, err
 	}
 	defer src.close()
 	var p *pull
 	var img *Image
 	for try := range 2 {
-		p = &pull{s: s, named: named, src: src, slots: make(chan struct{}, layersAtOnce), again: try > 0}
+		p = &pull{s: s, named: named, src: src, progress: progress, slots: make(chan struct{}, layersAtOnce), again: try > 0}
 		stack := &step.Stack{Call: "PullImage", Owner: named.String(), Observe: s.observe}
 		img, err = p.run(ctx, stack)
 		if err != nil {
@@ -125,12 +132,66 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 	}
 	if err != nil {
 		err = p.explain(ctx, cred, err)
+		if img := s.localInstead(named, err); img != nil {
+			s.track.pulled.Add(1)
+			return img, nil
+		}
+		s.track.failed.Add(1)
 		s.log.Warn("pull failed", "image", named.String(), "error", err, "after", time.Since(start).Round(time.Millisecond))
 		return nil, err
 	}
+	s.track.pulled.Add(1)
 	s.log.Info("image pulled", "image", named.String(), "id", img.ID, "layers", len(p.chains), "compressed", p.size,
 		"took", time.Since(start).Round(time.Millisecond))
 	return img, nil
+}
+
+// localInstead returns the image that a reference means on this node, where the registry did not answer and the store is
+// to make do with that.
+func (s *Store) localInstead(named reference.Named, err error) *Image {
+	if !s.local || !errors.Is(err, ErrRegistryUnavailable) {
+		return nil
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	id, ok := s.refs[named.String()]
+	if !ok {
+		return nil
+	}
+	img, derr := s.describe(id, s.refsOf(id))
+	if derr != nil {
+		return nil
+	}
+	s.track.local.Add(1)
+	s.log.Warn("registry unavailable, the image of this node is used instead", "image", named.String(), "id", id, "error", err)
+	return img
+}
+
+// tellEvery is how often the log says how far a pull has come.
+const tellEvery = 10 * time.Second
+
+// tell logs how far a pull has come until it has ended.
+func (s *Store) tell(p *pullProgress, ended <-chan struct{}) {
+	ticker := time.NewTicker(tellEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-ticker.C:
+		}
+		s.track.mu.Lock()
+		now := p.status(s.track.layers)
+		s.track.mu.Unlock()
+		layers := map[LayerState]int{}
+		for _, l := range now.Layers {
+			layers[l.State]++
+		}
+		fetched, total := now.Bytes()
+		s.log.Info("pulling", "image", now.Reference, "state", now.State, "fetched", fetched, "of", total,
+			"layersWaiting", layers[LayerWaiting], "layersFetching", layers[LayerFetching], "layersDone", layers[LayerUnpacked]+layers[LayerPresent],
+			"since", time.Since(now.Started).Round(time.Second))
+	}
 }
 
 // run does the steps. The layers are begun before it is known what their image is called, and the last two steps are
@@ -146,6 +207,7 @@ func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
 		if err := stack.RunAll(ctx, p.layerSteps()...); err != nil {
 			return nil, err
 		}
+		p.progress.set(PullFinishing)
 		// Not cut short, since it works on descriptors that are closed after it; it takes no time.
 		if err := stack.Run(context.WithoutCancel(ctx), step.Step{Name: "inherit", Timeout: longStep, Do: p.inherit}); err != nil {
 			return nil, err
@@ -154,6 +216,7 @@ func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
 			return nil, err
 		}
 	}
+	p.progress.set(PullFinishing)
 	p.s.change.Lock()
 	defer p.s.change.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -258,6 +321,11 @@ func hasDigest(ref string, d digest.Digest) bool {
 func (p *pull) layerSteps() []step.Step {
 	p.parts = make([]part, len(p.chains))
 	steps := make([]step.Step, len(p.chains))
+	layers := make([]LayerStatus, len(p.chains))
+	for i, l := range p.layers {
+		layers[i] = LayerStatus{Digest: l.Digest, Size: l.Size, State: LayerWaiting}
+	}
+	p.progress.setLayers(p.chains, layers)
 	for i := range p.chains {
 		steps[i] = step.Step{
 			Name: fmt.Sprintf("layer-%d", i+1), Timeout: longStep,
@@ -282,6 +350,7 @@ func (p *pull) layer(ctx context.Context, i int) error {
 				return err
 			}
 			p.parts[i] = part{root: root, release: func() { root.Close(); p.s.unhold(chain) }}
+			p.progress.setLayer(i, LayerPresent)
 			return nil
 		}
 		staged, release, own, err := p.s.unpacks.acquire(ctx, p.s.ctx, chain, func(ctx context.Context) (*stagedLayer, error) {
@@ -291,11 +360,14 @@ func (p *pull) layer(ctx context.Context, i int) error {
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			}
-			return p.s.unpack(ctx, p.src, p.layers[i], p.diffIDs[i], chain)
+			progress, ended := p.s.track.layer(chain)
+			defer ended()
+			return p.s.unpack(ctx, p.src, p.layers[i], p.diffIDs[i], chain, progress)
 		})
 		if err == nil {
 			// Let go of in this order: whoever finds the staged layer must find it held.
 			p.parts[i] = part{staged: staged, root: staged.root, release: func() { release(); p.s.unhold(chain) }}
+			p.progress.setLayer(i, LayerUnpacked)
 			return nil
 		}
 		if own || ctx.Err() != nil {

@@ -25,6 +25,10 @@ type Options struct {
 	Root string
 	// CertsD is the directory of registry configuration (HOST/hosts.toml, containerd's format); "" for none.
 	CertsD string
+	// LocalWhenUnavailable answers a pull with the image that its reference means on this node, where there is one and the
+	// registry could not be reached or was not fit to answer (ErrRegistryUnavailable). That is logged and counted. It means
+	// that whoever may pull gets what an earlier pull opened with credentials of its own.
+	LocalWhenUnavailable bool
 	// Log may be nil.
 	Log *slog.Logger
 	// Observe, if not nil, is told the end of each step of a pull.
@@ -36,6 +40,7 @@ type Store struct {
 	root    string
 	rootDir *os.File
 	certsD  string
+	local   bool
 	log     *slog.Logger
 	observe func(step.Event)
 	db      *bolt.DB
@@ -47,6 +52,7 @@ type Store struct {
 	workers sync.WaitGroup
 	trashed chan struct{}
 
+	track   tracker
 	pulls   shared[pullKey, *Image]
 	unpacks shared[ChainID, *stagedLayer]
 
@@ -105,7 +111,7 @@ func Open(o Options) (*Store, error) {
 		return nil, fmt.Errorf("image store: open %s: %w", filepath.Join(root, dbName), err)
 	}
 	s := &Store{
-		root: root, rootDir: rootDir, certsD: o.CertsD, log: log, observe: o.Observe, db: db,
+		root: root, rootDir: rootDir, certsD: o.CertsD, local: o.LocalWhenUnavailable, log: log, observe: o.Observe, db: db,
 		pace: defaultPace, bounds: defaultBounds,
 		trashed: make(chan struct{}, 1),
 		images:  map[digest.Digest]*imageRecord{}, refs: map[string]digest.Digest{}, layers: map[ChainID]*layerRecord{},

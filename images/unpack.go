@@ -30,10 +30,11 @@ var defaultBounds = bounds{bytes: maxUnpacked, entries: 1_000_000}
 
 // stagedLayer is a layer that is unpacked but not recorded yet.
 type stagedLayer struct {
-	chain ChainID
-	rec   layerRecord
-	path  string // in tmp, until published
-	root  *os.File
+	chain    ChainID
+	progress *layerProgress // nil where nobody wants to know
+	rec      layerRecord
+	path     string // in tmp, until published
+	root     *os.File
 	// implicit are the directories that the layer has no entry for, parents first; "" is its root.
 	implicit []string
 	inherit  sync.Once
@@ -53,12 +54,12 @@ func (s *Store) discardStaged(l *stagedLayer) {
 }
 
 // unpack fetches a layer and unpacks it into a directory of its own.
-func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor, diffID digest.Digest, chain ChainID) (*stagedLayer, error) {
+func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor, diffID digest.Digest, chain ChainID, progress *layerProgress) (*stagedLayer, error) {
 	limit, err := s.unpackLimit()
 	if err != nil {
 		return nil, err
 	}
-	l := &stagedLayer{chain: chain}
+	l := &stagedLayer{chain: chain, progress: progress}
 	clean := func() {
 		if l.root != nil {
 			l.root.Close()
@@ -73,6 +74,8 @@ func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor
 	}
 	err = src.blob(ctx, desc, maxUnpacked, func(r io.Reader) error {
 		clean() // what an earlier try left
+		progress.fetched.Store(0)
+		progress.unpacked.Store(0)
 		l.path = s.path(tmpDir, unique())
 		// The parent is 0700; this mode is seen inside as that of "/", unless the layer says another.
 		if err := os.Mkdir(l.path, 0o700); err != nil {
@@ -84,7 +87,7 @@ func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor
 		if l.root, err = os.Open(l.path); err != nil {
 			return err
 		}
-		return l.fill(ctx, r, diffID, limit)
+		return l.fill(ctx, &fetchCounter{r, progress, &s.track}, diffID, limit)
 	})
 	if err != nil {
 		clean()
@@ -114,7 +117,7 @@ func (l *stagedLayer) fill(ctx context.Context, r io.Reader, diffID digest.Diges
 	}
 	defer plain.Close()
 	hash := diffID.Algorithm().Hash()
-	stream := &streamCounter{r: plain, ctx: ctx, hash: hash, left: limit.stream()}
+	stream := &streamCounter{r: plain, ctx: ctx, hash: hash, left: limit.stream(), progress: l.progress}
 	out := bufio.NewReaderSize(stream, 256<<10)
 	a := newApplier(l.root, limit)
 	defer a.close()
@@ -160,6 +163,8 @@ type streamCounter struct {
 	ctx  context.Context
 	hash io.Writer
 	left int64
+
+	progress *layerProgress
 }
 
 // Read implements io.Reader.
@@ -168,11 +173,29 @@ func (c *streamCounter) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := c.r.Read(p)
+	if c.progress != nil {
+		c.progress.unpacked.Add(int64(n))
+	}
 	if c.left -= int64(n); c.left < 0 {
 		return 0, fmt.Errorf("unpacks to more than is allowed: %w", errdefs.ErrResourceExhausted)
 	}
 	if _, herr := c.hash.Write(p[:n]); herr != nil {
 		return 0, herr
 	}
+	return n, err
+}
+
+// fetchCounter tells how much of a layer has come.
+type fetchCounter struct {
+	r        io.Reader
+	progress *layerProgress
+	track    *tracker
+}
+
+// Read implements io.Reader.
+func (c *fetchCounter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.progress.fetched.Add(int64(n))
+	c.track.bytes.Add(uint64(n))
 	return n, err
 }
