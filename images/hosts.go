@@ -91,12 +91,11 @@ func (s *Store) source(named reference.Named, cred credentials) (*source, error)
 	}}
 	var file hostsFile
 	if s.certsD != "" {
-		dir, err := config.HostDirFromRoot(s.certsD)(domain)
-		switch {
-		case errdefs.IsNotFound(err):
-		case err != nil:
-			return nil, fmt.Errorf("registry configuration of %s: %w", domain, err)
-		default:
+		dir, err := hostDir(s.certsD, domain)
+		if err != nil {
+			return nil, err
+		}
+		if dir != "" {
 			opts.HostDir = func(string) (string, error) { return dir, nil }
 			if file, err = s.readHostsFile(dir); err != nil {
 				return nil, err
@@ -256,3 +255,15 @@ func (src *source) close() {
 
 // quietly gives the libraries a logger that says nothing.
 func quietly(ctx context.Context) context.Context { return clog.WithLogger(ctx, quiet) }
+
+// hostDir is the directory of a registry's configuration, "" where there is none.
+func hostDir(certsD, domain string) (string, error) {
+	dir, err := config.HostDirFromRoot(certsD)(domain)
+	if errdefs.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("registry configuration of %s: %w", domain, err)
+	}
+	return dir, nil
+}

@@ -1,0 +1,59 @@
+package images
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Layer is an unpacked layer, as it was when it was asked for.
+type Layer struct {
+	ID            ChainID
+	DiffID        digest.Digest
+	Bytes, Inodes uint64 // that its directory takes
+	// Images are those that have it, sorted; none where only a container is left of an image that was removed.
+	Images []digest.Digest
+	// Held: a prepared root file system, a view or a pull needs it.
+	Held bool
+}
+
+// Layers returns all layers, ordered by id.
+func (s *Store) Layers() []Layer {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	of := make(map[ChainID][]digest.Digest, len(s.layers))
+	for _, id := range slices.Sorted(maps.Keys(s.images)) {
+		for _, chain := range s.images[id].Layers {
+			if ids := of[chain]; len(ids) == 0 || ids[len(ids)-1] != id { // a layer may be there twice
+				of[chain] = append(ids, id)
+			}
+		}
+	}
+	all := make([]Layer, 0, len(s.layers))
+	for chain, rec := range s.layers {
+		all = append(all, Layer{ID: chain, DiffID: rec.DiffID, Bytes: rec.Bytes, Inodes: rec.Inodes, Images: of[chain], Held: s.holds[chain] > 0})
+	}
+	slices.SortFunc(all, func(a, b Layer) int { return cmp.Compare(a.ID, b.ID) })
+	return all
+}
+
+// Users returns who uses an image: the keys of its prepared root file systems and the targets of its views, sorted.
+func (s *Store) Users(image digest.Digest) (keys, targets []string) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for key, rec := range s.rootfs {
+		if rec.Image == image {
+			keys = append(keys, key)
+		}
+	}
+	for _, view := range s.views {
+		if view.Image == image {
+			targets = append(targets, view.Target)
+		}
+	}
+	slices.Sort(keys)
+	slices.Sort(targets)
+	return keys, targets
+}
