@@ -166,10 +166,12 @@ func imageUser(user string) (*cri.Int64Value, string) {
 type imageInfo struct {
 	ChainID   string        `json:"chainID,omitempty"`
 	ImageSpec ocispec.Image `json:"imageSpec"`
+	// ArtifactType is berth's own: what an image that cannot be run is.
+	ArtifactType string `json:"artifactType,omitempty"`
 }
 
 func newImageInfo(img *images.Image) *imageInfo {
-	i := &imageInfo{ImageSpec: img.Config}
+	i := &imageInfo{ImageSpec: img.Config, ArtifactType: img.Artifact}
 	if n := len(img.Layers); n > 0 {
 		i.ChainID = string(img.Layers[n-1])
 	}

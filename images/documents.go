@@ -131,9 +131,6 @@ func checkIndex(index *ocispec.Index) error {
 }
 
 func checkManifest(m *ocispec.Manifest) error {
-	if m.Config.MediaType != ocispec.MediaTypeImageConfig && m.Config.MediaType != dockerConfig {
-		return badImage("it is an artifact, not a container image: its configuration has media type %s", quote(m.Config.MediaType))
-	}
 	if err := checkDescriptor(m.Config, maxDocument); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
@@ -141,7 +138,7 @@ func checkManifest(m *ocispec.Manifest) error {
 		return fmt.Errorf("%d layers, more than %d: %w", len(m.Layers), maxLayers, errdefs.ErrResourceExhausted)
 	}
 	for i, desc := range m.Layers {
-		if !isLayerType(desc.MediaType) {
+		if !isLayerType(desc.MediaType) && artifactType(m) == "" {
 			return badImage("layer %d has media type %s, which berth cannot unpack", i+1, quote(desc.MediaType))
 		}
 		if err := checkDescriptor(desc, maxUnpacked); err != nil {

@@ -17,13 +17,16 @@ import (
 
 // Image is an image that is whole on this node, as it was when it was asked for. The caller owns it.
 type Image struct {
-	// ID is the digest of the configuration, so that one image from two registries is one.
+	// ID is the digest of the configuration, so that one image from two registries is one; of an artifact, that of its
+	// manifest.
 	ID digest.Digest
 	// RepoTags and RepoDigests are normalised references, sorted. An image whose tag moved on has only digests.
 	RepoTags, RepoDigests []string
 	// Size is that of the compressed layers and the configuration.
 	Size   int64
 	Config ocispec.Image
+	// Artifact is the type of an OCI artifact, which can be mounted but not run; "" for a container image.
+	Artifact string
 	// Pinned: the kubelet must not garbage-collect it.
 	Pinned bool
 	// Layers are the chain IDs, bottom first.
@@ -73,7 +76,7 @@ func (s *Store) describe(id digest.Digest, refs []string) (*Image, error) {
 	if rec == nil {
 		return nil, errdefs.ErrNotFound
 	}
-	img := &Image{ID: id, Size: rec.Size, Layers: slices.Clone(rec.Layers)}
+	img := &Image{ID: id, Size: rec.Size, Layers: slices.Clone(rec.Layers), Artifact: rec.Artifact}
 	if err := json.Unmarshal(rec.Config, &img.Config); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}

@@ -77,6 +77,7 @@ type pull struct {
 	top      ocispec.Descriptor
 	manifest digest.Digest
 	id       digest.Digest
+	artifact string // its type; "" for a container image
 	config   []byte
 	size     int64
 	layers   []ocispec.Descriptor
@@ -283,7 +284,10 @@ func (p *pull) documents(ctx context.Context) error {
 		return fmt.Errorf("it is not for %s, but for %v: %w", platforms.Format(platforms.DefaultSpec()), w.present, errdefs.ErrNotFound)
 	}
 	p.manifest, p.id, p.config = found.digest, found.manifest.Config.Digest, found.config
-	p.layers, p.diffIDs = found.manifest.Layers, found.image.RootFS.DiffIDs
+	p.layers, p.diffIDs, p.artifact = found.manifest.Layers, found.image.RootFS.DiffIDs, found.artifact
+	if p.artifact != "" {
+		p.id = found.digest // configurations of artifacts are often the same two bytes
+	}
 	p.size = found.manifest.Config.Size
 	for _, l := range p.layers {
 		p.size += l.Size
@@ -362,7 +366,7 @@ func (p *pull) layer(ctx context.Context, i int) error {
 			}
 			progress, ended := p.s.track.layer(chain)
 			defer ended()
-			return p.s.unpack(ctx, p.src, p.layers[i], p.diffIDs[i], chain, progress)
+			return p.s.unpack(ctx, p.src, p.layers[i], p.diffIDs[i], chain, p.artifact != "", progress)
 		})
 		if err == nil {
 			// Let go of in this order: whoever finds the staged layer must find it held.
@@ -493,7 +497,7 @@ func (p *pull) commit(context.Context) error {
 			rec := p.parts[i].staged.rec
 			c.putLayers[chain] = &rec
 		}
-		c.putImages[p.id] = &imageRecord{Manifest: p.manifest, Config: json.RawMessage(p.config), Layers: p.chains, Size: p.size}
+		c.putImages[p.id] = &imageRecord{Manifest: p.manifest, Config: json.RawMessage(p.config), Layers: p.chains, Size: p.size, Artifact: p.artifact}
 	}
 	s.mu.RUnlock()
 	for _, ref := range p.references() {

@@ -26,10 +26,12 @@ func (c ChainID) dir() string {
 type imageRecord struct {
 	// Manifest is the digest of the manifest that was pulled first.
 	Manifest digest.Digest `json:"manifest"`
-	// Config is the image's configuration as it came from the registry.
+	// Config is the image's configuration as it came from the registry; {} for an artifact.
 	Config json.RawMessage `json:"config"`
 	Layers []ChainID       `json:"layers"`
 	Size   int64           `json:"size"`
+	// Artifact is the type of what is no container image.
+	Artifact string `json:"artifact,omitempty"`
 }
 
 // layerRecord is what the database holds of an unpacked layer.

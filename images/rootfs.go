@@ -50,6 +50,9 @@ func (s *Store) Prepare(key string, image digest.Digest, userns *Userns) error {
 	if err != nil {
 		return fmt.Errorf("prepare root file system %s: %w", key, err)
 	}
+	if err := s.runnable(image); err != nil {
+		return errors.Join(fmt.Errorf("prepare root file system %s: %w", key, err), s.letGo(rec))
+	}
 	rec.Userns = userns
 	s.mu.Lock()
 	have := s.rootfs[key]

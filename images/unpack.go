@@ -54,7 +54,7 @@ func (s *Store) discardStaged(l *stagedLayer) {
 }
 
 // unpack fetches a layer and unpacks it into a directory of its own.
-func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor, diffID digest.Digest, chain ChainID, progress *layerProgress) (*stagedLayer, error) {
+func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor, diffID digest.Digest, chain ChainID, artifact bool, progress *layerProgress) (*stagedLayer, error) {
 	limit, err := s.unpackLimit()
 	if err != nil {
 		return nil, err
@@ -87,7 +87,11 @@ func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor
 		if l.root, err = os.Open(l.path); err != nil {
 			return err
 		}
-		return l.fill(ctx, &fetchCounter{r, progress, &s.track}, diffID, limit)
+		counted := &fetchCounter{r, progress, &s.track}
+		if artifact {
+			return l.fillArtifact(ctx, counted, desc, diffID, limit)
+		}
+		return l.fill(ctx, counted, diffID, limit)
 	})
 	if err != nil {
 		clean()
@@ -110,10 +114,19 @@ func (s *Store) unpackLimit() (bounds, error) {
 
 // fill unpacks a compressed stream and verifies its diff ID.
 func (l *stagedLayer) fill(ctx context.Context, r io.Reader, diffID digest.Digest, limit bounds) error {
+	got, err := l.fillTar(ctx, r, diffID, limit)
+	if err == nil && got != diffID {
+		return badImage("unpacked it has the diff id %s, the configuration says %s", got, diffID)
+	}
+	return err
+}
+
+// fillTar unpacks a compressed stream and returns the digest of the archive in it, by the algorithm of diffID.
+func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Digest, limit bounds) (digest.Digest, error) {
 	in := bufio.NewReaderSize(r, 256<<10)
 	plain, err := decompress(in)
 	if err != nil {
-		return blame(err)
+		return "", blame(err)
 	}
 	defer plain.Close()
 	hash := diffID.Algorithm().Hash()
@@ -122,21 +135,18 @@ func (l *stagedLayer) fill(ctx context.Context, r io.Reader, diffID digest.Diges
 	a := newApplier(l.root, limit)
 	defer a.close()
 	if err := a.apply(ctx, out); err != nil {
-		return blame(err)
+		return "", blame(err)
 	}
 	// What follows the end of the archive belongs to the diff ID, and what follows the compressed stream to the digest.
 	if _, err := io.Copy(io.Discard, out); err != nil {
-		return blame(err)
+		return "", blame(err)
 	}
 	if _, err := io.Copy(io.Discard, in); err != nil {
-		return err
-	}
-	if got := digest.NewDigest(diffID.Algorithm(), hash); got != diffID {
-		return badImage("unpacked it has the diff id %s, the configuration says %s", got, diffID)
+		return "", err
 	}
 	l.rec = layerRecord{DiffID: diffID, Bytes: a.bytes, Inodes: a.inodes, Opaque: a.opaqueRoot}
 	l.implicit = a.implicitDirs()
-	return nil
+	return digest.NewDigest(diffID.Algorithm(), hash), nil
 }
 
 // blame makes errors of a layer's content those of the image, and leaves those of network, disk and context alone.

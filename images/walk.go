@@ -22,6 +22,7 @@ type documentWalk struct {
 type foundImage struct {
 	digest   digest.Digest
 	manifest *ocispec.Manifest
+	artifact string // its type; "" for a container image
 	image    *ocispec.Image
 	config   []byte
 }
@@ -57,8 +58,12 @@ func (w *documentWalk) find(ctx context.Context, desc ocispec.Descriptor, depth 
 	}
 	for _, child := range candidates(doc.Index, w.want) {
 		found, err := w.find(ctx, child, depth+1)
-		if err != nil || found != nil {
-			return found, err
+		if err != nil {
+			return nil, err
+		}
+		// Signatures and the like, which say no platform, do not stand in for the image that they lie beside.
+		if found != nil && (found.artifact == "" || child.Platform != nil || len(platformsOf(doc.Index)) == 0) {
+			return found, nil
 		}
 	}
 	w.present = append(w.present, platformsOf(doc.Index)...)
@@ -67,6 +72,9 @@ func (w *documentWalk) find(ctx context.Context, desc ocispec.Descriptor, depth 
 
 // image fetches the configuration, which has the last word about the platform.
 func (w *documentWalk) image(ctx context.Context, desc ocispec.Descriptor, m *ocispec.Manifest) (*foundImage, error) {
+	if artifact := artifactType(m); artifact != "" {
+		return artifactFound(desc, m, artifact), nil
+	}
 	config, err := w.src.document(ctx, m.Config)
 	if err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", m.Config.Digest, err)
