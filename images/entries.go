@@ -2,10 +2,13 @@ package images
 
 import (
 	"archive/tar"
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,13 +64,15 @@ func (a *applier) dirMeta(fd int, name string, hdr *tar.Header) error {
 		return err
 	}
 	access, mod := entryTimes(hdr)
-	a.times[name] = dirTimes{access, mod}
+	a.times[name] = dirTimes{access, mod, a.entries}
 	return nil
 }
 
 // setDirTimes sets the times of directories when nothing is made in them any more.
 func (a *applier) setDirTimes() error {
-	for name, t := range a.times {
+	names := slices.SortedFunc(maps.Keys(a.times), func(x, y string) int { return cmp.Compare(a.times[x].entry, a.times[y].entry) })
+	for _, name := range names {
+		t := a.times[name]
 		fd, err := a.openInside(name)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 			continue // a later entry replaced it

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,6 +49,7 @@ func Corpus(outside string) []HostileLayer {
 		{Name: "symlink parent, relative", Tar: Tar(Symlink("a", up), File("a/etc/passwd", "x")), Check: isFile(filepath.Base(outside) + "/etc/passwd")},
 		{Name: "symlink parent, to root", Tar: Tar(Symlink("a", "/"), File("a/f", "x")), Check: isFile("f")},
 		{Name: "symlink parent, dangling", Tar: Tar(Symlink("var/run", "/run"), File("var/run/f", "x")), Check: isFile("run/f")},
+		{Name: "directory by two names", Tar: Tar(Symlink("a", "/"), Dir("b").With(at(5)), Dir("a/b").With(at(6)), Dir("c").With(at(7))), Check: all(hasTime("b", 6), hasTime("c", 7))},
 		{Name: "symlink chain, short", Tar: Tar(Symlink("a", "b"), Symlink("b", "../../c"), Dir("c"), File("a/f", "x")), Check: isFile("c/f")},
 		{Name: "symlink chain of 300", Tar: Tar(append(chain, Dir("l300"), File("l0/f", "x"))...), Refused: true},
 		{Name: "symlink loop", Tar: Tar(Symlink("a", "b"), Symlink("b", "a"), File("a/f", "x")), Refused: true},
@@ -133,6 +135,8 @@ func GNUSparse(name string, size, at int64, data string) Entry {
 	copy(h[257:], "ustar  \x00")
 	octal(386, 12, at)
 	octal(398, 12, int64(len(data)))
+	octal(410, 12, size) // by this empty piece GNU tar knows the end
+	octal(422, 12, 0)
 	octal(483, 12, size)
 	copy(h[148:], "        ")
 	var sum int64
@@ -229,9 +233,24 @@ func hasMode(name string, mode, uid, gid uint32) check {
 	}
 }
 
+// at sets the time of an entry, in seconds since 1970.
+func at(sec int64) func(*tar.Header) {
+	return func(h *tar.Header) { h.ModTime = time.Unix(sec, 0) }
+}
+
+func hasTime(name string, sec int64) check {
+	return func(root string) error {
+		st, err := stat(root, name)
+		if err == nil && st.Mtim.Sec != sec {
+			err = fmt.Errorf("%s has the time %d, want %d", name, st.Mtim.Sec, sec)
+		}
+		return err
+	}
+}
+
 func hasXattrs(name string, want ...string) check {
 	return func(root string) error {
-		if got := xattrNames(filepath.Join(root, name)); strings.Join(got, " ") != strings.Join(want, " ") {
+		if got := Xattrs(filepath.Join(root, name)); strings.Join(got, " ") != strings.Join(want, " ") {
 			return fmt.Errorf("%s has the attributes %q, want %q", name, got, want)
 		}
 		return nil

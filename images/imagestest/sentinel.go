@@ -66,7 +66,7 @@ func TreeHash(t testing.TB, dir string) string {
 			return err
 		}
 		fmt.Fprintf(h, "%q %o %d:%d %x %d %d.%d\n", rel, st.Mode, st.Uid, st.Gid, st.Rdev, st.Nlink, st.Mtim.Sec, st.Mtim.Nsec)
-		for _, name := range xattrNames(path) {
+		for _, name := range Xattrs(path) {
 			value := make([]byte, 64<<10)
 			n, err := unix.Lgetxattr(path, name, value)
 			if err != nil {
@@ -96,7 +96,8 @@ func TreeHash(t testing.TB, dir string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-func xattrNames(path string) []string {
+// Xattrs returns the names of the extended attributes of a file, sorted; none where there are none to be had.
+func Xattrs(path string) []string {
 	buf := make([]byte, 64<<10)
 	n, err := unix.Llistxattr(path, buf)
 	if err != nil || n == 0 {
