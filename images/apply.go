@@ -32,6 +32,8 @@ type applier struct {
 	rootSeen      bool
 	implicit      map[string]bool
 	order         []string            // of implicit
+	tape          *tape               // what is recorded of the archive, if anything is
+	replaced      bool                // an entry took the place of an earlier one: the tree has not all that the archive has
 	times         map[string]dirTimes // of directories, set at the end: files made in them change them
 	parentName    string              // the directory last used, and
 	parentFD      int                 // its descriptor; -1 for none
@@ -88,6 +90,9 @@ func (a *applier) apply(ctx context.Context, r io.Reader) error {
 		}
 		if err != nil {
 			return err
+		}
+		if a.tape != nil {
+			a.tape.content(hdr)
 		}
 		if err := a.charge(hdr); err != nil {
 			return fmt.Errorf("entry %s: %w", quote(hdr.Name), err)
@@ -366,6 +371,7 @@ func (a *applier) replacing(parent int, base string, create func() error) error 
 
 // remove deletes an earlier entry of this layer, with all below it.
 func (a *applier) remove(parent int, base string) error {
+	a.replaced = true
 	err := unix.Unlinkat(parent, base, 0)
 	if errors.Is(err, unix.EISDIR) {
 		return os.RemoveAll(fmt.Sprintf("/proc/self/fd/%d/%s", parent, base))

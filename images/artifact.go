@@ -72,7 +72,7 @@ func (l *stagedLayer) fillArtifact(ctx context.Context, r io.Reader, desc ocispe
 	if err := a.entry(ctx, hdr, r); err != nil {
 		return blame(err)
 	}
-	l.rec = layerRecord{DiffID: id, Bytes: a.bytes, Inodes: a.inodes}
+	l.rec = layerRecord{DiffID: id, File: filepath.Clean(name)}
 	return nil
 }
 

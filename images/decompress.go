@@ -38,5 +38,10 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(r), nil
 }
 
+// isCompressed tells whether a stream that begins so is one that decompress unpacks.
+func isCompressed(head []byte) bool {
+	return bytes.HasPrefix(head, []byte{0x1f, 0x8b}) || len(head) >= 4 && isZstd(binary.LittleEndian.Uint32(head))
+}
+
 // isZstd knows the magic of a frame and those of skippable frames, which may come first.
 func isZstd(magic uint32) bool { return magic == 0xfd2fb528 || magic&^0xf == 0x184d2a50 }

@@ -12,16 +12,24 @@
 //   - credentials go to the registry that they are for, and to token servers on that host or listed for it; never to
 //     mirrors, redirect targets or foreign token realms;
 //   - reads ([Store.Image], [Store.Images], [Store.Usage]) come from memory and wait for no pull;
-//   - a layer that a prepared root file system uses stays until [Store.Release], whatever happens to its image.
+//   - a layer that a prepared root file system uses stays until [Store.Release], whatever happens to its image;
+//   - damage is found ([Store.Verify], and on mounting) and mended by the next pull, which fetches just the layer that is
+//     damaged. Until then its images are not listed, so that a kubelet does pull them;
+//   - what is exported on one node and imported on another ([Store.Export], [Store.Import]) is the same image, also by the
+//     digests that pods name. An archive is trusted no more than a registry.
 //
-// It does not keep the compressed blobs: they are dropped while they are unpacked, so an image needs only the space of
-// its unpacked layers and cannot be pushed or exported again. It does not sign-check, decrypt, lazily load or convert
+// It does not keep the compressed blobs, unless asked to (Options.KeepBlobs): they are dropped while they are unpacked, so an
+// image needs only the space of its unpacked layers. Exports make the archives again from the layers. It does not sign-check, decrypt, lazily load or convert
 // images, and it does not know Kubernetes: who may use which image is for the caller to decide.
 //
 // On disk, below Options.Root (mode 0700 whatever the umask):
 //
-//	meta.db              images, references and layers (bbolt)
-//	layers/ALG-HEX/      unpacked layers, named by chain ID, in overlayfs's own form (whiteouts, opaque marks)
+//	meta.db              images, references and layers, indexes, manifests and configurations (bbolt)
+//	layers/ALG-HEX/      unpacked layers, named by chain ID, in overlayfs's own form (whiteouts, opaque marks); .N for those
+//	                     that took a damaged one's place
+//	records/ALG-HEX.tree what a layer's directory is like, to compare it with
+//	records/ALG-HEX.tape a layer's archive without the contents that its directory has, to make it again
+//	blobs/ALG-HEX        compressed layers, by digest, where they are kept
 //	rootfs/KEY/          record.json, upper, work: one prepared root file system; no fsync, since it dies with its container
 //	views/HASH/          record.json: one read-only view, so that its layers stay
 //	tmp/ trash/          work under way; what is to be deleted. Both are emptied by Open and in the background

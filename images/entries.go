@@ -27,6 +27,7 @@ func (a *applier) directory(parent int, base, name string, hdr *tar.Header) erro
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			// A file, or a whiteout, took the place of what lies below; the directory that replaces it is empty.
 			hides = true
+			a.replaced = a.replaced || !isWhiteout(&st)
 			if err := unix.Unlinkat(parent, base, 0); err != nil {
 				return err
 			}

@@ -76,7 +76,10 @@ func (s *Store) describe(id digest.Digest, refs []string) (*Image, error) {
 	if rec == nil {
 		return nil, errdefs.ErrNotFound
 	}
-	img := &Image{ID: id, Size: rec.Size, Layers: slices.Clone(rec.Layers), Artifact: rec.Artifact}
+	if why := s.damage(rec); why != "" {
+		return nil, fmt.Errorf("%s: %w", why, errdefs.ErrNotFound)
+	}
+	img := &Image{ID: id, Size: rec.Size, Layers: slices.Clone(rec.Layers), Pinned: rec.Pinned, Artifact: rec.Artifact}
 	if err := json.Unmarshal(rec.Config, &img.Config); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
@@ -141,12 +144,12 @@ func (s *Store) hold(chains ...ChainID) bool {
 	return true
 }
 
-// reserve holds a layer that may not be there yet, and tells whether it is.
+// reserve holds a layer that may not be there yet, and tells whether it is, undamaged.
 func (s *Store) reserve(chain ChainID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.holds[chain]++
-	return s.layers[chain] != nil
+	return s.whole(chain)
 }
 
 // unhold gives up what hold or reserve took.
@@ -162,16 +165,21 @@ func (s *Store) unhold(chains ...ChainID) {
 
 // lowers returns the directories of the layers that are seen, top first, as overlayfs wants them: what lies below an opaque layer is
 // not mounted.
-func (s *Store) lowers(chains []ChainID) ([]string, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+func (s *Store) lowers(of *rootfsRecord) ([]string, error) {
 	var dirs []string
-	for _, chain := range slices.Backward(chains) {
-		rec := s.layers[chain]
-		if rec == nil {
-			return nil, fmt.Errorf("layer %s: %w", chain, errdefs.ErrNotFound)
+	for _, chain := range slices.Backward(of.Layers) {
+		root, err := s.openLayer(chain)
+		if err != nil {
+			return nil, err
 		}
-		dirs = append(dirs, s.path(layersDir, chain.dir()))
+		root.Close()
+		s.mu.RLock()
+		rec := s.layers[chain]
+		s.mu.RUnlock()
+		if rec == nil || rec.Generation != of.Generations[chain] {
+			return nil, fmt.Errorf("layer %s was damaged and has been pulled again since the root file system was made from it: %w", chain, errDamaged)
+		}
+		dirs = append(dirs, s.layerDir(chain, rec))
 		if rec.Opaque {
 			break
 		}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -70,9 +72,13 @@ func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (*Image, error
 
 // pull is one pull under way.
 type pull struct {
-	s     *Store
-	named reference.Named
-	src   *source
+	s       *Store
+	named   reference.Named   // of a pull
+	names   []reference.Named // that the image gets
+	unknown bool              // nobody else knows it by the digest of its manifest
+	src     origin
+	pinned  bool
+	docs    map[digest.Digest]keptDocument
 
 	top      ocispec.Descriptor
 	manifest digest.Digest
@@ -80,7 +86,8 @@ type pull struct {
 	artifact string // its type; "" for a container image
 	config   []byte
 	size     int64
-	layers   []ocispec.Descriptor
+	layers   []ocispec.Descriptor // as the manifest names them, and
+	fetch    []ocispec.Descriptor // as they are fetched
 	diffIDs  []digest.Digest
 	chains   []ChainID
 	parts    []part
@@ -89,6 +96,9 @@ type pull struct {
 	again    bool // it was, and then it was removed: now it is pulled as if it were new, which holds its layers
 	slots    chan struct{}
 }
+
+// errElsewhere says that an image is for other platforms only.
+var errElsewhere = fmt.Errorf("no image for this platform: %w", errdefs.ErrNotFound)
 
 // errRemoved says that an image which was here, and therefore not fetched, was removed before it got its new reference.
 var errRemoved = fmt.Errorf("the image was removed while it was pulled again: %w", errdefs.ErrUnavailable)
@@ -116,7 +126,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 	var p *pull
 	var img *Image
 	for try := range 2 {
-		p = &pull{s: s, named: named, src: src, progress: progress, slots: make(chan struct{}, layersAtOnce), again: try > 0}
+		p = &pull{s: s, named: named, names: []reference.Named{named}, src: src, progress: progress, slots: make(chan struct{}, layersAtOnce), again: try > 0}
 		stack := &step.Stack{Call: "PullImage", Owner: named.String(), Observe: s.observe}
 		img, err = p.run(ctx, stack)
 		if err != nil {
@@ -239,7 +249,7 @@ func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
 
 // resolve asks the registry what the reference means today.
 func (p *pull) resolve(ctx context.Context) error {
-	_, desc, err := p.src.resolver.Resolve(context.WithValue(quietly(ctx), limitKey{}, int64(maxDocument)), p.named.String())
+	desc, err := p.src.resolve(ctx)
 	if err != nil {
 		return err
 	}
@@ -273,7 +283,10 @@ const untyped = "untyped"
 // documents fetches the index, the manifest for this platform and the configuration.
 func (p *pull) documents(ctx context.Context) error {
 	if !p.again && p.recognise() {
-		return nil
+		if p.known = p.s.onDisk(p.chains); p.known {
+			return nil
+		}
+		p.chains = nil
 	}
 	w := &documentWalk{src: p.src, want: platforms.Only(platforms.DefaultSpec())}
 	found, err := w.find(ctx, p.top, 0)
@@ -281,8 +294,9 @@ func (p *pull) documents(ctx context.Context) error {
 		return err
 	}
 	if found == nil {
-		return fmt.Errorf("it is not for %s, but for %v: %w", platforms.Format(platforms.DefaultSpec()), w.present, errdefs.ErrNotFound)
+		return fmt.Errorf("it is not for %s, but for %v: %w", platforms.Format(platforms.DefaultSpec()), w.present, errElsewhere)
 	}
+	p.docs = w.docs
 	p.manifest, p.id, p.config = found.digest, found.manifest.Config.Digest, found.config
 	p.layers, p.diffIDs, p.artifact = found.manifest.Layers, found.image.RootFS.DiffIDs, found.artifact
 	if p.artifact != "" {
@@ -296,9 +310,11 @@ func (p *pull) documents(ctx context.Context) error {
 	for _, c := range chain {
 		p.chains = append(p.chains, ChainID(c))
 	}
+	p.fetch = p.src.layers(p.layers, p.diffIDs)
 	p.s.mu.RLock()
-	p.known = !p.again && p.s.images[p.id] != nil
+	known := !p.again && p.s.here(p.id)
 	p.s.mu.RUnlock()
+	p.known = known && p.s.onDisk(p.chains)
 	return nil
 }
 
@@ -308,7 +324,7 @@ func (p *pull) recognise() bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for ref, id := range s.refs {
-		if rec := s.images[id]; rec != nil && hasDigest(ref, p.top.Digest) {
+		if rec := s.images[id]; rec != nil && hasDigest(ref, p.top.Digest) && len(rec.Documents) > 0 && s.here(id) {
 			p.id, p.config, p.size, p.chains, p.manifest, p.known = id, rec.Config, rec.Size, rec.Layers, rec.Manifest, true
 			return true
 		}
@@ -348,7 +364,11 @@ func (p *pull) layer(ctx context.Context, i int) error {
 	there := p.s.reserve(chain)
 	for {
 		if there {
-			root, err := os.Open(p.s.path(layersDir, chain.dir()))
+			root, err := p.s.openLayer(chain)
+			if errors.Is(err, errDamaged) {
+				there = false
+				continue
+			}
 			if err != nil {
 				p.s.unhold(chain)
 				return err
@@ -366,7 +386,7 @@ func (p *pull) layer(ctx context.Context, i int) error {
 			}
 			progress, ended := p.s.track.layer(chain)
 			defer ended()
-			return p.s.unpack(ctx, p.src, p.layers[i], p.diffIDs[i], chain, p.artifact != "", progress)
+			return p.s.unpack(ctx, p.src, p.fetch[i], p.diffIDs[i], chain, p.artifact != "", progress)
 		})
 		if err == nil {
 			// Let go of in this order: whoever finds the staged layer must find it held.
@@ -380,7 +400,7 @@ func (p *pull) layer(ctx context.Context, i int) error {
 		}
 		// Another pull's try failed, perhaps for reasons of its own: its registry, its credentials.
 		p.s.mu.RLock()
-		there = p.s.layers[chain] != nil
+		there = p.s.whole(chain)
 		p.s.mu.RUnlock()
 	}
 }
@@ -396,6 +416,25 @@ func (p *pull) releaseAll() {
 	for i := range p.parts {
 		p.release(i)
 	}
+}
+
+// seal records what the layers' directories are like.
+func (p *pull) seal() error {
+	errs := make([]error, len(p.parts))
+	var layers sync.WaitGroup
+	for i, part := range p.parts {
+		if part.staged == nil {
+			continue
+		}
+		layers.Go(func() {
+			part.staged.sealed.Do(func() { part.staged.sealErr = part.staged.seal(p.s.ctx) })
+			if err := part.staged.sealErr; err != nil {
+				errs[i] = fmt.Errorf("layer %d: %w", i+1, err)
+			}
+		})
+	}
+	layers.Wait()
+	return errors.Join(errs...)
 }
 
 // inherit gives directories that a layer has no entry for the attributes that they have below it: the only thing for
@@ -416,7 +455,7 @@ func (p *pull) inherit(context.Context) error {
 			return fmt.Errorf("layer %d: %w", i+1, err)
 		}
 	}
-	return nil
+	return p.seal()
 }
 
 // sync makes everything unpacked durable, in one go for all layers.
@@ -435,25 +474,20 @@ func (p *pull) publish(context.Context) error {
 			continue
 		}
 		p.s.mu.RLock()
-		there := p.s.layers[p.chains[i]] != nil
+		there := p.s.whole(p.chains[i])
 		p.s.mu.RUnlock()
 		if there {
 			continue // another pull was first
 		}
-		at := p.s.path(layersDir, p.chains[i].dir())
-		if err := p.s.trash(at); err != nil { // what a failed publish may have left
+		if err := p.s.place(part.staged); err != nil {
 			return err
 		}
-		if err := os.Rename(part.staged.path, at); err != nil {
-			return err
-		}
-		part.staged.published = true
 		renamed = true
 	}
 	if !renamed {
 		return nil
 	}
-	return syncDir(p.s.path(layersDir))
+	return p.s.syncPlaces()
 }
 
 // unpublish takes back what publish put in place and commit did not record. Another pull may still want it.
@@ -464,16 +498,12 @@ func (p *pull) unpublish(context.Context) error {
 			continue
 		}
 		p.s.mu.RLock()
-		recorded := p.s.layers[p.chains[i]] != nil
+		recorded := p.s.whole(p.chains[i])
 		p.s.mu.RUnlock()
 		if recorded {
 			continue
 		}
-		if err := os.Rename(p.s.path(layersDir, p.chains[i].dir()), part.staged.path); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		part.staged.published = false
+		errs = append(errs, p.s.unplace(part.staged))
 	}
 	return errors.Join(errs...)
 }
@@ -483,35 +513,69 @@ func (p *pull) commit(context.Context) error {
 	s := p.s
 	c := changes{
 		putImages: map[digest.Digest]*imageRecord{}, putRefs: map[string]digest.Digest{}, putLayers: map[ChainID]*layerRecord{},
+		putDocs: map[digest.Digest][]byte{},
 	}
 	s.mu.RLock()
-	if s.images[p.id] == nil {
-		for i, chain := range p.chains {
-			if s.layers[chain] != nil {
-				continue
-			}
-			if i >= len(p.parts) || p.parts[i].staged == nil {
-				s.mu.RUnlock()
-				return errRemoved
-			}
-			rec := p.parts[i].staged.rec
-			c.putLayers[chain] = &rec
+	had := s.images[p.id]
+	gone := had == nil && p.known
+	for i, chain := range p.chains {
+		if s.whole(chain) {
+			continue
 		}
-		c.putImages[p.id] = &imageRecord{Manifest: p.manifest, Config: json.RawMessage(p.config), Layers: p.chains, Size: p.size, Artifact: p.artifact}
+		if i >= len(p.parts) || p.parts[i].staged == nil {
+			gone = true
+			break
+		}
+		rec := p.parts[i].staged.rec
+		c.putLayers[chain] = &rec
 	}
+	c.putImages[p.id] = p.record(had)
 	s.mu.RUnlock()
+	if gone {
+		return errRemoved
+	}
+	for d, doc := range p.docs {
+		c.putDocs[d] = doc.data
+	}
 	for _, ref := range p.references() {
 		c.putRefs[ref] = p.id
 	}
-	return s.apply(c)
+	return s.replace(c)
+}
+
+// record is the image's record, with what one that is there already knows.
+func (p *pull) record(had *imageRecord) *imageRecord {
+	rec := &imageRecord{Manifest: p.manifest, Config: json.RawMessage(p.config), Layers: p.chains, Size: p.size, Artifact: p.artifact}
+	if had != nil {
+		*rec = *had
+		rec.Documents = slices.Clone(had.Documents)
+	}
+	if len(rec.Blobs) == 0 {
+		rec.Manifest = p.manifest
+		for _, d := range p.layers {
+			rec.Blobs = append(rec.Blobs, ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
+		}
+	}
+	for _, doc := range p.docs {
+		if !slices.ContainsFunc(rec.Documents, func(d ocispec.Descriptor) bool { return d.Digest == doc.desc.Digest }) {
+			rec.Documents = append(rec.Documents, doc.desc)
+		}
+	}
+	rec.Pinned = rec.Pinned || p.pinned
+	return rec
 }
 
 // references are the names that the image has from this pull: the tag, unless a digest was asked for, and the digest.
 func (p *pull) references() []string {
-	repo := reference.TrimNamed(p.named)
 	var refs []string
-	if tagged, ok := p.named.(reference.Tagged); ok {
-		refs = append(refs, repo.Name()+":"+tagged.Tag())
+	for _, named := range p.names {
+		repo := reference.TrimNamed(named)
+		if tagged, ok := named.(reference.Tagged); ok {
+			refs = append(refs, repo.Name()+":"+tagged.Tag())
+		}
+		if !p.unknown {
+			refs = append(refs, repo.Name()+"@"+p.top.Digest.String())
+		}
 	}
-	return append(refs, repo.Name()+"@"+p.top.Digest.String())
+	return refs
 }

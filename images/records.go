@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -32,6 +35,12 @@ type imageRecord struct {
 	Size   int64           `json:"size"`
 	// Artifact is the type of what is no container image.
 	Artifact string `json:"artifact,omitempty"`
+	// Documents are the indexes, manifests and configurations that lead to the layers, whose bytes are in the database, and
+	// Blobs the layers as the manifest names them. Records of earlier versions have neither.
+	Documents []ocispec.Descriptor `json:"documents,omitempty"`
+	Blobs     []ocispec.Descriptor `json:"blobs,omitempty"`
+	// Pinned: the kubelet is told not to remove it.
+	Pinned bool `json:"pinned,omitempty"`
 }
 
 // layerRecord is what the database holds of an unpacked layer.
@@ -41,12 +50,32 @@ type layerRecord struct {
 	Inodes uint64        `json:"inodes"`
 	// Opaque: the layer hides all layers below. Overlayfs knows no opaque root directory, so the mount leaves them out.
 	Opaque bool `json:"opaque,omitempty"`
+	// Archive and Size are those of the archive that the tape makes again.
+	Archive digest.Digest `json:"archive,omitempty"`
+	Size    int64         `json:"size,omitempty"`
+	// File is the only file of an artifact's layer that is no archive: it is the layer.
+	File string `json:"file,omitempty"`
+	// Tree and Tape are the digests of its records: what its directory is like, and what its archive was besides. Layers of
+	// earlier versions have neither; and one whose archive has more than its directory shows has no tape.
+	Tree digest.Digest `json:"tree,omitempty"`
+	Tape digest.Digest `json:"tape,omitempty"`
+	// Sums: the tree has the sums of contents, since a tape does not have them all.
+	Sums bool `json:"sums,omitempty"`
+	// Blob is the compressed layer that is kept.
+	Blob *ocispec.Descriptor `json:"blob,omitempty"`
+	// Generation counts the directories that the layer has had.
+	Generation int `json:"generation,omitempty"`
+	// Damaged says what is wrong with it, and Since since when that is known. A damaged layer is pulled again, and until
+	// then its images are not listed.
+	Damaged string    `json:"damaged,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
 }
 
 var (
 	imagesBucket = []byte("images") // config digest → imageRecord
 	refsBucket   = []byte("refs")   // normalised tag or digest reference → config digest
 	layersBucket = []byte("layers") // chain ID → layerRecord
+	docsBucket   = []byte("docs")   // digest → index, manifest or configuration, as it came
 )
 
 // changes are applied to the database in one transaction, then to memory.
@@ -54,6 +83,7 @@ type changes struct {
 	putImages    map[digest.Digest]*imageRecord
 	putRefs      map[string]digest.Digest
 	putLayers    map[ChainID]*layerRecord
+	putDocs      map[digest.Digest][]byte
 	deleteImages []digest.Digest
 	deleteRefs   []string
 	deleteLayers []ChainID
@@ -93,6 +123,14 @@ func (s *Store) apply(c changes) error {
 				return err
 			}
 		}
+		for d, data := range c.putDocs {
+			if err := tx.Bucket(docsBucket).Put([]byte(d), data); err != nil {
+				return err
+			}
+		}
+		if len(c.deleteImages) > 0 {
+			return s.sweepDocs(tx.Bucket(docsBucket), &c)
+		}
 		return nil
 	})
 	if err != nil {
@@ -115,6 +153,58 @@ func (s *Store) apply(c changes) error {
 	return nil
 }
 
+// sweepDocs deletes the documents that no image has once changes are made.
+func (s *Store) sweepDocs(docs *bolt.Bucket, c *changes) error {
+	s.mu.RLock()
+	used := map[digest.Digest]bool{}
+	for _, images := range []map[digest.Digest]*imageRecord{s.images, c.putImages} {
+		for id, rec := range images {
+			if !slices.Contains(c.deleteImages, id) {
+				for _, d := range rec.Documents {
+					used[d.Digest] = true
+				}
+			}
+		}
+	}
+	s.mu.RUnlock()
+	cur := docs.Cursor()
+	for k, _ := cur.First(); k != nil; k, _ = cur.Next() {
+		if !used[digest.Digest(k)] {
+			if err := cur.Delete(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// document returns a document that an image has.
+func (s *Store) document(d digest.Digest) (data []byte, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
+		if data = slices.Clone(tx.Bucket(docsBucket).Get([]byte(d))); data == nil {
+			return fmt.Errorf("document %s: %w", d, errdefs.ErrNotFound)
+		}
+		return nil
+	})
+	return data, err
+}
+
+// damage tells why an image is not listed: one of its layers is damaged; "" if none is. The caller holds s.mu.
+func (s *Store) damage(rec *imageRecord) string {
+	for _, chain := range rec.Layers {
+		if l := s.layers[chain]; l != nil && l.Damaged != "" {
+			return fmt.Sprintf("layer %s is damaged: %s", chain, l.Damaged)
+		}
+	}
+	return ""
+}
+
+// whole tells whether a layer is there and not known to be damaged. The caller holds s.mu.
+func (s *Store) whole(chain ChainID) bool {
+	rec := s.layers[chain]
+	return rec != nil && rec.Damaged == ""
+}
+
 func putJSON(b *bolt.Bucket, key string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -127,7 +217,7 @@ func putJSON(b *bolt.Bucket, key string, v any) error {
 // again, one that is listed must be whole.
 func (s *Store) load() (broken changes, err error) {
 	err = s.db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{imagesBucket, refsBucket, layersBucket} {
+		for _, name := range [][]byte{imagesBucket, refsBucket, layersBucket, docsBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

@@ -23,22 +23,23 @@ func (s *Store) recover() error {
 		return err
 	}
 	onDisk := map[string]bool{}
-	known := map[string]bool{}
-	for chain := range s.layers {
-		known[chain.dir()] = true
-	}
 	if err := s.trashAll(layersDir, func(name string) bool {
 		onDisk[name] = true
-		return known[name]
+		return true
 	}); err != nil {
 		return err
 	}
-	for chain := range s.layers {
-		if !onDisk[chain.dir()] {
+	for chain, rec := range s.layers {
+		switch {
+		case !onDisk[rec.dirName(chain)]:
 			s.log.Error("layer is recorded but not on disk", "layer", chain)
-			broken.deleteLayers = append(broken.deleteLayers, chain)
-			delete(s.layers, chain)
+		case rec.Damaged != "" && time.Since(rec.Since) > forgetDamaged:
+			s.log.Error("damaged layer was not pulled again", "layer", chain, "damage", rec.Damaged)
+		default:
+			continue
 		}
+		broken.deleteLayers = append(broken.deleteLayers, chain)
+		delete(s.layers, chain)
 	}
 	// Listed means complete: an image that lost a layer is not listed, so that the kubelet pulls it again.
 	for id, rec := range s.images {
@@ -68,7 +69,45 @@ func (s *Store) recover() error {
 		}
 	}
 	// Layers whose image went while a root file system used them, which is now gone, too.
-	return s.collect()
+	if err := s.collect(); err != nil {
+		return err
+	}
+	return s.sweepFiles()
+}
+
+// sweepFiles gives up whatever lies among layers, records and blobs and belongs to none.
+func (s *Store) sweepFiles() error {
+	for chain, rec := range s.layers {
+		// An earlier directory may still be mounted below a container.
+		for g := range rec.Generation {
+			old := &layerRecord{Generation: g}
+			if name := old.dirName(chain); s.mountedFrom(name) {
+				s.retired[name] = retiredLayer{chain, old}
+			}
+		}
+	}
+	known := s.knownFiles()
+	var errs []error
+	for _, dir := range []string{layersDir, recordsDir, blobsDir} {
+		errs = append(errs, s.trashAll(dir, func(name string) bool { return known[name] }))
+	}
+	return errors.Join(errs...)
+}
+
+// knownFiles are the names among layers, records and blobs that belong to something. The caller holds s.mu, or is alone.
+func (s *Store) knownFiles() map[string]bool {
+	known := map[string]bool{}
+	for chain, rec := range s.layers {
+		name := rec.dirName(chain)
+		known[name], known[name+treeExt], known[name+tapeExt] = true, rec.Tree != "", rec.Tape != ""
+		if rec.Blob != nil {
+			known[filepath.Base(s.blobFile(rec.Blob.Digest))] = true
+		}
+	}
+	for name, l := range s.retired {
+		known[name], known[name+treeExt], known[name+tapeExt] = true, true, l.rec.Tape != ""
+	}
+	return known
 }
 
 // trashAll moves the entries of a directory that keep refuses to the trash.
@@ -166,9 +205,11 @@ func (s *Store) collect() error {
 	// From here no pull finds them any more: what one already holds was just left out.
 	s.mu.Lock()
 	gone := unused[:0]
+	records := map[ChainID]*layerRecord{}
 	for _, chain := range unused {
 		if s.holds[chain] == 0 {
 			gone = append(gone, chain)
+			records[chain] = s.layers[chain]
 			delete(s.layers, chain)
 		}
 	}
@@ -179,7 +220,7 @@ func (s *Store) collect() error {
 	}
 	var errs []error
 	for _, chain := range gone {
-		errs = append(errs, s.trash(s.path(layersDir, chain.dir())))
+		errs = append(errs, s.trashLayer(chain, records[chain]))
 	}
 	return errors.Join(errs...)
 }

@@ -22,6 +22,15 @@ type rootfsRecord struct {
 	Image  digest.Digest `json:"image"`
 	Layers []ChainID     `json:"layers"`
 	Userns *Userns       `json:"userns,omitempty"`
+	// Generations are those of the layers' directories, where it is not the first.
+	Generations map[ChainID]int `json:"generations,omitempty"`
+}
+
+// uses tells whether the directory of a layer is one that the root file system is made of.
+func (r *rootfsRecord) uses(name string) bool {
+	return slices.ContainsFunc(r.Layers, func(chain ChainID) bool {
+		return (&layerRecord{Generation: r.Generations[chain]}).dirName(chain) == name
+	})
 }
 
 // viewRecord is the same for a read-only view.
@@ -89,12 +98,29 @@ func (s *Store) Prepare(key string, image digest.Digest, userns *Userns) error {
 // holdImage returns what an image is made of, with its layers held.
 func (s *Store) holdImage(image digest.Digest) (*rootfsRecord, error) {
 	s.mu.RLock()
-	img := s.images[image]
+	img, damage := s.images[image], ""
+	if img != nil {
+		damage = s.damage(img)
+	}
 	s.mu.RUnlock()
+	if damage != "" {
+		return nil, fmt.Errorf("image %s: %s: %w", image, damage, errDamaged)
+	}
 	if img == nil || !s.hold(img.Layers...) {
 		return nil, fmt.Errorf("image %s: %w", quote(string(image)), errdefs.ErrNotFound)
 	}
-	return &rootfsRecord{Image: image, Layers: slices.Clone(img.Layers)}, nil
+	rec := &rootfsRecord{Image: image, Layers: slices.Clone(img.Layers)}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, chain := range rec.Layers {
+		if l := s.layers[chain]; l != nil && l.Generation > 0 {
+			if rec.Generations == nil {
+				rec.Generations = map[ChainID]int{}
+			}
+			rec.Generations[chain] = l.Generation
+		}
+	}
+	return rec, nil
 }
 
 // makeRootfs makes the directories in tmp and renames them into place, so that whatever is in place has a record.
@@ -112,7 +138,7 @@ func (s *Store) makeRootfs(key string, rec *rootfsRecord) (err error) {
 		}
 	}
 	// The root directory that a container sees has the attributes of upper: those of the image's topmost layer.
-	lowers, err := s.lowers(rec.Layers)
+	lowers, err := s.lowers(rec)
 	if err != nil {
 		return err
 	}
@@ -158,7 +184,7 @@ func (s *Store) Mount(ctx context.Context, key, target string) error {
 	if mounted, err := isMountPoint(target); err != nil || mounted {
 		return err
 	}
-	lowers, err := s.lowers(rec.Layers)
+	lowers, err := s.lowers(rec)
 	if err != nil {
 		return fmt.Errorf("mount root file system %s: %w", key, err)
 	}
@@ -218,7 +244,7 @@ func (s *Store) makeView(name string, view *viewRecord) error {
 	if err := writeRecord(dir, view); err != nil {
 		return err
 	}
-	lowers, err := s.lowers(view.Layers)
+	lowers, err := s.lowers(&view.rootfsRecord)
 	if err != nil {
 		return err
 	}
@@ -294,8 +320,11 @@ func (s *Store) Release(key string) error {
 func (s *Store) letGo(rec *rootfsRecord) error {
 	s.unhold(rec.Layers...)
 	s.mu.RLock()
-	there := s.images[rec.Image] != nil
+	there, retired := s.images[rec.Image] != nil, len(s.retired) > 0
 	s.mu.RUnlock()
+	if retired {
+		s.sweepRetired()
+	}
 	if there {
 		return nil
 	}

@@ -177,7 +177,7 @@ func TestManyLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The way of older kernels.
-	lowers, err := s.lowers(img.Layers)
+	lowers, err := s.lowers(&rootfsRecord{Layers: img.Layers})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,9 @@ type Options struct {
 	// registry could not be reached or was not fit to answer (ErrRegistryUnavailable). That is logged and counted. It means
 	// that whoever may pull gets what an earlier pull opened with credentials of its own.
 	LocalWhenUnavailable bool
+	// KeepBlobs keeps the compressed layers of what is pulled from now on, so that it can be exported as it came; it takes
+	// about half as much disk again.
+	KeepBlobs bool
 	// Log may be nil.
 	Log *slog.Logger
 	// Observe, if not nil, is told the end of each step of a pull.
@@ -37,15 +40,16 @@ type Options struct {
 
 // Store is the images of one node. Its methods may be called side by side.
 type Store struct {
-	root    string
-	rootDir *os.File
-	certsD  string
-	local   bool
-	log     *slog.Logger
-	observe func(step.Event)
-	db      *bolt.DB
-	pace    pace
-	bounds  bounds
+	root      string
+	rootDir   *os.File
+	certsD    string
+	local     bool
+	keepBlobs bool
+	log       *slog.Logger
+	observe   func(step.Event)
+	db        *bolt.DB
+	pace      pace
+	bounds    bounds
 
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -64,10 +68,12 @@ type Store struct {
 	refs   map[string]digest.Digest
 	layers map[ChainID]*layerRecord
 	// holds counts who, other than images, needs a layer: prepared root file systems, views and pulls under way.
-	holds  map[ChainID]int
-	rootfs map[string]*rootfsRecord
-	views  map[string]*viewRecord
-	usage  map[string]Usage // of the writable layers, as last counted
+	holds map[ChainID]int
+	// retired are directories of layers that have another one now, by name, which something may be mounted from.
+	retired map[string]retiredLayer
+	rootfs  map[string]*rootfsRecord
+	views   map[string]*viewRecord
+	usage   map[string]Usage // of the writable layers, as last counted
 }
 
 var discardLog = slog.New(slog.DiscardHandler)
@@ -76,6 +82,8 @@ var discardLog = slog.New(slog.DiscardHandler)
 const (
 	dbName     = "meta.db"
 	layersDir  = "layers"
+	recordsDir = "records"
+	blobsDir   = "blobs"
 	rootfsDir  = "rootfs"
 	viewsDir   = "views"
 	tmpDir     = "tmp"
@@ -111,11 +119,11 @@ func Open(o Options) (*Store, error) {
 		return nil, fmt.Errorf("image store: open %s: %w", filepath.Join(root, dbName), err)
 	}
 	s := &Store{
-		root: root, rootDir: rootDir, certsD: o.CertsD, local: o.LocalWhenUnavailable, log: log, observe: o.Observe, db: db,
+		root: root, rootDir: rootDir, certsD: o.CertsD, keepBlobs: o.KeepBlobs, local: o.LocalWhenUnavailable, log: log, observe: o.Observe, db: db,
 		pace: defaultPace, bounds: defaultBounds,
 		trashed: make(chan struct{}, 1),
 		images:  map[digest.Digest]*imageRecord{}, refs: map[string]digest.Digest{}, layers: map[ChainID]*layerRecord{},
-		holds: map[ChainID]int{}, rootfs: map[string]*rootfsRecord{}, views: map[string]*viewRecord{}, usage: map[string]Usage{},
+		holds: map[ChainID]int{}, retired: map[string]retiredLayer{}, rootfs: map[string]*rootfsRecord{}, views: map[string]*viewRecord{}, usage: map[string]Usage{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.pulls.destroy = func(*Image) {}
@@ -157,7 +165,7 @@ func makeRoot(root string) error {
 	if err := os.Chmod(root, 0o700); err != nil {
 		return err
 	}
-	for _, dir := range []string{layersDir, rootfsDir, viewsDir, tmpDir, trashDir, emptyDir, voidDir} {
+	for _, dir := range []string{layersDir, recordsDir, blobsDir, rootfsDir, viewsDir, tmpDir, trashDir, emptyDir, voidDir} {
 		path := filepath.Join(root, dir)
 		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return err

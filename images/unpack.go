@@ -39,7 +39,12 @@ type stagedLayer struct {
 	implicit []string
 	inherit  sync.Once
 	err      error // of inherit
+	sealed   sync.Once
+	sealErr  error // of seal
+	unsummed bool  // the tape does not know all contents
 
+	// placed are the renames that put it where it is published, for their undoing. Guarded by Store.change.
+	placed    []move
 	published bool // guarded by Store.change, and not changed any more when nobody holds the layer
 }
 
@@ -47,14 +52,14 @@ type stagedLayer struct {
 func (s *Store) discardStaged(l *stagedLayer) {
 	l.root.Close()
 	if !l.published {
-		if err := s.trash(l.path); err != nil {
+		if err := s.trashStaged(l.path); err != nil {
 			s.log.Warn("discard staged layer", "layer", l.chain, "error", err)
 		}
 	}
 }
 
 // unpack fetches a layer and unpacks it into a directory of its own.
-func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor, diffID digest.Digest, chain ChainID, artifact bool, progress *layerProgress) (*stagedLayer, error) {
+func (s *Store) unpack(ctx context.Context, src origin, desc ocispec.Descriptor, diffID digest.Digest, chain ChainID, artifact bool, progress *layerProgress) (*stagedLayer, error) {
 	limit, err := s.unpackLimit()
 	if err != nil {
 		return nil, err
@@ -66,7 +71,7 @@ func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor
 			l.root = nil
 		}
 		if l.path != "" {
-			if err := s.trash(l.path); err != nil {
+			if err := s.trashStaged(l.path); err != nil {
 				s.log.Warn("discard half-unpacked layer", "layer", chain, "error", err)
 			}
 			l.path = ""
@@ -87,11 +92,15 @@ func (s *Store) unpack(ctx context.Context, src *source, desc ocispec.Descriptor
 		if l.root, err = os.Open(l.path); err != nil {
 			return err
 		}
+		r, kept, err := s.keepBlob(l, r, desc)
+		if err != nil {
+			return err
+		}
 		counted := &fetchCounter{r, progress, &s.track}
 		if artifact {
-			return l.fillArtifact(ctx, counted, desc, diffID, limit)
+			return errors.Join(l.fillArtifact(ctx, counted, desc, diffID, limit), kept())
 		}
-		return l.fill(ctx, counted, diffID, limit)
+		return errors.Join(l.fill(ctx, counted, diffID, limit), kept())
 	})
 	if err != nil {
 		clean()
@@ -134,19 +143,42 @@ func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Di
 	out := bufio.NewReaderSize(stream, 256<<10)
 	a := newApplier(l.root, limit)
 	defer a.close()
-	if err := a.apply(ctx, out); err != nil {
+	if a.tape, err = newTape(out, l.root.Name()+tapeExt); err != nil {
+		return "", err
+	}
+	recorded := false
+	defer func() {
+		if !recorded {
+			_ = a.tape.close(false)
+		}
+	}()
+	if err := a.apply(ctx, a.tape); err != nil {
 		return "", blame(err)
 	}
 	// What follows the end of the archive belongs to the diff ID, and what follows the compressed stream to the digest.
-	if _, err := io.Copy(io.Discard, out); err != nil {
+	if _, err := io.Copy(io.Discard, a.tape); err != nil {
 		return "", blame(err)
 	}
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return "", err
 	}
-	l.rec = layerRecord{DiffID: diffID, Bytes: a.bytes, Inodes: a.inodes, Opaque: a.opaqueRoot}
+	recorded = true
+	if err := a.tape.close(true); err != nil {
+		return "", err
+	}
+	got := digest.NewDigest(diffID.Algorithm(), hash)
+	l.rec = layerRecord{DiffID: diffID, Opaque: a.opaqueRoot}
+	if a.replaced {
+		err = os.Remove(l.root.Name() + tapeExt) // the directory has not all that would have to be played back
+	} else {
+		l.rec.Tape, l.unsummed = got, a.tape.unsummed // its own digest comes when the layer is sealed
+		l.rec.Archive, l.rec.Size = got, a.tape.total
+	}
+	if err != nil {
+		return "", err
+	}
 	l.implicit = a.implicitDirs()
-	return digest.NewDigest(diffID.Algorithm(), hash), nil
+	return got, nil
 }
 
 // blame makes errors of a layer's content those of the image, and leaves those of network, disk and context alone.

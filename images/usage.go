@@ -108,6 +108,15 @@ func countTree(ctx context.Context, dir *os.File, u *Usage, linked map[uint64]bo
 	}
 }
 
+// blocksOf returns what a file takes, in bytes.
+func blocksOf(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return uint64(st.Blocks) * 512, nil
+}
+
 func (u *Usage) add(st *unix.Stat_t) {
 	u.Bytes += uint64(st.Blocks) * 512
 	u.Inodes++

@@ -12,11 +12,25 @@ import (
 
 // documentWalk goes from a reference's document down to one manifest for this platform.
 type documentWalk struct {
-	src     *source
+	src     origin
 	want    platforms.MatchComparer
 	fetched int
 	refs    int
+	docs    map[digest.Digest]keptDocument
 	present []string // platforms that were seen and do not fit
+}
+
+// keptDocument is a document that the store keeps, since what it names can be exported with it.
+type keptDocument struct {
+	desc ocispec.Descriptor
+	data []byte
+}
+
+func (w *documentWalk) keep(desc ocispec.Descriptor, data []byte) {
+	if w.docs == nil {
+		w.docs = map[digest.Digest]keptDocument{}
+	}
+	w.docs[desc.Digest] = keptDocument{ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: int64(len(data))}, data}
 }
 
 type foundImage struct {
@@ -50,6 +64,7 @@ func (w *documentWalk) find(ctx context.Context, desc ocispec.Descriptor, depth 
 	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
+	w.keep(desc, data)
 	if doc.Manifest != nil {
 		return w.image(ctx, desc, doc.Manifest)
 	}
@@ -79,6 +94,7 @@ func (w *documentWalk) image(ctx context.Context, desc ocispec.Descriptor, m *oc
 	if err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", m.Config.Digest, err)
 	}
+	w.keep(m.Config, config)
 	image, err := parseConfig(config, len(m.Layers))
 	if err != nil {
 		return nil, err

@@ -1,0 +1,182 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// What a layer has beside its directory: while it is staged, files named after it; then in directories of their own, so
+// that an earlier version of berth, which knows none of them, does not take them for layers that it has lost.
+const (
+	treeExt = ".tree"
+	tapeExt = ".tape"
+	blobExt = ".blob"
+)
+
+// dirName is the name of a layer's directory. One that was damaged gets its successor beside it, since the old one may be
+// mounted.
+func (r *layerRecord) dirName(chain ChainID) string {
+	if r.Generation == 0 {
+		return chain.dir()
+	}
+	return chain.dir() + "." + strconv.Itoa(r.Generation)
+}
+
+func (s *Store) layerDir(chain ChainID, rec *layerRecord) string {
+	return s.path(layersDir, rec.dirName(chain))
+}
+
+func (s *Store) recordFile(chain ChainID, rec *layerRecord, ext string) string {
+	return s.path(recordsDir, rec.dirName(chain)+ext)
+}
+
+// blobFile is where a compressed layer is kept.
+func (s *Store) blobFile(d digest.Digest) string { return s.path(blobsDir, ChainID(d).dir()) }
+
+// move is a rename, and what undoes it.
+type move struct{ from, to string }
+
+// moves are the renames that put a staged layer into its place, the directory last. A blob that another layer has, too, is
+// there already.
+func (s *Store) moves(l *stagedLayer) []move {
+	m := []move{{l.path + treeExt, s.recordFile(l.chain, &l.rec, treeExt)}}
+	if l.rec.Tape != "" {
+		m = append(m, move{l.path + tapeExt, s.recordFile(l.chain, &l.rec, tapeExt)})
+	}
+	if l.rec.Blob != nil && !s.keepsBlob(l.rec.Blob.Digest) {
+		m = append(m, move{l.path + blobExt, s.blobFile(l.rec.Blob.Digest)})
+	}
+	return append(m, move{l.path, s.layerDir(l.chain, &l.rec)})
+}
+
+// place puts a staged layer into its place. The caller holds s.change.
+func (s *Store) place(l *stagedLayer) error {
+	s.mu.RLock()
+	l.rec.Generation = 0
+	if old := s.layers[l.chain]; old != nil {
+		l.rec.Generation = old.Generation + 1
+	}
+	s.mu.RUnlock()
+	for _, m := range s.moves(l) {
+		if err := s.trash(m.to); err != nil { // what a failed publish may have left
+			return errors.Join(err, s.unplace(l))
+		}
+		if err := os.Rename(m.from, m.to); err != nil {
+			return errors.Join(err, s.unplace(l))
+		}
+		l.placed = append(l.placed, m)
+	}
+	l.published = true
+	return nil
+}
+
+// unplace takes a staged layer back.
+func (s *Store) unplace(l *stagedLayer) error {
+	var errs []error
+	for _, m := range l.placed {
+		errs = append(errs, os.Rename(m.to, m.from))
+	}
+	l.placed, l.published = nil, false
+	return errors.Join(errs...)
+}
+
+// syncPlaces makes what place did durable.
+func (s *Store) syncPlaces() error {
+	return errors.Join(syncDir(s.path(layersDir)), syncDir(s.path(recordsDir)), syncDir(s.path(blobsDir)))
+}
+
+// trashStaged gives up what is staged at a path.
+func (s *Store) trashStaged(at string) error {
+	return errors.Join(s.trash(at), s.trash(at+treeExt), s.trash(at+tapeExt), s.trash(at+blobExt))
+}
+
+// trashLayer gives up a layer that is not recorded any more. A blob that another layer has stays.
+func (s *Store) trashLayer(chain ChainID, rec *layerRecord) error {
+	errs := []error{
+		s.trash(s.layerDir(chain, rec)), s.trash(s.recordFile(chain, rec, treeExt)), s.trash(s.recordFile(chain, rec, tapeExt)),
+	}
+	if rec.Blob != nil && !s.keepsBlob(rec.Blob.Digest) {
+		errs = append(errs, s.trash(s.blobFile(rec.Blob.Digest)))
+	}
+	return errors.Join(errs...)
+}
+
+// keepsBlob tells whether a layer that is recorded, and not damaged, has a blob.
+func (s *Store) keepsBlob(d digest.Digest) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, rec := range s.layers {
+		if rec.Blob != nil && rec.Blob.Digest == d && rec.Damaged == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// keepBlob has what is read through the returned reader kept beside a staged layer, where blobs are kept. The returned
+// function ends it.
+func (s *Store) keepBlob(l *stagedLayer, r io.Reader, desc ocispec.Descriptor) (io.Reader, func() error, error) {
+	if !s.keepBlobs {
+		return r, func() error { return nil }, nil
+	}
+	f, err := os.OpenFile(l.path+blobExt, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	return io.TeeReader(r, f), func() error {
+		l.rec.Blob = &ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
+		return f.Close()
+	}, nil
+}
+
+// seal records what a staged layer's directory is like, once nothing of it changes any more, and what it takes.
+func (l *stagedLayer) seal(ctx context.Context) error {
+	l.rec.Sums = l.rec.Tape == "" || l.unsummed
+	var err error
+	if l.rec.Bytes, l.rec.Inodes, err = writeTree(ctx, l.root, l.path+treeExt, l.rec.Sums); err != nil {
+		return fmt.Errorf("record of layer %s: %w", l.chain, err)
+	}
+	if l.rec.Tree, err = l.account(treeExt); err != nil {
+		return err
+	}
+	if l.rec.Tape != "" {
+		if l.rec.Tape, err = l.account(tapeExt); err != nil {
+			return err
+		}
+	}
+	if l.rec.Blob != nil {
+		return l.charge(blobExt)
+	}
+	return nil
+}
+
+// account returns the digest of a file beside a staged layer, and adds what it takes to the layer's.
+func (l *stagedLayer) account(ext string) (digest.Digest, error) {
+	f, err := os.Open(l.path + ext)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	d, err := digest.FromReader(f)
+	if err != nil {
+		return "", err
+	}
+	return d, l.charge(ext)
+}
+
+func (l *stagedLayer) charge(ext string) error {
+	bytes, err := blocksOf(l.path + ext)
+	if err != nil {
+		return err
+	}
+	l.rec.Bytes += bytes
+	l.rec.Inodes++
+	return nil
+}

@@ -1,0 +1,404 @@
+package images
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/images/imagestest"
+)
+
+func mustVerify(t *testing.T, s *Store, o VerifyOptions) *Report {
+	t.Helper()
+	r, err := s.Verify(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// wantWhole fails the test if a thorough verification finds anything.
+func wantWhole(t *testing.T, s *Store) {
+	t.Helper()
+	r := mustVerify(t, s, VerifyOptions{Deep: true})
+	for _, f := range r.Findings {
+		t.Errorf("found %s", f)
+	}
+	if len(r.Unverifiable) > 0 {
+		t.Errorf("without records: %v", r.Unverifiable)
+	}
+}
+
+// richLayer has a file of each kind.
+func richLayer() imagestest.LayerBlob {
+	return imagestest.Layer(
+		imagestest.Dir("etc").Mode(0o750).Owner(3, 4), imagestest.File("etc/passwd", "root:x:0:0").Xattr("user.mine", "v"),
+		imagestest.File("bin/tool", strings.Repeat("tool ", 4000)).Mode(0o4755), imagestest.HardLink("bin/twin", "bin/tool"),
+		imagestest.Symlink("link", "etc/passwd"), imagestest.Char("null", 1, 3), imagestest.Fifo("pipe"), imagestest.File("empty", ""),
+		imagestest.File("etc/.wh.hosts", ""), imagestest.File("var/.wh..wh..opq", ""), imagestest.File("var/x", "y"),
+		imagestest.GNUSparse("sparse", 1<<20, 1<<19, "data"), imagestest.File("odd\n\xff name", "z"),
+	)
+}
+
+// TestVerifyFindsDamage: containerd#5854, #12302, harvester#4434, podman#8005. Whatever is done to a layer is found and said
+// by its path; from then on the image is not there for a kubelet, cannot be mounted, and is told to be damaged; and the
+// next pull fetches that layer and no other.
+func TestVerifyFindsDamage(t *testing.T) {
+	keep := func(path string, f func() error) error { // with the times that it had
+		var st unix.Stat_t
+		if err := errors.Join(unix.Lstat(path, &st), f()); err != nil {
+			return err
+		}
+		return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	for name, c := range map[string]struct {
+		path   string
+		damage func(path string) error
+		what   string
+		deep   bool // only a thorough look finds it
+	}{
+		"truncated":        {"bin/tool", func(p string) error { return os.Truncate(p, 0) }, "has 0 bytes instead of 20000", false},
+		"missing":          {"etc/passwd", os.Remove, "is missing", false},
+		"missing with all": {"etc", os.RemoveAll, "is missing", false},
+		"added":            {"etc/evil", func(p string) error { return os.WriteFile(p, nil, 0o644) }, "is not of the layer", false},
+		"mode":             {"bin/tool", func(p string) error { return os.Chmod(p, 0o755) }, "has mode 0755 instead of 04755", false},
+		"owner":            {"etc", func(p string) error { return os.Chown(p, 1, 4) }, "belongs to 1:4 instead of 3:4", false},
+		"attribute":        {"etc/passwd", func(p string) error { return unix.Removexattr(p, "user.mine") }, "has other attributes", false},
+		"opaque mark":      {"var", func(p string) error { return unix.Removexattr(p, opaqueXattr) }, "has other attributes", false},
+		"whiteout":         {"etc/hosts", os.Remove, "is missing", false},
+		"time":             {"empty", func(p string) error { return os.Chtimes(p, time.Time{}, time.Now()) }, "was changed later", false},
+		"link":             {"link", func(p string) error { return errors.Join(os.Remove(p), os.Symlink("/etc/shadow", p)) }, `leads to "/etc/shadow"`, false},
+		"kind":             {"empty", func(p string) error { return errors.Join(os.Remove(p), os.Mkdir(p, 0o644)) }, "is another kind of file", false},
+		"hard link":        {"bin/tool", func(p string) error { return errors.Join(os.Remove(p), os.WriteFile(p, nil, 0o755)) }, "is another kind of file", false},
+		"device": {"null", func(p string) error {
+			return errors.Join(os.Remove(p), unix.Mknod(p, unix.S_IFCHR|0o666, 0x105), os.Chmod(p, 0o666))
+		}, "is another device", false},
+		"bit":                {"bin/tool", func(p string) error { return keep(p, func() error { return overwrite(p, 4097) }) }, "has other content", true},
+		"bit in sparse file": {"sparse", func(p string) error { return keep(p, func() error { return overwrite(p, 10) }) }, "has other content", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t)
+			reg := imagestest.NewRegistry(t)
+			reg.Push("a", "b", imagestest.NewImage(imagestest.Layer(imagestest.File("below", "1")), richLayer()))
+			img := mustPull(t, s, reg.Host()+"/a:b")
+			wantWhole(t, s)
+			if err := c.damage(s.path(layersDir, img.Layers[1].dir(), c.path)); err != nil {
+				t.Fatal(err)
+			}
+			if c.deep {
+				if r := mustVerify(t, s, VerifyOptions{}); r.Damaged() {
+					t.Errorf("a quick look found %v: it is meant to read no contents", r.Findings)
+				}
+			}
+			r := mustVerify(t, s, VerifyOptions{Deep: c.deep})
+			if !r.Damaged() {
+				t.Fatal("nothing found")
+			}
+			said := false
+			for _, f := range r.Findings {
+				t.Logf("found %s", f)
+				right := f.Kind == FoundLayer && f.Layer == img.Layers[1] && len(f.Images) == 1 && f.Images[0] == img.ID
+				if !right {
+					t.Errorf("found %+v", f)
+				}
+				said = said || strings.HasPrefix(f.Path, c.path) && strings.Contains(f.What, c.what)
+			}
+			if name == "hard link" {
+				said = len(r.Findings) > 0 // which of the two names is told depends on their order
+			}
+			if !said {
+				t.Errorf("not said: %s %s", c.path, c.what)
+			}
+			wantMended(t, s, reg, reg.Host()+"/a:b", img, 1)
+		})
+	}
+}
+
+func overwrite(path string, at int64) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte("!"), at)
+	return errors.Join(err, f.Close())
+}
+
+// wantMended: an image with one damaged layer is not there, until a pull fetches that layer alone.
+func wantMended(t *testing.T, s *Store, reg *imagestest.Registry, ref string, img *Image, layer int) {
+	t.Helper()
+	if _, err := s.Image(ref); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("damaged image: %v, want it not found because it is damaged", err)
+	}
+	if n := len(s.Images()); n != 0 {
+		t.Errorf("%d images are listed", n)
+	}
+	if err := s.Prepare("k", img.ID, nil); !errors.Is(err, errDamaged) || !errdefs.IsDataLoss(err) {
+		t.Errorf("prepare: %v, want it said that the image is damaged", err)
+	}
+	before := reg.Count("GET", "/blobs/")
+	again := mustPull(t, s, ref)
+	if n := reg.Count("GET", "/blobs/") - before; again.ID != img.ID || n != 2 {
+		t.Errorf("%d blobs fetched for %s, want the configuration and one layer of %s", n, again.ID, img.ID)
+	}
+	wantWhole(t, s)
+	if dir := s.path(layersDir, img.Layers[layer].dir()); !gone(dir) {
+		t.Errorf("%s is still there", dir)
+	}
+	target := mountPoint(t)
+	if err := errors.Join(s.Prepare("k", img.ID, nil), s.Mount(context.Background(), "k", target)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(filepath.Join(target, "below")); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(s.Unmount(target), s.Release("k"), s.Remove(context.Background(), ref)); err != nil {
+		t.Error(err)
+	}
+	if left := leftovers(t, s); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func gone(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, os.ErrNotExist)
+}
+
+// TestDamageFoundOnMount: containerd#11390, #8878, moby#52411. A layer that is gone is found when a container is made, or
+// when its image is pulled though it is there; the error says so, and the next pull mends it.
+func TestDamageFoundOnMount(t *testing.T) {
+	for _, how := range []string{"mount", "view", "pull"} {
+		t.Run(how, func(t *testing.T) {
+			s := openStore(t)
+			reg := imagestest.NewRegistry(t)
+			reg.Push("a", "b", imagestest.NewImage(imagestest.Layer(imagestest.File("below", "1")), imagestest.Layer(imagestest.File("f", "2"))))
+			ref := reg.Host() + "/a:b"
+			img := mustPull(t, s, ref)
+			target := mountPoint(t)
+			if err := s.Prepare("k", img.ID, nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.RemoveAll(s.path(layersDir, img.Layers[1].dir())); err != nil {
+				t.Fatal(err)
+			}
+			var err error
+			switch how {
+			case "mount":
+				err = s.Mount(context.Background(), "k", target)
+			case "view":
+				err = s.MountView(context.Background(), img.ID, target, nil)
+			case "pull":
+				if err := s.Release("k"); err != nil {
+					t.Fatal(err)
+				}
+				mustPull(t, s, ref)
+				wantWhole(t, s)
+				return
+			}
+			if !errors.Is(err, errDamaged) || !strings.Contains(err.Error(), "pull the image again") || !strings.Contains(err.Error(), string(img.Layers[1])) {
+				t.Errorf("got %v, want it said which layer is damaged and what to do", err)
+			}
+			if err := s.Release("k"); err != nil {
+				t.Fatal(err)
+			}
+			wantMended(t, s, reg, ref, img, 1)
+		})
+	}
+}
+
+// TestRepairOfALayerInUse: the directory that a container's root file system is mounted from stays until it is released,
+// also over a restart, and what is made meanwhile is made from the new one.
+func TestRepairOfALayerInUse(t *testing.T) {
+	needRoot(t)
+	root := filepath.Join(t.TempDir(), "images")
+	s, err := Open(Options{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", imagestest.NewImage(imagestest.Layer(imagestest.File("f", "right"))))
+	img := mustPull(t, s, reg.Host()+"/a:b")
+	old, mended := mountPoint(t), mountPoint(t)
+	if err := errors.Join(s.Prepare("old", img.ID, nil), s.Mount(context.Background(), "old", old)); err != nil {
+		t.Fatal(err)
+	}
+	first := s.path(layersDir, img.Layers[0].dir())
+	if err := overwrite(filepath.Join(first, "f"), 0); err != nil {
+		t.Fatal(err)
+	}
+	r := mustVerify(t, s, VerifyOptions{Deep: true, Repair: true})
+	if len(r.Findings) == 0 || r.Damaged() {
+		t.Fatalf("found %v, want it repaired", r.Findings)
+	}
+	wantWhole(t, s)
+	read := func(at, want string) {
+		t.Helper()
+		if data, err := os.ReadFile(filepath.Join(at, "f")); err != nil || string(data) != want {
+			t.Errorf("%q, %v; want %q", data, err, want)
+		}
+	}
+	read(old, "!ight")
+	if err := errors.Join(s.Prepare("new", img.ID, nil), s.Mount(context.Background(), "new", mended)); err != nil {
+		t.Fatal(err)
+	}
+	read(mended, "right")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(Options{Root: root}); err != nil {
+		t.Fatal(err)
+	}
+	read(old, "!ight")
+	read(mended, "right")
+	wantWhole(t, s)
+	if err := errors.Join(s.Unmount(old), s.Release("old")); err != nil {
+		t.Fatal(err)
+	}
+	if !gone(first) {
+		t.Error("the damaged directory stays when nothing is mounted from it")
+	}
+	read(mended, "right")
+	if err := errors.Join(s.Unmount(mended), s.Release("new"), s.Remove(context.Background(), string(img.ID))); err != nil {
+		t.Error(err)
+	}
+	if left := leftovers(t, s); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestRepairFetchesJustWhatIsBroken, and says what it cannot.
+func TestRepairFetchesJustWhatIsBroken(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	var layers []imagestest.LayerBlob
+	for i := range 5 {
+		layers = append(layers, imagestest.Layer(imagestest.File(fmt.Sprint(i), "x")))
+	}
+	reg.Push("a", "b", imagestest.NewImage(layers...))
+	img := mustPull(t, s, reg.Host()+"/a:b")
+	damage := func() {
+		t.Helper()
+		if err := os.RemoveAll(filepath.Join(s.path(layersDir), s.layers[img.Layers[3]].dirName(img.Layers[3]), "3")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage()
+	before := reg.Count("GET", "/blobs/")
+	r := mustVerify(t, s, VerifyOptions{Repair: true})
+	if n := reg.Count("GET", "/blobs/") - before; len(r.Findings) == 0 || r.Damaged() || n != 2 {
+		t.Errorf("%v, %d blobs fetched; want the configuration and one layer", r.Findings, n)
+	}
+	damage()
+	reg.RequireBasic("u", "p")
+	r = mustVerify(t, s, VerifyOptions{Repair: true})
+	if !r.Damaged() || !strings.Contains(r.Findings[0].Error, "401") && !strings.Contains(r.Findings[0].Error, "authorization") {
+		t.Errorf("%+v, want it said why it could not be repaired", r.Findings)
+	}
+	if _, err := s.Pull(context.Background(), reg.Host()+"/a:b", &Auth{Username: "u", Password: "p"}); err != nil {
+		t.Error(err)
+	}
+	wantWhole(t, s)
+}
+
+// TestVerifyFindsBrokenRecords: what lies beside the layers.
+func TestVerifyFindsBrokenRecords(t *testing.T) {
+	for name, c := range map[string]struct {
+		damage func(s *Store, img *Image) error
+		kind   string
+	}{
+		"tree lost":       {func(s *Store, i *Image) error { return os.Remove(s.path(recordsDir, i.Layers[0].dir()+treeExt)) }, FoundLayer},
+		"tree changed":    {func(s *Store, i *Image) error { return overwrite(s.path(recordsDir, i.Layers[0].dir()+treeExt), 20) }, FoundLayer},
+		"tape changed":    {func(s *Store, i *Image) error { return overwrite(s.path(recordsDir, i.Layers[0].dir()+tapeExt), 20) }, FoundLayer},
+		"tape lost":       {func(s *Store, i *Image) error { return os.Remove(s.path(recordsDir, i.Layers[0].dir()+tapeExt)) }, FoundLayer},
+		"blob changed":    {func(s *Store, i *Image) error { return overwrite(onlyFile(s.path(blobsDir)), 20) }, FoundBlob},
+		"blob lost":       {func(s *Store, i *Image) error { return os.Remove(onlyFile(s.path(blobsDir))) }, FoundBlob},
+		"reference":       {func(s *Store, _ *Image) error { s.refs["r.example/x:y"] = "sha256:" + someHex; return nil }, FoundReference},
+		"leftover layer":  {func(s *Store, _ *Image) error { return os.Mkdir(s.path(layersDir, "sha256-feed"), 0o755) }, FoundLeftover},
+		"leftover record": {func(s *Store, _ *Image) error { return os.WriteFile(s.path(recordsDir, "x"), nil, 0o600) }, FoundLeftover},
+		"document changed": {func(s *Store, i *Image) error {
+			return put(s, docsBucket, string(s.images[i.ID].Documents[0].Digest), "{}")
+		}, FoundImage},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t, func(o *Options) { o.KeepBlobs = true })
+			reg := imagestest.NewRegistry(t)
+			reg.Push("a", "b", imagestest.NewImage(richLayer()))
+			img := mustPull(t, s, reg.Host()+"/a:b")
+			wantWhole(t, s)
+			if err := c.damage(s, img); err != nil {
+				t.Fatal(err)
+			}
+			r := mustVerify(t, s, VerifyOptions{Deep: true})
+			if len(r.Findings) != 1 || r.Findings[0].Kind != c.kind {
+				t.Errorf("found %v, want one of kind %s", r.Findings, c.kind)
+			}
+			r = mustVerify(t, s, VerifyOptions{Deep: true, Repair: true})
+			if r.Damaged() {
+				t.Errorf("not repaired: %+v", r.Findings)
+			}
+			mustPull(t, s, reg.Host()+"/a:b")
+			wantWhole(t, s)
+		})
+	}
+}
+
+func onlyFile(dir string) string {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		return ""
+	}
+	return filepath.Join(dir, entries[0].Name())
+}
+
+// TestHostileLayersVerify: whatever odd things a layer does and is unpacked with, its records agree with it, and its
+// archive is made again byte for byte, or not at all.
+func TestHostileLayersVerify(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	tars := map[digest.Digest][]byte{}
+	for i, c := range imagestest.Corpus(filepath.Join(s.root, tmpDir, "outside")) {
+		if c.Refused || len(c.Tar) == 0 {
+			continue
+		}
+		reg.Push("hostile", fmt.Sprint(i), imagestest.NewImage(imagestest.GzipLayer(c.Tar)))
+		img := mustPull(t, s, fmt.Sprintf("%s/hostile:%d", reg.Host(), i))
+		tars[digest.FromBytes(c.Tar)] = c.Tar
+		r := mustVerify(t, s, VerifyOptions{Deep: true})
+		for _, f := range r.Findings {
+			t.Errorf("%s: found %s", c.Name, f)
+		}
+		rec := s.layers[img.Layers[0]]
+		if rec.Tape == "" {
+			t.Logf("%s: cannot be made again", c.Name)
+			continue
+		}
+		var buf bytes.Buffer
+		root, err := s.openLayer(img.Layers[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		tape, err := os.Open(s.recordFile(img.Layers[0], rec, tapeExt))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := playTape(context.Background(), root, tape, &buf, nil); err != nil || !bytes.Equal(buf.Bytes(), c.Tar) {
+			t.Errorf("%s: made again it is not what it was: %v", c.Name, err)
+		}
+		tape.Close()
+		root.Close()
+	}
+	if len(tars) < 40 {
+		t.Errorf("only %d layers", len(tars))
+	}
+}
