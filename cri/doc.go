@@ -10,12 +10,11 @@
 //     there, and to ask for the status of an absent image;
 //   - an id may be shortened to any prefix that is unique;
 //   - errors become gRPC codes in one place, errors.go;
-//   - a panic in one call fails that call and no other;
-//   - the socket belongs to root alone from the instant it exists.
+//   - a panic in one call fails that call and no other.
 //
 // It does not implement checkpoints: their three calls answer Unimplemented.
 //
 //	srv := cri.New(cri.Options{Pods: p, Images: i, Network: n, Streaming: s, Log: log})
-//	l, err := cri.Listen(ctx, "/run/berth/berth.sock")
+//	l, err := socket.Listen(ctx, "/run/berth/berth.sock")
 //	err = srv.Serve(ctx, l) // until ctx ends
 package cri

@@ -26,6 +26,7 @@ import (
 
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/pods"
+	"github.com/berth-run/berth/internal/socket"
 )
 
 // logBuffer is a log that can be read while it is written to.
@@ -45,6 +46,21 @@ func (l *logBuffer) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
+// tempDir is short: a socket's path has 107 bytes.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "berth")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // start serves over a real socket, with nothing behind it: what the tests ask must be answered before a pod or an image is
 // touched. What is touched panics.
 func start(t *testing.T) (cri.RuntimeServiceClient, cri.ImageServiceClient, *logBuffer) {
@@ -59,7 +75,7 @@ func connect(t *testing.T) (*grpc.ClientConn, *logBuffer) {
 	dir := tempDir(t)
 	srv := New(Options{Log: log.logger(), RecursiveReadOnly: true, PodCIDRFile: filepath.Join(dir, "podcidr")})
 	path := filepath.Join(dir, "berth.sock")
-	l, err := Listen(t.Context(), path)
+	l, err := socket.Listen(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/berth-run/berth/cri/cadvisor"
 	"github.com/berth-run/berth/cri/pods"
 	"github.com/berth-run/berth/images"
+	"github.com/berth-run/berth/internal/socket"
 )
 
 // answerCadvisor answers on the socket until ctx ends; what it returns waits for that. A node without it runs pods as well,
@@ -18,9 +19,9 @@ func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager 
 	if path == "" || path == config.Disabled {
 		return func() {}
 	}
-	l, err := cri.Listen(ctx, path)
+	l, err := socket.Listen(ctx, path)
 	switch {
-	case errors.Is(err, cri.ErrInUse):
+	case errors.Is(err, socket.ErrInUse):
 		log.Info("the socket for cAdvisor is another program's and left to it: metrics of the kubelet have no pod and container labels", "socket", path)
 		return func() {}
 	case err != nil:
@@ -34,7 +35,7 @@ func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager 
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := server.Serve(ctx, cadvisor.Own(l)); err != nil {
+		if err := server.Serve(ctx, l); err != nil {
 			log.Warn("cAdvisor can no longer ask for containers", "err", err)
 		}
 	}()

@@ -24,6 +24,7 @@ import (
 	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/cri/streaming"
 	"github.com/berth-run/berth/images"
+	"github.com/berth-run/berth/internal/socket"
 	"github.com/berth-run/berth/internal/version"
 	"github.com/berth-run/berth/network"
 )
@@ -159,7 +160,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 		Info:              shown(c, driver),
 		Log:               log,
 	})
-	listener, err := cri.Listen(ctx, c.Socket)
+	listener, err := socket.Listen(ctx, c.Socket)
 	if err != nil {
 		return err
 	}

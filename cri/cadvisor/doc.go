@@ -3,9 +3,7 @@
 // /metrics/cadvisor from there, and not from the CRI; a runtime that does not answer is blind in every dashboard.
 //
 // It promises:
-//   - a socket that somebody else listens on is left alone, and one that another program has put in the place of ours is
-//     not removed;
-//   - root alone can connect, nothing can be changed through it, and nothing of a container's environment is told;
+//   - nothing can be changed through it, and nothing of a container's environment is told;
 //   - messages are bounded: names, labels of Kubernetes', numbers.
 //
 // It does not promise to be containerd: all other calls are Unimplemented, so that a client which needs them fails at once.
@@ -13,7 +11,7 @@
 // A kubelet that runs while the daemon restarts connects again by itself, after up to three seconds; pods that start
 // meanwhile may have no labels in /metrics/cadvisor, since cAdvisor asks once for each.
 //
-//	l, err := cri.Listen(ctx, "/run/containerd/containerd.sock")
-//	server := cadvisor.New(manager, store)
+//	l, err := socket.Listen(ctx, "/run/containerd/containerd.sock")
+//	server := cadvisor.New(cadvisor.Options{Pods: pods.Born{Manager: manager}, Image: image, SandboxImage: "berth-shim"})
 //	err = server.Serve(ctx, l)
 package cadvisor

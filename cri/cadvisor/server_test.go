@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,6 +26,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/cri/pods"
+	"github.com/berth-run/berth/internal/socket"
 )
 
 var (
@@ -74,14 +74,14 @@ var node = listed{
 func dial(t *testing.T) *grpc.ClientConn {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "c.sock")
-	l, err := net.Listen("unix", path)
+	l, err := socket.Listen(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := New(Options{Pods: node, SandboxImage: "shim", Image: func(*pods.Container) string { return "busybox:1" }})
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(ctx, Own(l)) }()
+	go func() { ended <- server.Serve(ctx, l) }()
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -198,28 +198,5 @@ func TestWhatIsNotThereIsRefused(t *testing.T) {
 	}
 	if v, err := versionapi.NewVersionClient(conn).Version(t.Context(), &emptypb.Empty{}); err != nil || v.GetVersion() == "" {
 		t.Errorf("version: %v, %v", v, err)
-	}
-}
-
-func TestASocketThatAnotherHasTakenIsLeft(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "c.sock")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours := Own(l)
-	if err := os.Remove(path); err != nil { // as containerd does at its start
-		t.Fatal(err)
-	}
-	theirs, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer theirs.Close()
-	if err := ours.Close(); err != nil {
-		t.Error(err)
-	}
-	if _, err := net.Dial("unix", path); err != nil {
-		t.Errorf("the other's socket is gone: %v", err)
 	}
 }

@@ -60,7 +60,7 @@ type Runtime struct {
 	log     *slog.Logger
 	state   State
 	library *adaptation.Adaptation
-	socket  *socket
+	place   *place
 	plugins atomic.Int32
 	begin   sync.RWMutex // held by Start: plugins that it starts come between two events, too
 
@@ -90,15 +90,15 @@ func Open(o Options) (*Runtime, error) {
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	said.Store(slog.New(slog.DiscardHandler)) // it is an error to the library that we are built without WebAssembly
 	defer said.Store(o.Log)
-	s, err := newSocket(o.Socket)
+	p, err := newPlace(o.Socket)
 	if err != nil {
 		return nil, err
 	}
-	r.socket = s
+	r.place = p
 	adaptation.SetPluginRequestTimeout(o.RequestTimeout)
 	adaptation.SetPluginRegistrationTimeout(RegistrationTimeout)
 	r.library, err = adaptation.New("berth", o.Version, r.synchronize, r.unsolicited,
-		adaptation.WithSocketPath(s.private()),
+		adaptation.WithSocketPath(p.libraryPath()),
 		adaptation.WithPluginPath(o.Plugins), adaptation.WithPluginConfigPath(o.Config),
 		adaptation.WithMetrics(counter{&r.plugins}),
 		adaptation.WithTTRPCOptions(
@@ -122,16 +122,16 @@ func (r *Runtime) Start(state State) error {
 	r.begin.Lock()
 	defer r.begin.Unlock()
 	r.state = state
-	if err := r.socket.prepare(); err != nil {
+	if err := r.place.prepare(); err != nil {
 		return err
 	}
 	if err := r.library.Start(); err != nil {
 		r.library.Stop()
-		return errors.Join(fmt.Errorf("nri: %w", err), r.socket.remove())
+		return errors.Join(fmt.Errorf("nri: %w", err), r.place.remove())
 	}
-	if err := r.socket.publish(); err != nil {
+	if err := r.place.publish(); err != nil {
 		r.library.Stop()
-		return errors.Join(err, r.socket.remove())
+		return errors.Join(err, r.place.remove())
 	}
 	return nil
 }
@@ -147,7 +147,7 @@ func (r *Runtime) Close() error {
 	r.mu.Unlock()
 	r.stop()
 	r.work.Wait()
-	return r.socket.remove()
+	return r.place.remove()
 }
 
 // Enter begins something that plugins may be told of. Until leave is called no plugin is on its way in: it either has been

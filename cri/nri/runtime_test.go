@@ -156,7 +156,7 @@ func TestLiveSocketIsNotStolenAndStaleOneReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Start(&nothing{}); err == nil || !strings.Contains(err.Error(), "another runtime listens") {
+	if err := r.Start(&nothing{}); err == nil || !strings.Contains(err.Error(), "another process listens") {
 		t.Errorf("a live socket is taken: %v", err)
 	}
 	if err := r.Close(); err != nil {

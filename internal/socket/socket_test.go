@@ -1,7 +1,8 @@
-package cri
+package socket
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -9,24 +10,9 @@ import (
 	"testing"
 )
 
-// tempDir is short: a socket's path has 107 bytes.
-func tempDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "berth")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
 // CVE-2020-15257: whoever reaches the socket is root on the node.
 func TestCVE_2020_15257_SocketIsRootsAlone(t *testing.T) {
-	path := filepath.Join(tempDir(t), "sub", "berth.sock")
+	path := filepath.Join(t.TempDir(), "sub", "berth.sock")
 	l, err := Listen(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +30,7 @@ func TestCVE_2020_15257_SocketIsRootsAlone(t *testing.T) {
 }
 
 func TestStaleSocketIsReplaced(t *testing.T) {
-	path := filepath.Join(tempDir(t), "berth.sock")
+	path := filepath.Join(t.TempDir(), "berth.sock")
 	first, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -66,13 +52,13 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 }
 
 func TestSocketInUseIsNotReplaced(t *testing.T) {
-	path := filepath.Join(tempDir(t), "berth.sock")
+	path := filepath.Join(t.TempDir(), "berth.sock")
 	first, err := Listen(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer first.Close()
-	if _, err := Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another process listens on it") {
+	if _, err := Listen(t.Context(), path); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), path) {
 		t.Fatalf("second listener: %v", err)
 	}
 	c, err := net.Dial("unix", path)
@@ -83,7 +69,7 @@ func TestSocketInUseIsNotReplaced(t *testing.T) {
 }
 
 func TestUnusableSocketPaths(t *testing.T) {
-	dir := tempDir(t)
+	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
 	open := filepath.Join(dir, "open")
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
@@ -109,4 +95,42 @@ func TestUnusableSocketPaths(t *testing.T) {
 	if data, err := os.ReadFile(file); err != nil || string(data) != "precious" {
 		t.Errorf("the file in the way was touched: %q %v", data, err)
 	}
+}
+
+func TestClosingRemovesTheSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "berth.sock")
+	l, err := Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left behind: %v", err)
+	}
+}
+
+func TestASocketThatAnotherHasTakenIsLeft(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "berth.sock")
+	ours, err := Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil { // as containerd does at its start
+		t.Fatal(err)
+	}
+	theirs, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	if err := ours.Close(); err != nil {
+		t.Error(err)
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatalf("the other's socket is gone: %v", err)
+	}
+	_ = c.Close()
 }
