@@ -215,7 +215,7 @@ func TestSettingsApplyOnlyInside(t *testing.T) {
 
 func TestPinSetsLoopbackUp(t *testing.T) {
 	s := pinned(t, NamespaceSet{})
-	err := InNamespace(s.Net, func() error {
+	err := InNamespaces([]string{s.Net}, func() error {
 		links, err := netlink.LinkList()
 		if err != nil {
 			return err
@@ -484,7 +484,7 @@ func TestInNamespaceReturnsHome(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 20 {
-		err := InNamespace(s.Net, func() error {
+		err := InNamespaces([]string{s.Net}, func() error {
 			got, err := os.Stat("/proc/thread-self/ns/net")
 			if err == nil && !os.SameFile(got, want) {
 				t.Error("not in the namespace")
@@ -497,17 +497,17 @@ func TestInNamespaceReturnsHome(t *testing.T) {
 	}
 	atHome(t)
 	failure := errors.New("x")
-	if err := InNamespace(s.Net, func() error { return failure }); err != failure {
+	if err := InNamespaces([]string{s.Net}, func() error { return failure }); err != failure {
 		t.Errorf("%v", err)
 	}
-	if err := InNamespace(s.Net+"x", func() error { return nil }); !errors.Is(err, errdefs.ErrNotFound) {
+	if err := InNamespaces([]string{s.Net + "x"}, func() error { return nil }); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("%v", err)
 	}
 	file := t.TempDir() + "/file"
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := InNamespace(file, func() error { t.Error("was run"); return nil }); !errors.Is(err, unix.EINVAL) {
+	if err := InNamespaces([]string{file}, func() error { t.Error("was run"); return nil }); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("%v", err)
 	}
 }

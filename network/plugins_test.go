@@ -36,7 +36,7 @@ func TestReferencePlugins(t *testing.T) {
 
 	inHost := func(f func() error) {
 		t.Helper()
-		if err := InNamespace(host, f); err != nil {
+		if err := InNamespaces([]string{host}, f); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -59,7 +59,7 @@ func TestReferencePlugins(t *testing.T) {
 		t.Errorf("%d leases", leases())
 	}
 	var l net.Listener
-	if err := InNamespace(p.NetNS, func() (err error) {
+	if err := InNamespaces([]string{p.NetNS}, func() (err error) {
 		l, err = net.Listen("tcp4", ":8080")
 		return err
 	}); err != nil {
@@ -77,7 +77,7 @@ func TestReferencePlugins(t *testing.T) {
 		}
 	}()
 	get := func(addr string) (got string, err error) {
-		err = InNamespace(host, func() error {
+		err = InNamespaces([]string{host}, func() error {
 			c, err := net.DialTimeout("tcp4", addr, 5*time.Second)
 			if err != nil {
 				return err

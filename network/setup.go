@@ -61,7 +61,7 @@ func (m *Manager) Setup(ctx context.Context, p Pod) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
 	}
-	if err := InNamespace(p.NetNS, loopbackUp); err != nil {
+	if err := InNamespaces([]string{p.NetNS}, loopbackUp); err != nil {
 		return nil, fmt.Errorf("%s: %w", p, err)
 	}
 	ctx, done, err := m.alone(ctx, p.ID)

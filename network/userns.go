@@ -74,22 +74,13 @@ func (u *UserNamespace) pin(flags int, all []namespace, set NamespaceSet, sysctl
 	dir := "/proc/" + strconv.Itoa(h.process.Pid) + "/ns/"
 	for _, n := range all {
 		if err := enter(dir+n.file, n.flag); err != nil {
-			return fmt.Errorf("enter %s namespace: %w", n.file, err)
+			return err
 		}
 	}
 	if err := set.setUp(); err != nil {
 		return err
 	}
 	return pinAll(append([]namespace{{path: u.Path, file: "user"}}, all...), dir)
-}
-
-func enter(file string, flag int) error {
-	ns, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(ns) //nolint:errcheck // opened for reading
-	return unix.Setns(ns, flag)
 }
 
 // holder is a process in new namespaces. It ends with its standard input, and so with this process.

@@ -18,7 +18,7 @@ import (
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/shim"
 	"github.com/berth-run/berth/internal/step"
-	"github.com/berth-run/berth/internal/thread"
+	"github.com/berth-run/berth/network"
 )
 
 // launcher starts shims and exec servers from one sealed copy of the shim's program in memory: nothing that a container
@@ -136,7 +136,7 @@ func (l *launcher) startShim(ctx context.Context, a launch) (int, error) {
 		}
 	}
 	var proc *os.Process
-	err = inNamespaces(a.namespaces, func() (err error) {
+	err = network.InNamespaces(a.namespaces, func() (err error) {
 		proc, err = l.start(args, log, readyW, goR)
 		return err
 	})
@@ -174,27 +174,6 @@ func awaitByte(ctx context.Context, f *os.File) error {
 		return context.Cause(ctx)
 	}
 	return err
-}
-
-// inNamespaces calls f on a thread that is in the namespaces and is thrown away: what f starts is in them.
-func inNamespaces(paths []string, f func() error) error {
-	if len(paths) == 0 {
-		return f()
-	}
-	return thread.Throwaway(func() error {
-		for _, path := range paths {
-			fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return &os.PathError{Op: "open", Path: path, Err: err}
-			}
-			err = unix.Setns(fd, 0)
-			_ = unix.Close(fd)
-			if err != nil {
-				return &os.PathError{Op: "setns", Path: path, Err: err}
-			}
-		}
-		return f()
-	})
 }
 
 // execServerEnds is more than an exec server takes to end, with what it runs, once its socket is closed.

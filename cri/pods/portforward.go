@@ -131,7 +131,7 @@ func (p *pod) dial(ctx context.Context, port int32) (net.Conn, error) {
 		return dial()
 	}
 	var conn net.Conn
-	err := network.InNamespace(p.nsPath("net"), func() (err error) {
+	err := network.InNamespaces([]string{p.nsPath("net")}, func() (err error) {
 		conn, err = dial()
 		return err
 	})
