@@ -103,7 +103,11 @@ func connectUnix(path string, kind int) error {
 func (s *security) TestCVE_2020_15257_SocketsAreRootsAlone(t *testing.T) {
 	const nobody = 1000
 	plain, host := s.pod(t, plainPod), s.pod(t, hostNetworkPod)
-	sockets := map[string]int{strings.TrimPrefix(s.Endpoint, "unix://"): unix.SOCK_STREAM}
+	sockets := map[string]int{
+		strings.TrimPrefix(s.Endpoint, "unix://"): unix.SOCK_STREAM,
+		s.ContainerdSocket():                      unix.SOCK_STREAM, // where cAdvisor asks
+		s.NRISocket():                             unix.SOCK_STREAM,
+	}
 	short, err := os.MkdirTemp("", "") // the address of a socket has 107 bytes; a link is no way around any mode
 	must(t, err)
 	defer os.RemoveAll(short)
