@@ -115,15 +115,17 @@ func (r *reader) detailsV2(dir string, d *Details) {
 	})
 	d.Devices = r.devicesV2(dir)
 	for _, size := range cgroups.HugePageSizes() {
-		page := HugePageStats{Size: size, Usage: r.number(dir, "hugetlb."+size+".current")}
-		r.keyed(dir, "hugetlb."+size+".events", func(key string, v uint64) {
+		file := "hugetlb." + size
+		if !fileExists(dir + "/" + file + ".current") {
+			continue
+		}
+		page := HugePageStats{Size: size, Usage: r.number(dir, file+".current")}
+		r.keyed(dir, file+".events", func(key string, v uint64) {
 			if key == "max" {
 				page.TimesRefused = v
 			}
 		})
-		if fileExists(dir + "/hugetlb." + size + ".current") {
-			d.HugePages = append(d.HugePages, page)
-		}
+		d.HugePages = append(d.HugePages, page)
 	}
 	if weight := r.number(dir, "cpu.weight"); weight > 0 {
 		d.Limits.CPUShares = sharesOfWeight(weight)
@@ -204,7 +206,8 @@ func limitOrZero(limit uint64) uint64 {
 	return limit
 }
 
-// sharesOfWeight undoes how the weight of v2 is made of the shares of v1 (KEP-2254). cAdvisor does the same.
+// sharesOfWeight is what cAdvisor makes of a weight: the shares that it would be made of by the formula of KEP-2254, which
+// libcontainer has left for another since.
 func sharesOfWeight(weight uint64) uint64 {
 	return 2 + (min(weight, 10000)-1)*262142/9999
 }

@@ -1,5 +1,5 @@
 // Package cgroups creates, limits, measures, kills and removes the cgroups of pods and containers, on cgroup v1, hybrid
-// and v2, with the cgroupfs driver.
+// and v2, with the drivers cgroupfs and systemd ([Driver]).
 //
 // It promises:
 //   - a [Path] is absolute, clean and never the root of a hierarchy, so that nothing runs outside every limit
@@ -13,7 +13,7 @@
 // It does not promise device rules (libcontainer sets them when it creates the container), nor that a parent which
 // [CreateSandbox] made on the way goes away again: the kubelet owns parents.
 //
-//	p, err := cgroups.Join(cfg.GetLinux().GetCgroupParent(), id)
+//	p, err := driver.Join(cfg.GetLinux().GetCgroupParent(), id)
 //	if err == nil {
 //		err = cgroups.CreateSandbox(p)
 //	}

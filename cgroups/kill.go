@@ -63,16 +63,25 @@ func (l *layout) killAtOnce(p Path) {
 	}
 }
 
-// freezeV1 freezes p if asked to, and returns how to thaw it: on v1 a frozen process does not die of SIGKILL.
+// freezeV1 freezes p if asked to, and returns how to thaw it, whoever has frozen it: on v1 a frozen process does not die of
+// SIGKILL. That it cannot be held still is no error: the next pass tries again.
 func (l *layout) freezeV1(p Path, freeze bool) (thaw func()) {
-	dir := l.dir(p, "freezer")
-	if l.v2 || dir == "" {
+	if l.v2 || l.dir(p, "freezer") == "" {
 		return func() {}
 	}
 	if freeze {
-		_ = cgroups.WriteFile(dir, "freezer.state", string(cgroups.Frozen))
+		_ = l.setFrozen(p, cgroups.Frozen)
 	}
-	return func() { _ = cgroups.WriteFile(dir, "freezer.state", string(cgroups.Thawed)) }
+	return func() { _ = l.setFrozen(p, cgroups.Thawed) }
+}
+
+// setFrozen holds every process of p and of the cgroups below it still, or lets them go on, and returns when that is so.
+func (l *layout) setFrozen(p Path, state cgroups.FreezerState) error {
+	m, err := l.manager(p, &cgroups.Resources{SkipDevices: true})
+	if err != nil {
+		return err
+	}
+	return m.Freeze(state)
 }
 
 // killEach kills those of pids that are still in p and waits for their end. An id may be reused between reading it and

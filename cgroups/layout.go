@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
 	cgroupsv1 "github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/cgroups/fs2"
@@ -53,19 +52,6 @@ func Version() int {
 		return 2
 	}
 	return 1
-}
-
-// MemoryMount is where the hierarchy of the memory controller is mounted, for [oom.MemoryDir].
-func MemoryMount() (string, error) {
-	l, err := host()
-	if err != nil {
-		return "", err
-	}
-	dir, ok := l.mount("memory")
-	if !ok {
-		return "", fmt.Errorf("the memory controller is not mounted: %w", errdefs.ErrFailedPrecondition)
-	}
-	return dir, nil
 }
 
 func (l *layout) mount(controller string) (string, bool) {

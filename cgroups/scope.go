@@ -25,8 +25,9 @@ func withSystemd(f func(ctx context.Context, c *sd.Conn) error) error {
 	defer cancel()
 	c, err := sd.NewSystemdConnectionContext(ctx)
 	if err != nil {
-		if c, err = sd.NewSystemConnectionContext(ctx); err != nil {
-			return fmt.Errorf("connect to systemd: %w", errors.Join(err, context.Cause(ctx)))
+		var berr error
+		if c, berr = sd.NewSystemConnectionContext(ctx); berr != nil {
+			return fmt.Errorf("connect to systemd: %w", errors.Join(err, berr, context.Cause(ctx)))
 		}
 	}
 	defer c.Close()

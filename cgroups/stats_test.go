@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-run/berth/cgroups/oom"
 )
 
 // fixture writes files as the kernel shows them.
@@ -156,9 +158,6 @@ func TestReadStats(t *testing.T) {
 	if _, err := ReadStats(p); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("no cgroup: %v", err)
 	}
-	if _, err := OOMKills(p); !errors.Is(err, errdefs.ErrNotFound) {
-		t.Errorf("no cgroup: %v", err)
-	}
 	if err := CreateSandbox(p); err != nil {
 		t.Fatal(err)
 	}
@@ -201,15 +200,18 @@ func TestOOMKillsAreCounted(t *testing.T) {
 	if err := Update(p, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(15 * mib)), Swap: ptr(int64(15 * mib))}}); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := OOMKills(p); n != 0 || err != nil {
+	dir, err := Dir(p, "memory")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := oom.Kills(dir); n != 0 || err != nil {
 		t.Errorf("%d, %v", n, err)
 	}
 	cmd := start(t, p, `x=$(head -c 100000000 /dev/zero | tr '\0' x)`) // a variable of the shell
-	err := <-cmd.end
-	if err == nil || err.Error() != "signal: killed" {
+	if err = <-cmd.end; err == nil || err.Error() != "signal: killed" {
 		t.Fatalf("not killed: %v", err)
 	}
-	n, err := OOMKills(p)
+	n, err := oom.Kills(dir)
 	if n != 1 || err != nil {
 		t.Errorf("%d, %v", n, err)
 	}

@@ -235,8 +235,8 @@ func TestMemoryLimitBelowUsage(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	differ(t, values(t, p), before)
-	if n, err := OOMKills(p); n != 0 || err != nil {
-		t.Errorf("%d OOM kills, %v", n, err)
+	if s, err := ReadStats(p); err != nil || s.OOMKills != 0 {
+		t.Errorf("OOM kills: %+v, %v", s, err)
 	}
 
 	q := newCgroup(t)

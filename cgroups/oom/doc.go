@@ -7,5 +7,5 @@
 // pod above it, or the machine's, or in one below it. The kernel counts before it kills: whoever has seen such a process
 // end finds it counted.
 //
-//	killed, err := oom.Kills(oom.MemoryDir(mount, "/kubepods/podX/ID"))
+//	killed, err := oom.Kills("/sys/fs/cgroup/memory/kubepods/podX/ID")
 package oom

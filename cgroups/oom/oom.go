@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 	"syscall"
@@ -12,12 +11,6 @@ import (
 
 // ErrNoCount is the error for a file of the kernel that has no count of kills (before Linux 4.13).
 var ErrNoCount = errors.New("no oom_kill count")
-
-// MemoryDir is the directory of a cgroup in the hierarchy of the memory controller, whose mount point the daemon has
-// found out: "/sys/fs/cgroup" on v2, "/sys/fs/cgroup/memory" mostly on v1.
-func MemoryDir(mountPoint, cgroup string) string {
-	return path.Join(mountPoint, path.Clean("/"+cgroup))
-}
 
 // Kills reads the count from the cgroup's directory of the memory controller. The error wraps os.ErrNotExist when the
 // cgroup does not exist.

@@ -36,18 +36,6 @@ func TestKills(t *testing.T) {
 	}
 }
 
-func TestMemoryDir(t *testing.T) {
-	for _, tc := range [][3]string{
-		{"/sys/fs/cgroup/memory", "/kubepods/x", "/sys/fs/cgroup/memory/kubepods/x"},
-		{"/sys/fs/cgroup", "/berth/x", "/sys/fs/cgroup/berth/x"},
-		{"/sys/fs/cgroup", "/../../etc", "/sys/fs/cgroup/etc"},
-	} {
-		if got := MemoryDir(tc[0], tc[1]); got != tc[2] {
-			t.Errorf("%q, %q: %q, want %q", tc[0], tc[1], got, tc[2])
-		}
-	}
-}
-
 func FuzzParse(f *testing.F) {
 	f.Add("oom_kill 3\n")
 	f.Fuzz(func(t *testing.T, s string) {

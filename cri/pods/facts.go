@@ -133,11 +133,11 @@ func hasSwap(version int) bool {
 		found, _ := filepath.Glob("/sys/fs/cgroup/*/memory.swap.max")
 		return len(found) > 0
 	}
-	mount, err := cgroups.MemoryMount()
+	dir, err := cgroups.Dir("/", "memory")
 	if err != nil {
 		return false
 	}
-	_, err = os.Stat(filepath.Join(mount, "memory.memsw.limit_in_bytes"))
+	_, err = os.Stat(filepath.Join(dir, "memory.memsw.limit_in_bytes"))
 	return err == nil
 }
 

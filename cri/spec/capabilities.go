@@ -25,9 +25,6 @@ var allCapabilities = []string{
 	"CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 }
 
-// KnownCapabilities are the names of all capabilities, in the order of their numbers: the index of a name is its number.
-func KnownCapabilities() []string { return slices.Clone(allCapabilities) }
-
 const everyCapability = "CAP_ALL"
 
 // capability brings a name into the kernel's form: the CRI's has no prefix and any case.

@@ -29,15 +29,6 @@ func SharedPID(cfg *cri.PodSandboxConfig) bool {
 	return sandboxNamespaces(cfg).GetPid() == cri.NamespaceMode_POD
 }
 
-// TargetContainer is the id of the container whose PID namespace is joined, or "".
-func TargetContainer(cfg *cri.ContainerConfig) string {
-	ns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	if ns.GetPid() == cri.NamespaceMode_TARGET {
-		return ns.GetTargetId()
-	}
-	return ""
-}
-
 // validateNamespaceModes checks the modes that a pod may have.
 func validateNamespaceModes(at string, ns *cri.NamespaceOption) error {
 	for _, f := range []struct {

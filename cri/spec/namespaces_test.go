@@ -90,15 +90,4 @@ func TestNamespaceThatThePodLacks(t *testing.T) {
 	}
 }
 
-func TestTargetContainer(t *testing.T) {
-	in := request(func(in *Input) { security(in).NamespaceOptions.TargetId = "ignored" })
-	if got := TargetContainer(in.Container); got != "" {
-		t.Errorf("mode CONTAINER has target %q", got)
-	}
-	security(&in).NamespaceOptions.Pid = cri.NamespaceMode_TARGET
-	if got := TargetContainer(in.Container); got != "ignored" {
-		t.Errorf("target %q", got)
-	}
-}
-
 func second[T any](_ T, err error) error { return err }
