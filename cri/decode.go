@@ -92,10 +92,11 @@ type strictStream struct {
 
 // RecvMsg implements grpc.ServerStream.
 func (s strictStream) RecvMsg(m any) error {
-	if err := s.ServerStream.RecvMsg(m); err != nil {
-		return err
+	err := s.ServerStream.RecvMsg(m)
+	if bad := s.decoder.verdict(s.call, m); bad != nil { // to be taken out also where more is wrong
+		return bad
 	}
-	return s.decoder.verdict(s.call, m)
+	return err
 }
 
 // badText finds the first text of an encoded message that is not UTF-8, and where it stands. It descends no further than

@@ -23,12 +23,14 @@ var waits = map[string]bool{"StopContainer": true, "ExecSync": true, "PullImage"
 
 // interceptor is what happens around every call: a number in the log lines, the error's code, and panics.
 type interceptor struct {
-	log  *slog.Logger
-	last atomic.Uint64
-	now  func() time.Time
+	log   *slog.Logger
+	last  atomic.Uint64
+	now   func() time.Time
+	under underWay // calls
 }
 
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
+	defer i.under.begin()()
 	done := i.begin(ctx, info.FullMethod, req)
 	defer func() {
 		if p := recover(); p != nil {

@@ -3,7 +3,6 @@ package cri
 import (
 	"context"
 	"iter"
-	"path"
 
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -135,7 +134,7 @@ func (s *Server) imageDisk() (d disk) {
 		d.device = cgroups.DeviceName(unix.Major(st.Dev), unix.Minor(st.Dev))
 	}
 	if d.device == "" {
-		d.device = path.Join(root) // no disk of its own, such as an overlay: its place tells it apart
+		d.device = root // no disk of its own, such as an overlay: its place tells it apart
 	}
 	_ = unix.Statfs(root, &d.Statfs_t) // zeros say that it cannot be told
 	return d

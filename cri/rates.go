@@ -32,12 +32,11 @@ func (r *rates) nanoCores(id string, born, at time.Time, used uint64) uint64 {
 		if r.all == nil {
 			r.all = map[string]*rate{}
 		}
-		last = &rate{at: born}
+		last = &rate{at: at, used: used}
 		r.all[id] = last
 		if window := at.Sub(born); window > 0 {
 			last.nanoCores = perSecond(used, window)
 		}
-		last.at, last.used = at, used
 		return last.nanoCores
 	}
 	if window := at.Sub(last.at); window >= rateWindow {

@@ -22,9 +22,6 @@ import (
 // gRPC's own default is 4.
 const maxMessage = 16 << 20
 
-// graceful is how long calls under way may go on once the server is told to stop. The kubelet repeats what is cut off.
-const graceful = 10 * time.Second
-
 // Options of a [Server]. All fields but Info and PodCIDRFile are required.
 type Options struct {
 	Pods      *pods.Manager
@@ -77,7 +74,8 @@ func New(o Options) *Server {
 	}
 }
 
-// Serve answers calls on l until ctx ends. Calls under way then have ten seconds to end; pods go on running. It closes l.
+// Serve answers calls on l until ctx ends. Calls under way then have ten seconds to end, and streams end at once; pods go on
+// running. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	i := &interceptor{log: s.log, now: time.Now}
 	d := newDecoder(s.log)
@@ -98,17 +96,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	case <-ctx.Done():
 	}
 	close(s.stopping)
-	stopped := make(chan struct{})
-	go func() { g.GracefulStop(); close(stopped) }()
-	timer := time.NewTimer(graceful)
-	defer timer.Stop()
-	select {
-	case <-stopped:
-	case <-timer.C:
-		s.log.Warn("calls did not end in time and are cut off", "after", graceful)
-		g.Stop() // ends the contexts of the calls, then waits for them
-		<-stopped
-	}
+	drain(g, &i.under, graceful, s.log)
 	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
