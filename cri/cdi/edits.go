@@ -9,16 +9,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
-)
 
-// Bounds on a hook, in seconds: what it gets if its file says nothing, and what it can have at most.
-const (
-	hookTimeout    = 10
-	maxHookTimeout = 60
+	"github.com/berth-run/berth/cri/spec"
 )
-
-// hookPath is the environment of a hook whose file gives it none. Without any it would have that of whoever runs it.
-const hookPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // Edits are what devices add to a specification.
 type Edits struct {
@@ -79,32 +72,8 @@ func (e *Edits) Apply(s *specs.Spec) error {
 	if err := e.edits.Apply(s); err != nil {
 		return fmt.Errorf("CDI devices %s: %w: %w", strings.Join(e.devices, ", "), err, errdefs.ErrFailedPrecondition)
 	}
-	if s.Hooks != nil {
-		for _, list := range [][]specs.Hook{
-			s.Hooks.Prestart, s.Hooks.CreateRuntime, s.Hooks.CreateContainer, s.Hooks.StartContainer, s.Hooks.Poststart, s.Hooks.Poststop, //nolint:staticcheck // deprecated, not gone
-		} {
-			for i := range list {
-				bound(&list[i])
-			}
-		}
-	}
+	spec.BoundHooks(s.Hooks)
 	return nil
-}
-
-// bound gives a hook an end and an environment of its own: that of the daemon is no business of a vendor's program, and
-// that of the image is a container's, which must not reach one of the host's (CVE-2025-23266).
-func bound(h *specs.Hook) {
-	seconds := hookTimeout
-	if h.Timeout != nil && *h.Timeout > 0 {
-		seconds = min(*h.Timeout, maxHookTimeout)
-	}
-	h.Timeout = &seconds
-	if len(h.Env) == 0 {
-		h.Env = []string{hookPath}
-	}
-	if len(h.Args) == 0 {
-		h.Args = []string{h.Path}
-	}
 }
 
 // Groups are the additional groups of the edits, which the container's user is in as well.

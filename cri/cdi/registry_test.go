@@ -17,8 +17,8 @@ import (
 	"tags.cncf.io/container-device-interface/pkg/parser"
 )
 
-// spec is a file that defines devices, each of which sets a variable to what.
-func spec(what string, devices ...string) string {
+// document is a file that defines devices, each of which sets a variable to what.
+func document(what string, devices ...string) string {
 	var b strings.Builder
 	b.WriteString("cdiVersion: \"0.6.0\"\nkind: vendor.com/gpu\ncontainerEdits:\n  env: [\"ALL=" + what + "\"]\ndevices:\n")
 	for _, d := range devices {
@@ -54,8 +54,8 @@ func applied(t *testing.T, r Registry, names ...string) *specs.Spec {
 func TestLaterDirectoryWins(t *testing.T) {
 	dir := t.TempDir()
 	r := Registry{Dirs: []string{dir + "/a", dir + "/missing", dir + "/b"}}
-	write(t, dir+"/a/one.yaml", spec("a", "0", "1"))
-	write(t, dir+"/b/two.yaml", spec("b", "1", "2"))
+	write(t, dir+"/a/one.yaml", document("a", "0", "1"))
+	write(t, dir+"/b/two.yaml", document("b", "1", "2"))
 	s := applied(t, r, "vendor.com/gpu=0", "vendor.com/gpu=1", "vendor.com/gpu=1")
 	if want := []string{"ALL=b", "GPU_0=a", "GPU_1=b"}; !slices.Equal(s.Process.Env, want) {
 		t.Errorf("environment %q, want %q", s.Process.Env, want)
@@ -68,7 +68,7 @@ func TestLaterDirectoryWins(t *testing.T) {
 func TestUnknownAndAmbiguousDevicesAreNamed(t *testing.T) {
 	dir := t.TempDir()
 	r := Registry{Dirs: []string{dir}}
-	write(t, dir+"/one.yaml", spec("a", "0", "1"))
+	write(t, dir+"/one.yaml", document("a", "0", "1"))
 	write(t, dir+"/two.json", `{"cdiVersion":"0.6.0","kind":"vendor.com/gpu","devices":[{"name":"1","containerEdits":{"env":["X=1"]}}]}`)
 	write(t, dir+"/broken.yaml", "devices: [")
 	for name, words := range map[string][]string{
@@ -94,7 +94,7 @@ func TestUnknownAndAmbiguousDevicesAreNamed(t *testing.T) {
 // A directory that is full of traps neither holds us nor takes memory, and what is good in it works.
 func TestHostileFilesAreBounded(t *testing.T) {
 	dir := t.TempDir()
-	write(t, dir+"/good.yaml", spec("good", "0"))
+	write(t, dir+"/good.yaml", document("good", "0"))
 	for _, name := range []string{"fifo.yaml", "fifo.json"} {
 		if err := unix.Mkfifo(filepath.Join(dir, name), 0o666); err != nil {
 			t.Fatal(err)
@@ -208,15 +208,16 @@ func TestCVE_2025_23266_HooksHaveTheirOwnEnvironmentAndEnd(t *testing.T) {
 		{"hookName":"startContainer","path":"/bin/true","timeout":3},
 		{"hookName":"poststop","path":"/bin/true","args":["true","x"]}]}}]}`)
 	s := applied(t, Registry{Dirs: []string{dir}}, "vendor.com/gpu=0")
+	const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	for _, h := range []struct {
 		is      []specs.Hook
 		seconds int
 		env     string
 	}{
-		{s.Hooks.CreateRuntime, hookTimeout, hookPath},
-		{s.Hooks.CreateContainer, maxHookTimeout, "A=b"},
-		{s.Hooks.StartContainer, 3, hookPath},
-		{s.Hooks.Poststop, hookTimeout, hookPath},
+		{s.Hooks.CreateRuntime, 10, path},
+		{s.Hooks.CreateContainer, 60, "A=b"},
+		{s.Hooks.StartContainer, 3, path},
+		{s.Hooks.Poststop, 10, path},
 	} {
 		if len(h.is) != 1 || *h.is[0].Timeout != h.seconds || !slices.Equal(h.is[0].Env, []string{h.env}) || len(h.is[0].Args) == 0 {
 			t.Errorf("hook %+v, want %d s and %q", h.is, h.seconds, h.env)
@@ -251,7 +252,7 @@ func FuzzNames(f *testing.F) {
 		f.Add(s)
 	}
 	dir := f.TempDir()
-	if err := os.WriteFile(dir+"/x.yaml", []byte(spec("x", "0", "1-2_3.4:5")), 0o644); err != nil {
+	if err := os.WriteFile(dir+"/x.yaml", []byte(document("x", "0", "1-2_3.4:5")), 0o644); err != nil {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
@@ -268,7 +269,7 @@ func FuzzNames(f *testing.F) {
 
 // FuzzSpecification: no file makes the reader, or the edits, panic.
 func FuzzSpecification(f *testing.F) {
-	f.Add([]byte(spec("x", "0")))
+	f.Add([]byte(document("x", "0")))
 	f.Add([]byte(`{"cdiVersion":"1.1.0","kind":"vendor.com/gpu","devices":[{"name":"0","containerEdits":{"hooks":[{"hookName":"poststop","path":"/x"}],"intelRdt":{"closID":"a"},"netDevices":[{"hostInterfaceName":"a","name":"b"}]}}]}`))
 	f.Add([]byte("devices: [null, {containerEdits: {mounts: [null], hooks: [null], deviceNodes: [null]}}]"))
 	f.Fuzz(func(t *testing.T, data []byte) {

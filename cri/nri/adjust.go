@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/runtime-tools/generate"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-run/berth/cri/spec"
 )
 
 // CDIInjector adds devices of the Container Device Interface, by their qualified names, to a specification.
@@ -16,7 +18,7 @@ type CDIInjector func(s *specs.Spec, names []string) error
 // Adjust makes what plugins want of a specification, whose process and Linux parts must be there. What cannot be taken as
 // it is follows the node: without a swap controller no swap limit is set.
 func (r *Runtime) Adjust(s *specs.Spec, a *api.ContainerAdjustment, swapController bool) error {
-	return guard("adjust", func() error { return adjust(s, a, r.o.InjectCDI, swapController) })
+	return r.guard("adjust", func() error { return adjust(s, a, r.o.InjectCDI, swapController) })
 }
 
 func adjust(s *specs.Spec, a *api.ContainerAdjustment, cdi CDIInjector, swapController bool) error {
@@ -62,6 +64,7 @@ func adjust(s *specs.Spec, a *api.ContainerAdjustment, cdi CDIInjector, swapCont
 		}
 	}
 	s.Process.Rlimits = lastOfEach(s.Process.Rlimits)
+	spec.BoundHooks(s.Hooks)
 	g.prune()
 	return nil
 }

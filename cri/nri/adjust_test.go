@@ -68,7 +68,7 @@ func TestAdjustmentsAreMade(t *testing.T) {
 		"env":         slices.Equal(env, []string{"ADDED=1", "CHANGED=after", "KEPT=1"}),
 		"args":        slices.Equal(s.Process.Args, []string{"echo", "hello"}),
 		"mounts":      len(s.Mounts) == 2 && s.Mounts[0].Destination == "/added" && s.Mounts[1].Destination == "/proc",
-		"hooks":       s.Hooks != nil && len(s.Hooks.Prestart) == 1, //nolint:staticcheck // NRI has it
+		"hooks":       s.Hooks != nil && len(s.Hooks.Prestart) == 1 && *s.Hooks.Prestart[0].Timeout == 10 && len(s.Hooks.Prestart[0].Env) == 1, //nolint:staticcheck // NRI has it
 		"rlimits":     slices.Equal(s.Process.Rlimits, []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 2048, Soft: 1024}}),
 		"device":      len(s.Linux.Devices) == 1 && s.Linux.Devices[0].Path == "/dev/added",
 		"rule": len(s.Linux.Resources.Devices) == 1 && s.Linux.Resources.Devices[0].Allow &&

@@ -9,7 +9,7 @@
 //
 // It knows pods and containers as NRI does. Who they are, and when they are told, is package pods' to say:
 //
-//	r, err := nri.Open(nri.Options{Socket: nri.DefaultSocket, Log: log})
+//	r, err := nri.Open(nri.Options{Socket: "/var/run/nri/nri.sock", Log: log})
 //	err = r.Start(state)
 //	leave, plugins := r.Enter()
 //	defer leave()

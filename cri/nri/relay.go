@@ -160,7 +160,7 @@ func (r *Runtime) RemoveContainer(ctx context.Context, pod *api.PodSandbox, c *a
 // relay makes one call. Of what class an error of a plugin is was the plugin's choice: to a client of the CRI it is a
 // precondition that does not hold, since NotFound and others would mean something to it.
 func (r *Runtime) relay(ctx context.Context, event string, call func(context.Context) error) error {
-	err := guard(event, func() error { return call(ctx) })
+	err := r.guard(event, func() error { return call(ctx) })
 	switch {
 	case err == nil:
 		return nil

@@ -17,19 +17,12 @@ import (
 	"github.com/containerd/ttrpc"
 )
 
-// Where plugins are looked for, and look for the runtime, unless somebody says otherwise.
-const (
-	DefaultSocket  = adaptation.DefaultSocketPath
-	DefaultPlugins = adaptation.DefaultPluginPath
-	DefaultConfig  = adaptation.DefaultPluginConfigPath
-)
-
 // RequestTimeout is what a plugin may take to answer one request. The library's own two seconds are too short for one that
 // takes in the state of a busy node, and who is dropped then misses what happens meanwhile.
 const RequestTimeout = 10 * time.Second
 
-// RegistrationTimeout is what it may take to register after it has connected.
-const RegistrationTimeout = 5 * time.Second
+// registrationTimeout is what it may take to register after it has connected.
+const registrationTimeout = 5 * time.Second
 
 // Options of [Open].
 type Options struct {
@@ -87,7 +80,6 @@ func Open(o Options) (*Runtime, error) {
 		o.RequestTimeout = RequestTimeout
 	}
 	r := &Runtime{o: o, log: o.Log}
-	r.ctx, r.stop = context.WithCancel(context.Background())
 	said.Store(slog.New(slog.DiscardHandler)) // it is an error to the library that we are built without WebAssembly
 	defer said.Store(o.Log)
 	p, err := newPlace(o.Socket)
@@ -96,7 +88,7 @@ func Open(o Options) (*Runtime, error) {
 	}
 	r.place = p
 	adaptation.SetPluginRequestTimeout(o.RequestTimeout)
-	adaptation.SetPluginRegistrationTimeout(RegistrationTimeout)
+	adaptation.SetPluginRegistrationTimeout(registrationTimeout)
 	r.library, err = adaptation.New("berth", o.Version, r.synchronize, r.unsolicited,
 		adaptation.WithSocketPath(p.libraryPath()),
 		adaptation.WithPluginPath(o.Plugins), adaptation.WithPluginConfigPath(o.Config),
@@ -111,6 +103,7 @@ func Open(o Options) (*Runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nri: %w", err)
 	}
+	r.ctx, r.stop = context.WithCancel(context.Background())
 	return r, nil
 }
 
@@ -169,7 +162,7 @@ func (r *Runtime) Active() bool { return r != nil && r.plugins.Load() > 1 } // o
 
 // synchronize tells a plugin what is there. No event is under way meanwhile, see Enter.
 func (r *Runtime) synchronize(ctx context.Context, tell adaptation.SyncCB) error {
-	return guard("synchronize", func() error {
+	return r.guard("synchronize", func() error {
 		pods, containers := r.state.Known()
 		updates, err := tell(ctx, pods, containers)
 		if err != nil {
@@ -206,7 +199,7 @@ func (r *Runtime) background(do func(context.Context)) error {
 func (r *Runtime) unsolicited(ctx context.Context, updates []*api.ContainerUpdate) (failed []*api.ContainerUpdate, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.o.RequestTimeout)
 	defer cancel()
-	err = guard("UpdateContainers", func() error {
+	err = r.guard("UpdateContainers", func() error {
 		failed = r.apply(ctx, updates)
 		return nil
 	})
@@ -233,11 +226,12 @@ func (r *Runtime) apply(ctx context.Context, updates []*api.ContainerUpdate) (fa
 	return failed
 }
 
-// guard turns a panic into an error: the library dereferences what plugins send.
-func guard(what string, f func() error) (err error) {
+// guard turns a panic into an error, and its stack into a line of the log: the library dereferences what plugins send.
+func (r *Runtime) guard(what string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%s: panic: %v\n%s", what, p, debug.Stack())
+			r.log.Error("panic over what an NRI plugin has sent", "event", what, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			err = fmt.Errorf("%s: panic: %v", what, p)
 		}
 	}()
 	return f()

@@ -40,7 +40,7 @@ func wrong(f api.Field, key, format string, args ...any) error {
 
 // validate is the plugin of our own that the library asks last: it alone is told who has set what.
 func (r *Runtime) validate(_ context.Context, req *api.ValidateContainerAdjustmentRequest) error {
-	return guard("validate", func() error {
+	return r.guard("validate", func() error {
 		err := check(req.GetContainer().GetId(), req.GetAdjust(), r.o.InjectCDI)
 		p, ok := err.(*problem) //nolint:errorlint // it is never wrapped
 		if !ok {

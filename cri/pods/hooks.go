@@ -16,13 +16,12 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Hooks of a container's specification come from CDI and from plugins of NRI. libcontainer runs all but one kind of them, in the helper that
-// creates the container and in its init. The last, poststop, is for when the container is gone, and nobody of libcontainer
-// is there any more: the daemon runs it.
-const (
-	poststopEach = 10 * time.Second // for a hook that says nothing
-	poststopAll  = 60 * time.Second
-)
+// Hooks of a container's specification come from CDI and from plugins of NRI, and have an end ([spec.BoundHooks]).
+// libcontainer runs all but one kind of them, in the helper that creates the container and in its init. The last, poststop,
+// is for when the container is gone, and nobody of libcontainer is there any more: the daemon runs it.
+
+// poststopAll is what all of them may take together.
+const poststopAll = 60 * time.Second
 
 // poststop runs the container's poststop hooks once its processes and its cgroup are gone. Their failure is told and stops
 // nothing, as the runtime specification wants it. A daemon that is killed meanwhile runs them again.
@@ -54,12 +53,11 @@ func (c *container) poststop(ctx context.Context) {
 
 // runHook runs one program with the state on its standard input. What it leaves running does not hold us.
 func runHook(ctx context.Context, h specs.Hook, state []byte) error {
-	timeout := poststopEach
-	if h.Timeout != nil && *h.Timeout > 0 {
-		timeout = time.Duration(*h.Timeout) * time.Second
+	if h.Timeout != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(*h.Timeout)*time.Second)
+		defer cancel()
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	out := &firstBytes{most: 4 << 10}
 	cmd := exec.CommandContext(ctx, h.Path)
 	cmd.Args, cmd.Env, cmd.Dir = h.Args, h.Env, "/"
@@ -72,7 +70,7 @@ func runHook(ctx context.Context, h specs.Hook, state []byte) error {
 	case err == nil || errors.Is(err, exec.ErrWaitDelay):
 		return nil
 	case ctx.Err() != nil:
-		return fmt.Errorf("has not ended within %s: %q", timeout, out)
+		return fmt.Errorf("has not ended in time: %q", out)
 	}
 	return fmt.Errorf("%w: %q", err, out)
 }

@@ -182,7 +182,6 @@ func (b *build) adjust(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.m.nri.Grant(ctx, wishes)
 	s := b.out.Spec
 	if err := b.m.nri.Adjust(s, adjustment, b.m.host.SwapController); err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
@@ -206,9 +205,14 @@ func (b *build) adjust(ctx context.Context) error {
 	if err := b.addGroupsOf(adjustment.GetCDIDevices()); err != nil {
 		return err
 	}
-	return b.update(func(r *containerRecord) {
+	err = b.update(func(r *containerRecord) {
 		r.Cgroup, r.Resources.M, r.User.M = s.Linux.CgroupsPath, limits, b.out.User
 	})
+	if err != nil {
+		return err
+	}
+	b.m.nri.Grant(ctx, wishes) // now that nothing of its own is refused any more, others make room for it
+	return nil
 }
 
 // addGroupsOf adds the groups that CDI devices bring to those that the status tells.
