@@ -140,12 +140,19 @@ func image(img *images.Image) *cri.Image {
 		Id:          img.ID.String(),
 		RepoTags:    img.RepoTags,
 		RepoDigests: img.RepoDigests,
-		Size:        max(uint64(max(img.Size, 0)), 1), // the kubelet's client refuses an image of size 0
+		Size:        promise(img),
 		Spec:        &cri.ImageSpec{Image: img.ID.String()},
 		Pinned:      img.Pinned,
 	}
 	out.Uid, out.Username = imageUser(img.Config.Config.User)
 	return out
+}
+
+// promise is an image's size: of its compressed layers, as other runtimes tell it and registries know it, but no more than
+// its removal gives back, since the kubelet's garbage collection adds sizes up until it has what it needs. It refuses a size
+// of 0.
+func promise(img *images.Image) uint64 {
+	return max(min(uint64(max(img.Size, 0)), img.Own), 1)
 }
 
 // imageUser splits the user of an image's configuration as the kubelet wants it for runAsNonRoot: a number, or a name, or

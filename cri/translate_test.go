@@ -103,13 +103,18 @@ func TestImageUser(t *testing.T) {
 
 func TestImageTranslation(t *testing.T) {
 	img := &images.Image{
-		ID: digest.Digest(imageID), RepoTags: []string{"a:1"}, RepoDigests: []string{"a@sha256:2"}, Size: 12, Pinned: true,
+		ID: digest.Digest(imageID), RepoTags: []string{"a:1"}, RepoDigests: []string{"a@sha256:2"}, Size: 12, Own: 30, Pinned: true,
 		Layers: []images.ChainID{"sha256:bottom", "sha256:top"},
 	}
 	img.Config.Config = ocispec.ImageConfig{User: "7"}
 	got := image(img)
 	if got.GetId() != imageID || got.GetRepoTags()[0] != "a:1" || got.GetRepoDigests()[0] != "a@sha256:2" || got.GetSize() != 12 || !got.GetPinned() || got.GetUid().GetValue() != 7 {
 		t.Errorf("%v", got)
+	}
+	for own, want := range map[uint64]uint64{30: 12, 12: 12, 5: 5, 0: 1} {
+		if img.Own = own; image(img).GetSize() != want {
+			t.Errorf("removal gives back %d bytes, the size is %d, want %d", own, image(img).GetSize(), want)
+		}
 	}
 	if i := newImageInfo(img); i.ChainID != "sha256:top" {
 		t.Errorf("chain id %q", i.ChainID)

@@ -29,6 +29,8 @@ type Image struct {
 	Artifact string
 	// Pinned: the kubelet must not garbage-collect it.
 	Pinned bool
+	// Own is what removing the image gives back, in bytes of the disk: its layers that no other image has.
+	Own uint64
 	// Layers are the chain IDs, bottom first.
 	Layers []ChainID
 }
@@ -43,7 +45,7 @@ func (s *Store) Image(name string) (*Image, error) {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	img, err := s.describe(id, s.refsOf(id))
+	img, err := s.describe(id, s.refsOf(id), s.users())
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", quote(name), err)
 	}
@@ -58,10 +60,11 @@ func (s *Store) Images() []*Image {
 	for ref, id := range s.refs {
 		refs[id] = append(refs[id], ref)
 	}
+	users := s.users()
 	all := make([]*Image, 0, len(s.images))
 	for id := range s.images {
 		slices.Sort(refs[id])
-		if img, err := s.describe(id, refs[id]); err == nil {
+		if img, err := s.describe(id, refs[id], users); err == nil {
 			all = append(all, img)
 		}
 	}
@@ -71,7 +74,7 @@ func (s *Store) Images() []*Image {
 
 // describe builds an Image from its record. Each caller gets its own, so that none can change another's environment
 // (CVE-2021-21334). The caller holds s.mu.
-func (s *Store) describe(id digest.Digest, refs []string) (*Image, error) {
+func (s *Store) describe(id digest.Digest, refs []string, users map[ChainID]int) (*Image, error) {
 	rec := s.images[id]
 	if rec == nil {
 		return nil, errdefs.ErrNotFound
@@ -82,6 +85,13 @@ func (s *Store) describe(id digest.Digest, refs []string) (*Image, error) {
 	img := &Image{ID: id, Size: rec.Size, Layers: slices.Clone(rec.Layers), Pinned: rec.Pinned, Artifact: rec.Artifact}
 	if err := json.Unmarshal(rec.Config, &img.Config); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	seen := map[ChainID]bool{}
+	for _, chain := range rec.Layers {
+		if l := s.layers[chain]; l != nil && users[chain] == 1 && !seen[chain] {
+			img.Own += l.Bytes
+		}
+		seen[chain] = true
 	}
 	for _, ref := range refs {
 		if strings.Contains(ref, "@") {
@@ -94,6 +104,21 @@ func (s *Store) describe(id digest.Digest, refs []string) (*Image, error) {
 	return img, nil
 }
 
+// users counts the images that have each layer. The caller holds s.mu.
+func (s *Store) users() map[ChainID]int {
+	n := make(map[ChainID]int, len(s.layers))
+	last := make(map[ChainID]*imageRecord, len(s.layers))
+	for _, rec := range s.images {
+		for _, chain := range rec.Layers {
+			if last[chain] != rec { // an image may have a layer twice
+				n[chain]++
+				last[chain] = rec
+			}
+		}
+	}
+	return n
+}
+
 // isPause says whether a reference is that of a pause image, whatever its registry. No runtime but berth lacks one, and
 // a kubelet's garbage collection that removes it breaks the other (kubernetes#81756).
 func isPause(ref string) bool {
@@ -102,11 +127,20 @@ func isPause(ref string) bool {
 }
 
 // Remove removes the image that name means with all its references. Nil if there is none. Layers that a prepared root
-// file system uses stay until it is released.
+// file system uses stay until it is released. The disk has its space back when it returns, unless the context ends before:
+// the kubelet, which removes images for the space, looks at once.
 func (s *Store) Remove(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := s.remove(name); err != nil {
+		return err
+	}
+	s.waitTrash(ctx)
+	return nil
+}
+
+func (s *Store) remove(name string) error {
 	s.change.Lock()
 	defer s.change.Unlock()
 	id, err := s.find(name)

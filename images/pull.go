@@ -169,7 +169,7 @@ func (s *Store) localInstead(named reference.Named, err error) *Image {
 	if !ok {
 		return nil
 	}
-	img, derr := s.describe(id, s.refsOf(id))
+	img, derr := s.describe(id, s.refsOf(id), s.users())
 	if derr != nil {
 		return nil
 	}

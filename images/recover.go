@@ -1,6 +1,7 @@
 package images
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -137,9 +138,13 @@ func unique() string {
 // trash moves a tree away at once; it is deleted in the background. Nil if it is absent.
 func (s *Store) trash(path string) error {
 	err := os.Rename(path, s.path(trashDir, unique()))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("discard %s: %w", filepath.Base(path), err)
 	}
+	s.thrown.Add(1)
 	s.discard()
 	return nil
 }
@@ -160,6 +165,7 @@ func (s *Store) emptyTrash() {
 			return
 		case <-s.trashed:
 		}
+		thrown := s.thrown.Load()
 		entries, err := os.ReadDir(s.path(trashDir))
 		if err != nil {
 			s.log.Error("read trash", "error", err)
@@ -172,6 +178,31 @@ func (s *Store) emptyTrash() {
 			if err := os.RemoveAll(s.path(trashDir, e.Name())); err != nil {
 				s.log.Warn("delete discarded layer", "error", err)
 			}
+		}
+		s.mu.Lock()
+		s.deleted = thrown
+		close(s.emptied)
+		s.emptied = make(chan struct{})
+		s.mu.Unlock()
+	}
+}
+
+// waitTrash waits until what is in the trash now is deleted.
+func (s *Store) waitTrash(ctx context.Context) {
+	thrown := s.thrown.Load()
+	for {
+		s.mu.RLock()
+		deleted, emptied := s.deleted, s.emptied
+		s.mu.RUnlock()
+		if deleted >= thrown {
+			return
+		}
+		select {
+		case <-emptied:
+		case <-ctx.Done():
+			return
+		case <-s.ctx.Done():
+			return
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -55,6 +56,7 @@ type Store struct {
 	stop    context.CancelFunc
 	workers sync.WaitGroup
 	trashed chan struct{}
+	thrown  atomic.Uint64 // how often something was put into the trash
 
 	track   tracker
 	pulls   shared[pullKey, *Image]
@@ -71,6 +73,9 @@ type Store struct {
 	holds map[ChainID]int
 	// retired are directories of layers that have another one now, by name, which something may be mounted from.
 	retired map[string]retiredLayer
+	// deleted is how much of what was thrown is deleted; emptied is closed when that changes.
+	deleted uint64
+	emptied chan struct{}
 	rootfs  map[string]*rootfsRecord
 	views   map[string]*viewRecord
 	usage   map[string]Usage // of the writable layers, as last counted
@@ -121,8 +126,8 @@ func Open(o Options) (*Store, error) {
 	s := &Store{
 		root: root, rootDir: rootDir, certsD: o.CertsD, keepBlobs: o.KeepBlobs, local: o.LocalWhenUnavailable, log: log, observe: o.Observe, db: db,
 		pace: defaultPace, bounds: defaultBounds,
-		trashed: make(chan struct{}, 1),
-		images:  map[digest.Digest]*imageRecord{}, refs: map[string]digest.Digest{}, layers: map[ChainID]*layerRecord{},
+		trashed: make(chan struct{}, 1), emptied: make(chan struct{}),
+		images: map[digest.Digest]*imageRecord{}, refs: map[string]digest.Digest{}, layers: map[ChainID]*layerRecord{},
 		holds: map[ChainID]int{}, retired: map[string]retiredLayer{}, rootfs: map[string]*rootfsRecord{}, views: map[string]*viewRecord{}, usage: map[string]Usage{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())

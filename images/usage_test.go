@@ -1,0 +1,91 @@
+package images
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/images/imagestest"
+)
+
+// bigImage has what makes it hard to say how much it takes: many small files, a few large ones, links, holes, deep and
+// large directories.
+func bigImage(seed uint64) *imagestest.Image {
+	r := rand.NewChaCha8([32]byte{byte(seed)})
+	noise := make([]byte, 3<<20)
+	_, _ = r.Read(noise)
+	entries := []imagestest.Entry{imagestest.File("large", string(noise)), imagestest.GNUSparse("sparse", 256<<20, 128<<20, "data")}
+	for i := range 300 {
+		entries = append(entries, imagestest.File(fmt.Sprintf("many/%d/a-rather-long-name-of-a-file-%d", i%7, i), fmt.Sprint(seed, "x", i)))
+		if i%10 == 0 {
+			entries = append(entries, imagestest.HardLink(fmt.Sprintf("links/%d", i), fmt.Sprintf("many/%d/a-rather-long-name-of-a-file-%d", i%7, i)), imagestest.Symlink(fmt.Sprintf("symlinks/%d", i), "x"))
+		}
+	}
+	return imagestest.NewImage(imagestest.Layer(entries...))
+}
+
+// TestUsageIsTrue: what ImageFsInfo says is what the disk says, to a percent, and takes no walk.
+func TestUsageIsTrue(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		s := openStore(t, func(o *Options) { o.KeepBlobs = keep })
+		reg := imagestest.NewRegistry(t)
+		reg.Push("a", "b", bigImage(1))
+		mustPull(t, s, reg.Host()+"/a:b")
+		if err := unix.Syncfs(int(s.rootDir.Fd())); err != nil {
+			t.Fatal(err)
+		}
+		var disk Usage
+		for _, dir := range []string{layersDir, recordsDir, blobsDir} {
+			f, err := os.Open(s.path(dir))
+			if err != nil {
+				t.Fatal(err)
+			}
+			countTree(context.Background(), f, &disk, map[uint64]bool{}, 0)
+		}
+		said := s.Usage()
+		if off := int64(said.Bytes) - int64(disk.Bytes); max(off, -off)*100 > int64(disk.Bytes) {
+			t.Errorf("kept blobs %v: %d bytes are said, the disk has %d", keep, said.Bytes, disk.Bytes)
+		}
+		if off := int64(said.Inodes) - int64(disk.Inodes); max(off, -off)*100 > int64(disk.Inodes) {
+			t.Errorf("kept blobs %v: %d inodes are said, the disk has %d", keep, said.Inodes, disk.Inodes)
+		}
+	}
+}
+
+// TestRemovalGivesBackWhatItPromised: A kubelet that needs space adds up what removals promise, and
+// looks at the disk at once.
+func TestRemovalGivesBackWhatItPromised(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	shared := bigImage(1).Layers[0]
+	reg.Push("a", "one", imagestest.NewImage(shared, bigImage(2).Layers[0], bigImage(2).Layers[0]))
+	reg.Push("a", "two", imagestest.NewImage(shared, bigImage(3).Layers[0]))
+	one := mustPull(t, s, reg.Host()+"/a:one")
+	if all := s.Usage().Bytes; one.Own != all {
+		t.Errorf("the only image promises %d bytes of %d", one.Own, all)
+	}
+	mustPull(t, s, reg.Host()+"/a:two")
+	for _, name := range []string{"one", "two"} {
+		img, err := s.Image(reg.Host() + "/a:" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := s.Usage().Bytes
+		if err := s.Remove(context.Background(), string(img.ID)); err != nil {
+			t.Fatal(err)
+		}
+		if back := before - s.Usage().Bytes; back != img.Own || img.Own == 0 {
+			t.Errorf("%s: %d bytes were promised, %d came back", name, img.Own, back)
+		}
+		if entries, err := os.ReadDir(s.path(trashDir)); err != nil || len(entries) > 0 {
+			t.Errorf("%s: removed, but still on the disk: %v, %v", name, entries, err)
+		}
+	}
+	if left := s.Usage(); left.Bytes != 0 {
+		t.Errorf("left: %+v", left)
+	}
+}
