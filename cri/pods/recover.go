@@ -340,12 +340,3 @@ func sweepDir(dir string, keep func(id string) bool) {
 		_ = os.RemoveAll(path)
 	}
 }
-
-// Steps tells which steps a pod and its containers have begun, for whoever looks into a stuck one.
-func (m *Manager) Steps(id string) ([]string, error) {
-	p, err := m.pod(id)
-	if err != nil {
-		return nil, err
-	}
-	return p.record().Steps, nil
-}

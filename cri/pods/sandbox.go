@@ -165,7 +165,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 	}
 	p.unwatch()
 	p.tellStopped(ctx, s)
-	if undo := p.unwind(ctx, s); undo != nil {
+	if undo := s.Unwind(ctx); undo != nil {
 		_ = p.update(func(r *podRecord) {
 			r.Phase, r.Reason = stopped, "could not be set up, nor all of it undone: "+undo.Error()
 		})
@@ -183,9 +183,6 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 func name(cfg *cri.PodSandboxConfig) string {
 	return cfg.GetMetadata().GetNamespace() + "/" + cfg.GetMetadata().GetName()
 }
-
-// unwind undoes the pod's steps. Those that are done with are off the record, so that the rest can be tried again.
-func (p *pod) unwind(ctx context.Context, s *step.Stack) error { return s.Unwind(ctx) }
 
 // StopSandbox kills the pod's containers, and releases its network, namespaces and shim. It can be called again.
 // An unknown pod is stopped.
@@ -242,7 +239,7 @@ func (p *pod) stop(ctx context.Context, call, reason string) error {
 		}
 	}
 	s.Resume(p.steps(rec.Steps...)...)
-	if err := p.unwind(ctx, s); err != nil {
+	if err := s.Unwind(ctx); err != nil {
 		return err
 	}
 	return p.update(func(r *podRecord) { r.ShimPID, r.PausePID = 0, 0 })
