@@ -20,21 +20,21 @@ const (
 	Systemd  Driver = "systemd"
 )
 
-// AutoDriver is the option that leaves the choice to [ChooseDriver].
-const AutoDriver = "auto"
+// autoDriver is the option that leaves the choice to [ChooseDriver].
+const autoDriver = "auto"
 
 // ChooseDriver turns an option into a driver: "cgroupfs", "systemd" (which must be process 1 then), or "auto", which is
 // systemd where that is process 1, as kubeadm expects. The kubelet asks for the outcome and does the same.
 func ChooseDriver(option string) (Driver, error) {
 	switch booted := systemd.IsRunningSystemd(); {
-	case option == string(Cgroupfs), option == AutoDriver && !booted:
+	case option == string(Cgroupfs), option == autoDriver && !booted:
 		return Cgroupfs, nil
-	case option == AutoDriver, option == string(Systemd) && booted:
+	case option == autoDriver, option == string(Systemd) && booted:
 		return Systemd, nil
 	case option == string(Systemd):
 		return "", fmt.Errorf("cgroup driver %q: systemd is not process 1 here: %w", option, errdefs.ErrFailedPrecondition)
 	}
-	return "", fmt.Errorf("cgroup driver %q is none of %s, %s, %s: %w", option, AutoDriver, Cgroupfs, Systemd, errdefs.ErrInvalidArgument)
+	return "", fmt.Errorf("cgroup driver %q is none of %s, %s, %s: %w", option, autoDriver, Cgroupfs, Systemd, errdefs.ErrInvalidArgument)
 }
 
 // Join returns the path of the cgroup of a sandbox or container below a parent, where an empty parent means

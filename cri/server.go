@@ -22,6 +22,10 @@ import (
 // gRPC's own default is 4.
 const maxMessage = 16 << 20
 
+// helloTimeout is how long a client may say nothing after it has connected. The library's two minutes would be how long one
+// that never does holds up the end of the daemon.
+const helloTimeout = 5 * time.Second
+
 // Options of a [Server]. All fields but Info and PodCIDRFile are required.
 type Options struct {
 	Pods      *pods.Manager
@@ -83,7 +87,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.ForceServerCodecV2(d),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
-		grpc.WaitForHandlers(true),
+		grpc.WaitForHandlers(true), grpc.ConnectionTimeout(helloTimeout),
 	)
 	g.RegisterService(d.strict(cri.RuntimeService_ServiceDesc), s)
 	g.RegisterService(d.strict(cri.ImageService_ServiceDesc), s)

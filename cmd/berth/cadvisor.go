@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 
-	"github.com/berth-run/berth/cmd/berth/internal/config"
 	"github.com/berth-run/berth/cri"
 	"github.com/berth-run/berth/cri/cadvisor"
 	"github.com/berth-run/berth/cri/pods"
@@ -13,10 +12,10 @@ import (
 	"github.com/berth-run/berth/internal/socket"
 )
 
-// answerCadvisor answers on the socket until ctx ends; what it returns waits for that. A node without it runs pods as well,
-// and shows less of them: what is wrong with the socket is told, and no reason not to serve.
-func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager *pods.Manager, store *images.Store) (wait func()) {
-	if path == "" || path == config.Disabled {
+// answerCadvisor answers on the socket until end is called, which waits for that. A node without it runs pods as well, and
+// shows less of them: what is wrong with the socket is told, and no reason not to serve.
+func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager *pods.Manager, store *images.Store) (end func()) {
+	if path == "" {
 		return func() {}
 	}
 	l, err := socket.Listen(ctx, path)
@@ -32,6 +31,7 @@ func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager 
 		Pods: pods.Born{Manager: manager}, SandboxImage: cri.SandboxImage,
 		Image: func(c *pods.Container) string { return cri.ImageLabel(store, c) },
 	})
+	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -39,5 +39,5 @@ func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager 
 			log.Warn("cAdvisor can no longer ask for containers", "err", err)
 		}
 	}()
-	return func() { <-done }
+	return func() { cancel(); <-done }
 }

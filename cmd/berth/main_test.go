@@ -2,11 +2,15 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cmd/berth/internal/config"
@@ -59,7 +63,7 @@ func TestServeHasAFlagForEveryField(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"root", "run", "socket", "certsD", "cniConf", "cniBin", "streamIdle", "logLevel", "logFormat", "shim"} {
+	for name := range new(config.Config).Values() {
 		if flag := "--" + config.Flag(name) + " "; !strings.Contains(out, flag) {
 			t.Errorf("%s is not in the help:\n%s", flag, out)
 		}
@@ -87,5 +91,26 @@ func TestShownConfigurationHasEveryOption(t *testing.T) {
 		if _, ok := all[name]; !ok {
 			t.Errorf("%s is not shown", name)
 		}
+	}
+}
+
+// What ends before the daemon is told to, as after an error, must not wait for that.
+func TestCadvisorsAnswersEndWhenTheyAreToldTo(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.sock")
+	end := answerCadvisor(t.Context(), slog.New(slog.DiscardHandler), path, nil, nil)
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ended := make(chan struct{})
+	go func() { end(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Fatal("it waits")
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left behind: %v", err)
 	}
 }

@@ -59,7 +59,7 @@ func serveCommand() *cobra.Command {
 	f.StringSliceVar(&c.DefaultUlimits, config.Flag("defaultUlimits"), nil, "resource `limits` of containers, NAME=SOFT:HARD, separated by commas; those not named are the daemon's")
 	f.StringVar(&c.StreamIdle, config.Flag("streamIdle"), c.StreamIdle, "`time` without a byte after which an exec, attach or port-forward is cut")
 	f.StringVar(&c.CadvisorSocket, config.Flag("cadvisorSocket"), c.CadvisorSocket, "unix socket `path` where a kubelet's cAdvisor asks for containers, or \""+config.Disabled+"\"")
-	f.StringVar(&c.NRISocket, config.Flag("nriSocket"), c.NRISocket, "unix socket `path` for plugins of NRI, or \"disabled\"")
+	f.StringVar(&c.NRISocket, config.Flag("nriSocket"), c.NRISocket, "unix socket `path` for plugins of NRI, or \""+config.Disabled+"\"")
 	f.StringVar(&c.NRIPlugins, config.Flag("nriPlugins"), c.NRIPlugins, "`directory` of plugins of NRI that are started with the daemon")
 	f.StringVar(&c.NRIConfig, config.Flag("nriConfig"), c.NRIConfig, "`directory` of their configuration")
 	f.StringVar(&c.LogLevel, config.Flag("logLevel"), c.LogLevel, "debug, info, warn or error")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"time"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
@@ -47,9 +48,13 @@ const maxRequest = 16 << 10
 // maxCalls bounds the calls at once on a connection: cAdvisor makes one for each of its containers at most.
 const maxCalls = 64
 
+// helloTimeout is how long a client may say nothing after it has connected, and so hold up the end of the daemon.
+const helloTimeout = 5 * time.Second
+
 // New makes a server.
 func New(o Options) *Server {
-	g := grpc.NewServer(grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxCalls), grpc.UnaryInterceptor(inNamespace))
+	g := grpc.NewServer(grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxCalls), grpc.ConnectionTimeout(helloTimeout),
+		grpc.UnaryInterceptor(inNamespace))
 	containersapi.RegisterContainersServer(g, containers{o: o})
 	tasksapi.RegisterTasksServer(g, tasks{o: o})
 	versionapi.RegisterVersionServer(g, versions{})

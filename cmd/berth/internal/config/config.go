@@ -32,9 +32,10 @@ type Config struct {
 	DefaultUlimits []string `json:"defaultUlimits,omitempty"`
 	// StreamIdle is after how long without a byte an exec, attach or port-forward is cut: "4h", "90s".
 	StreamIdle string `json:"streamIdle,omitempty"`
-	// CadvisorSocket is where cAdvisor, inside a kubelet, asks for containers; "" or "disabled" for nowhere.
+	// CadvisorSocket is where cAdvisor, inside a kubelet, asks for containers. "disabled" turns it off and is the same as
+	// empty, which is what it is once loaded.
 	CadvisorSocket string `json:"cadvisorSocket,omitempty"`
-	// NRISocket is where plugins of the Node Resource Interface connect to; "disabled" or empty turns them off.
+	// NRISocket is where plugins of the Node Resource Interface connect to; to turn it off as CadvisorSocket.
 	NRISocket string `json:"nriSocket,omitempty"`
 	// NRIPlugins holds plugins that are started with the daemon.
 	NRIPlugins string `json:"nriPlugins,omitempty"`
@@ -87,9 +88,9 @@ func Load(files []string, set Config, given func(name string) bool) (*Config, er
 		if given(f.name) {
 			from[f.name] = "--" + f.flag
 		}
-	}
-	if c.NRISocket == Disabled {
-		c.NRISocket = ""
+		if f.off != "" && *f.text == f.off {
+			*f.text = ""
+		}
 	}
 	if c.Socket == "" {
 		c.Socket = filepath.Join(c.Run, "berth.sock")
@@ -105,7 +106,7 @@ type field struct {
 	words      []string           // that it can be; nil: an absolute path
 	parse      func(string) error // says what else it can be
 	optional   bool               // may be empty
-	off        string             // is allowed, too: what it is for is not done
+	off        string             // a word for empty: what it is for is not done
 }
 
 // Disabled turns off what has a path of its own.

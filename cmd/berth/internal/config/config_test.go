@@ -32,6 +32,15 @@ func TestDefaultsWork(t *testing.T) {
 	}
 }
 
+func TestDisabledIsEmpty(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	write(t, file, "cadvisorSocket: disabled\n")
+	c, err := Load([]string{file}, Config{NRISocket: Disabled}, func(name string) bool { return name == "nriSocket" })
+	if err != nil || c.CadvisorSocket != "" || c.NRISocket != "" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 func TestFlagsOverDropInsOverFileOverDefaults(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "config.yaml"), "root: /file\nrun: /file-run\ncniBin: [/a, /b]\nlogLevel: debug\n")

@@ -17,8 +17,9 @@ import (
 // Lock is the claim of a daemon on its roots. The kernel drops it with the process, however that ends.
 type Lock struct{ files []*os.File }
 
-// Claim makes both directories, with mode 0700 whatever it was (CVE-2021-41103: what is below holds setuid files of
-// images), and run with 0711, since root of a pod's user namespace passes through it on its way to its own files, sees that they can be written to, and locks them. The error of a second daemon names the pid of the first.
+// Claim makes both directories, sees that they can be written to, and locks them. Root has mode 0700 whatever it was
+// (CVE-2021-41103: what is below holds setuid files of images), and run 0711, since root of a pod's user namespace passes
+// through it on its way to its own files. The error of a second daemon names the pid of the first.
 func Claim(root, run string) (*Lock, error) {
 	l := &Lock{}
 	for _, dir := range []struct {
