@@ -26,39 +26,39 @@ import (
 // Explanation says where a pull of an image asks, why there, and what is answered there now. It holds no secret.
 type Explanation struct {
 	// Reference is the image's name, normalised.
-	Reference string
+	Reference string `json:"reference"`
 	// Searched is the directory of registry configuration; "" for none.
-	Searched string
+	Searched string `json:"searched,omitempty"`
 	// Hosts are asked in this order.
-	Hosts []HostExplanation
+	Hosts []HostExplanation `json:"hosts"`
 	// Notes are what else a failed pull would say.
-	Notes []string
+	Notes []string `json:"notes,omitempty"`
 }
 
 // HostExplanation is one host of an [Explanation].
 type HostExplanation struct {
-	URL string
+	URL string `json:"url"`
 	// File and Line are where it is configured; File is "" and Line 0 for what is not.
-	File string
-	Line int
+	File string `json:"file,omitempty"`
+	Line int    `json:"line,omitempty"`
 	// Why says in words why it is asked.
-	Why string
+	Why string `json:"why"`
 	// Capabilities are what it is asked for: pull, resolve.
-	Capabilities []string
+	Capabilities []string `json:"capabilities"`
 	// Settings are the names of what else its configuration sets, such as ca, or header Authorization.
-	Settings []string
+	Settings []string `json:"settings,omitempty"`
 	// Proxy is what stands between, by the daemon's environment; "" for none.
-	Proxy string
+	Proxy string `json:"proxy,omitempty"`
 	// Credentials says whether the credentials of the request go there, and why not.
-	Credentials string
+	Credentials string `json:"credentials"`
 	// TokenServers are the hosts whose token servers get them, too.
-	TokenServers []string
+	TokenServers []string `json:"tokenServers,omitempty"`
 	// Requests are what was asked, and what came back, in order.
-	Requests []string
+	Requests []string `json:"requests,omitempty"`
 	// Answer is the outcome: the digest, or what went wrong.
-	Answer string
+	Answer string `json:"answer"`
 	// OK: it has the image.
-	OK bool
+	OK bool `json:"ok"`
 }
 
 // explainPace has nobody wait long for an explanation.

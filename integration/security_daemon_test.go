@@ -107,6 +107,7 @@ func (s *security) TestCVE_2020_15257_SocketsAreRootsAlone(t *testing.T) {
 		strings.TrimPrefix(s.Endpoint, "unix://"): unix.SOCK_STREAM,
 		s.ContainerdSocket():                      unix.SOCK_STREAM, // where cAdvisor asks
 		s.NRISocket():                             unix.SOCK_STREAM,
+		s.AdminSocket():                           unix.SOCK_STREAM,
 	}
 	short, err := os.MkdirTemp("", "") // the address of a socket has 107 bytes; a link is no way around any mode
 	must(t, err)

@@ -1,18 +1,32 @@
-// Command berth is a container runtime for Kubernetes: `berth serve` answers the kubelet.
+// Command berth is a container runtime for Kubernetes: `berth serve` answers the kubelet, and the rest is for operators.
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 )
 
+// Exit codes.
+const (
+	exitFailure = 1
+	exitUsage   = 2 // what was asked for makes no sense; nothing was done
+)
+
 func main() {
-	if err := command().Execute(); err != nil {
-		fmt.Fprintln(os.Stderr, "berth:", err)
-		os.Exit(1)
+	err := command().ExecuteContext(context.Background())
+	if err == nil {
+		return
 	}
+	if !errors.Is(err, errTold) {
+		fmt.Fprintln(os.Stderr, "berth:", err)
+	}
+	os.Exit(exitCode(err))
 }
 
 func command() *cobra.Command {
@@ -22,6 +36,53 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true, // main says them, once
 	}
-	root.AddCommand(serveCommand(), versionCommand())
+	root.AddCommand(serveCommand(), imagesCommand(), registryCommand(), versionCommand())
+	markFailures(root)
 	return root
+}
+
+// failure is the error of a command that was understood.
+type failure struct{ error }
+
+// Unwrap is for errors.Is and errors.As.
+func (f *failure) Unwrap() error { return f.error }
+
+// usageError is the error of one that was not.
+type usageError struct{ error }
+
+// errTold says that what went wrong has been written already.
+var errTold = errors.New("told")
+
+func usage(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// markFailures has the errors of commands that run told from those of cobra, which are all about usage.
+func markFailures(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		markFailures(sub)
+	}
+	run := cmd.RunE
+	if run == nil {
+		return
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := run(cmd, args)
+		if _, ok := errors.AsType[*usageError](err); err == nil || ok {
+			return err
+		}
+		return &failure{err}
+	}
+}
+
+func exitCode(err error) int {
+	if _, ok := errors.AsType[*failure](err); ok {
+		return exitFailure
+	}
+	return exitUsage
+}
+
+// interrupted is a context that ends with the first SIGINT or SIGTERM; the second one ends the program at once.
+func interrupted(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
 }

@@ -52,6 +52,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&c.Run, config.Flag("run"), c.Run, "`directory` of what does not, on a tmpfs")
 	f.StringVar(&c.Socket, config.Flag("socket"), "", "unix socket `path` for the kubelet (default berth.sock in --run)")
 	f.StringVar(&c.CertsD, config.Flag("certsD"), c.CertsD, "`directory` of HOST/hosts.toml, how to reach registries")
+	f.StringVar(&c.WhenRegistryDown, config.Flag("whenRegistryDown"), c.WhenRegistryDown, "what a pull does while its registry does not answer: fail, or take the image of that name that is local (with a warning)")
 	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
 	f.StringVar(&cniBin, config.Flag("cniBin"), strings.Join(c.CNIBin, ":"), "`directories` of the CNI plugins, separated by colons")
 	f.StringVar(&cdiDirs, config.Flag("cdiSpecDirs"), strings.Join(c.CDISpecDirs, ":"), "`directories` of CDI device specifications, separated by colons; none if empty")
@@ -125,7 +126,10 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	// is caught, not ignored: an ignored signal would stay so in every process that it starts, containers included.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
-	store, err := images.Open(images.Options{Root: filepath.Join(c.Root, "images"), CertsD: c.CertsD, Log: log, Observe: steps(log)})
+	store, err := images.Open(images.Options{
+		Root: filepath.Join(c.Root, "images"), CertsD: c.CertsD, LocalWhenUnavailable: c.WhenRegistryDown == config.Local,
+		Log: log, Observe: steps(log),
+	})
 	if err != nil {
 		return err
 	}
@@ -166,6 +170,10 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	}
 	endAnswers := answerCadvisor(ctx, log, c.CadvisorSocket, manager, store)
 	defer endAnswers()
+	endTools := answerTools(ctx, log, c.AdminSocket(), store)
+	defer endTools()
+	endRounds := watchPulls(ctx, log, store)
+	defer endRounds()
 	log.Info("berth serves", "socket", c.Socket, "root", c.Root, "run", c.Run, "version", version.String(), "kernel", kernel.String())
 	notify(log, daemon.SdNotifyReady)
 	err = server.Serve(ctx, listener)

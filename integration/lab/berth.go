@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 )
@@ -67,4 +68,12 @@ func (n *Node) KillBerth() error {
 		return errors.New("berth serve was not started")
 	}
 	return n.Berth.Kill()
+}
+
+// AdminSocket is where operators' tools reach its daemon.
+func (n *Node) AdminSocket() string { return filepath.Join(n.Run(), "admin", "admin.sock") }
+
+// Tool is the command of a tool, such as `berth images list`, that asks the node's daemon.
+func (n *Node) Tool(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, filepath.Join(n.bin, "berth"), append(args, "--run", n.Run())...)
 }

@@ -20,6 +20,9 @@ type Config struct {
 	Socket string `json:"socket,omitempty"`
 	// CertsD holds HOST/hosts.toml for registries, in containerd's format.
 	CertsD string `json:"certsD,omitempty"`
+	// WhenRegistryDown is what a pull does while its registry does not answer: fail, or take the image of that name that is
+	// local, where there is one.
+	WhenRegistryDown string `json:"whenRegistryDown,omitempty"`
 	// CNIConf is where the network's conflist is.
 	CNIConf string `json:"cniConf,omitempty"`
 	// CNIBin is where its plugins are.
@@ -52,20 +55,21 @@ type Config struct {
 // Default is what holds where nobody says anything.
 func Default() Config {
 	return Config{
-		Root:           "/var/lib/berth",
-		Run:            "/run/berth",
-		CertsD:         "/etc/berth/certs.d",
-		CNIConf:        "/etc/cni/net.d",
-		CNIBin:         []string{"/opt/cni/bin"},
-		CDISpecDirs:    []string{"/etc/cdi", "/var/run/cdi"},
-		CgroupDriver:   "auto",
-		StreamIdle:     "4h",
-		CadvisorSocket: "/run/containerd/containerd.sock",
-		NRISocket:      "/var/run/nri/nri.sock",
-		NRIPlugins:     "/opt/nri/plugins",
-		NRIConfig:      "/etc/nri/conf.d",
-		LogLevel:       "info",
-		LogFormat:      "text",
+		Root:             "/var/lib/berth",
+		Run:              "/run/berth",
+		CertsD:           "/etc/berth/certs.d",
+		WhenRegistryDown: Fail,
+		CNIConf:          "/etc/cni/net.d",
+		CNIBin:           []string{"/opt/cni/bin"},
+		CDISpecDirs:      []string{"/etc/cdi", "/var/run/cdi"},
+		CgroupDriver:     "auto",
+		StreamIdle:       "4h",
+		CadvisorSocket:   "/run/containerd/containerd.sock",
+		NRISocket:        "/var/run/nri/nri.sock",
+		NRIPlugins:       "/opt/nri/plugins",
+		NRIConfig:        "/etc/nri/conf.d",
+		LogLevel:         "info",
+		LogFormat:        "text",
 	}
 }
 
@@ -112,6 +116,12 @@ type field struct {
 // Disabled turns off what has a path of its own.
 const Disabled = "disabled"
 
+// What a pull does while its registry does not answer.
+const (
+	Fail  = "fail"
+	Local = "local"
+)
+
 // fields names all fields once. A test holds that none is missing.
 func (c *Config) fields() []field {
 	return []field{
@@ -119,6 +129,7 @@ func (c *Config) fields() []field {
 		{name: "run", flag: "run", text: &c.Run},
 		{name: "socket", flag: "socket", text: &c.Socket, optional: true},
 		{name: "certsD", flag: "certs-d", text: &c.CertsD, optional: true},
+		{name: "whenRegistryDown", flag: "when-registry-down", text: &c.WhenRegistryDown, words: []string{Fail, Local}},
 		{name: "cniConf", flag: "cni-conf", text: &c.CNIConf},
 		{name: "cniBin", flag: "cni-bin", list: &c.CNIBin},
 		{name: "cdiSpecDirs", flag: "cdi-spec-dirs", list: &c.CDISpecDirs, optional: true},
@@ -248,6 +259,9 @@ func (c *Config) Idle() time.Duration {
 	d, _ := time.ParseDuration(c.StreamIdle)
 	return d
 }
+
+// AdminSocket is where operators' tools reach the daemon, in a directory of its own: that of Run is passed through by others.
+func (c *Config) AdminSocket() string { return filepath.Join(c.Run, "admin", "admin.sock") }
 
 func within(inner, outer string) bool {
 	rel, err := filepath.Rel(outer, inner)

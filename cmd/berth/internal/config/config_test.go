@@ -115,6 +115,7 @@ func TestErrorsNameFileLineFieldAndValue(t *testing.T) {
 		"root: /x/root\nrun: /x\n":       `c.yaml:2: run: "/x": must be neither inside nor around root "/x/root"`,
 		"streamIdle: soon\n":             `c.yaml:1: streamIdle: "soon" is no duration such as 4h or 90s`,
 		"streamIdle: 10ms\n":             `c.yaml:1: streamIdle: "10ms" is less than a second`,
+		"whenRegistryDown: x\n":          `c.yaml:1: whenRegistryDown: "x" is none of fail, local`,
 		"cgroupDriver: x\n":              `c.yaml:1: cgroupDriver: "x" is none of auto, cgroupfs, systemd`,
 		"defaultUlimits: [nofile=2:1]\n": `c.yaml:1: defaultUlimits: ulimit: "nofile=2:1" has a soft limit above the hard one`,
 	} {

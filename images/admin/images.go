@@ -1,0 +1,240 @@
+package admin
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berth-run/berth/images"
+)
+
+// Image is an image as tools see it.
+type Image struct {
+	ID          digest.Digest `json:"id"`
+	RepoTags    []string      `json:"repoTags"`
+	RepoDigests []string      `json:"repoDigests"`
+	// Compressed is the size of what was fetched, in bytes.
+	Compressed int64 `json:"compressedBytes"`
+	// Unpacked is what the layers take on disk, those shared with other images included; Unique is what they take that no
+	// other image has.
+	Unpacked uint64 `json:"unpackedBytes"`
+	Unique   uint64 `json:"uniqueBytes"`
+	Pinned   bool   `json:"pinned"`
+	// Artifact is the type of an OCI artifact, which can be mounted but not run; "" for a container image.
+	Artifact string     `json:"artifact,omitempty"`
+	Created  *time.Time `json:"created,omitempty"`
+	Platform string     `json:"platform"`
+	// Containers are the ids of those that are made of it.
+	Containers []string `json:"containers"`
+	// Volumes are where it is mounted as an image volume.
+	Volumes []string `json:"volumes"`
+}
+
+// List is the answer of Images.
+type List struct {
+	Images []Image `json:"images"`
+}
+
+// Detail is all that is known of an image.
+type Detail struct {
+	Image
+	Layers []LayerDetail `json:"layers"` // bottom first
+	Config ocispec.Image `json:"config"`
+}
+
+// LayerDetail is one layer of an image.
+type LayerDetail struct {
+	ChainID images.ChainID `json:"chainID"`
+	DiffID  digest.Digest  `json:"diffID"`
+	Bytes   uint64         `json:"bytes"`
+	Inodes  uint64         `json:"inodes"`
+	Images  int            `json:"images"` // how many have it
+}
+
+// Usage is what the store takes on disk.
+type Usage struct {
+	Root string `json:"root"`
+	// Layers, their bytes and inodes; Freeable is what goes when all images go that are neither in use nor pinned.
+	Layers   int    `json:"layers"`
+	Bytes    uint64 `json:"bytes"`
+	Inodes   uint64 `json:"inodes"`
+	Freeable uint64 `json:"freeableBytes"`
+	// Containers and what they have written, as last counted.
+	Containers    int     `json:"containers"`
+	WritableBytes uint64  `json:"writableBytes"`
+	Images        []Image `json:"images"`
+}
+
+// Names is a request about images.
+type Names struct {
+	Names []string `json:"names"`
+	// Force removes what is pinned or in use, too.
+	Force bool `json:"force,omitempty"`
+}
+
+// Removed tells of one name, what became of it.
+type Removed struct {
+	Name  string        `json:"name"`
+	ID    digest.Digest `json:"id,omitempty"`
+	Error *Error        `json:"error,omitempty"`
+}
+
+// Removal is the answer of Remove.
+type Removal struct {
+	Removed []Removed `json:"removed"`
+}
+
+// seen is the store's layers at one moment, to describe images with.
+type seen map[images.ChainID]images.Layer
+
+func (s *Server) see() seen {
+	layers := seen{}
+	for _, l := range s.store.Layers() {
+		layers[l.ID] = l
+	}
+	return layers
+}
+
+func (s *Server) describe(img *images.Image, layers seen) Image {
+	out := Image{
+		ID: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Compressed: img.Size, Unique: img.Own, Pinned: img.Pinned,
+		Artifact: img.Artifact,
+		Created:  img.Config.Created, Platform: img.Config.OS + "/" + img.Config.Architecture,
+	}
+	if img.Config.Variant != "" {
+		out.Platform += "/" + img.Config.Variant
+	}
+	counted := map[images.ChainID]bool{}
+	for _, chain := range img.Layers {
+		if l := layers[chain]; !counted[chain] {
+			counted[chain] = true
+			out.Unpacked += l.Bytes
+		}
+	}
+	out.Containers, out.Volumes = s.store.Users(img.ID)
+	for _, list := range []*[]string{&out.RepoTags, &out.RepoDigests, &out.Containers, &out.Volumes} {
+		if *list == nil {
+			*list = []string{} // [] in JSON, not null
+		}
+	}
+	return out
+}
+
+func (s *Server) all() []Image {
+	layers, list := s.see(), []Image{}
+	for _, img := range s.store.Images() {
+		list = append(list, s.describe(img, layers))
+	}
+	return list
+}
+
+func (s *Server) images(w http.ResponseWriter, _ *http.Request) error {
+	reply(w, http.StatusOK, List{s.all()})
+	return nil
+}
+
+func (s *Server) inspect(w http.ResponseWriter, r *http.Request) error {
+	req, err := ask[Names](w, r)
+	if err != nil {
+		return err
+	}
+	if len(req.Names) != 1 {
+		return invalid("names: one is wanted, %d are given", len(req.Names))
+	}
+	img, err := s.store.Image(req.Names[0])
+	if err != nil {
+		return err
+	}
+	layers := s.see()
+	d := Detail{Image: s.describe(img, layers), Layers: []LayerDetail{}, Config: img.Config}
+	for _, chain := range img.Layers {
+		l := layers[chain]
+		d.Layers = append(d.Layers, LayerDetail{ChainID: chain, DiffID: l.DiffID, Bytes: l.Bytes, Inodes: l.Inodes, Images: len(l.Images)})
+	}
+	reply(w, http.StatusOK, d)
+	return nil
+}
+
+func (s *Server) du(w http.ResponseWriter, _ *http.Request) error {
+	total := s.store.Usage()
+	u := Usage{Root: total.Mountpoint, Bytes: total.Bytes, Inodes: total.Inodes, Images: s.all()}
+	needed := map[digest.Digest]bool{}
+	for _, img := range u.Images {
+		needed[img.ID] = img.Pinned
+	}
+	for _, l := range s.store.Layers() {
+		u.Layers++
+		stays := l.Held
+		for _, id := range l.Images {
+			stays = stays || needed[id]
+		}
+		if !stays {
+			u.Freeable += l.Bytes
+		}
+	}
+	for _, key := range s.store.Keys() {
+		u.Containers++
+		if w, ok := s.store.WritableUsage(key); ok {
+			u.WritableBytes += w.Bytes
+		}
+	}
+	reply(w, http.StatusOK, u)
+	return nil
+}
+
+// remove removes images one by one, and says of each what became of it.
+func (s *Server) remove(w http.ResponseWriter, r *http.Request) error {
+	req, err := ask[Names](w, r)
+	if err != nil {
+		return err
+	}
+	if len(req.Names) == 0 {
+		return invalid("names: none is given")
+	}
+	answer := Removal{}
+	for _, name := range req.Names {
+		one := Removed{Name: name}
+		if one.ID, err = s.removeOne(r, name, req.Force); err != nil {
+			one.Error, _ = wire(err)
+		}
+		answer.Removed = append(answer.Removed, one)
+	}
+	reply(w, http.StatusOK, answer)
+	return nil
+}
+
+// removeOne refuses what a container needs or what is pinned. A container that is made in the same instant loses nothing:
+// its layers stay until it goes. The kubelet, which removes images by the CRI, is not asked to force anything.
+func (s *Server) removeOne(r *http.Request, name string, force bool) (digest.Digest, error) {
+	img, err := s.store.Image(name)
+	if err != nil {
+		return "", err
+	}
+	if !force {
+		containers, volumes := s.store.Users(img.ID)
+		switch {
+		case len(containers) > 0:
+			return img.ID, fmt.Errorf("image %s is in use by %s: remove that first, or give --force: its layers stay until then: %w", name, several("container", containers), errInUse)
+		case len(volumes) > 0:
+			return img.ID, fmt.Errorf("image %s is in use by %s: remove its pod first, or give --force: its layers stay until then: %w", name, several("the volume at", volumes), errInUse)
+		case img.Pinned:
+			return img.ID, fmt.Errorf("image %s is pinned: give --force to remove it all the same: %w", name, errInUse)
+		}
+	}
+	return img.ID, s.store.Remove(r.Context(), string(img.ID))
+}
+
+// several names the first of a list, and how many more there are.
+func several(what string, list []string) string {
+	first := list[0]
+	if len(first) == 64 { // an id; people know them by their first digits
+		first = first[:13]
+	}
+	if len(list) == 1 {
+		return what + " " + first
+	}
+	return fmt.Sprintf("%s %s and %d more", what, first, len(list)-1)
+}
