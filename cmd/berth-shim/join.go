@@ -38,6 +38,7 @@ import "C"
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -62,11 +63,16 @@ func execRoot(stateRoot, id string) string { return filepath.Join(stateRoot, id,
 const joinFile = "cgroups.json"
 
 // writeExecState makes the directory for execs in a container that has just been made. On v2 there is none: libcontainer
-// has the kernel start the process in its cgroup.
-func writeExecState(stateRoot, id string) error {
+// has the kernel start the process in its cgroup. On an error there is none either, and execs go the long way.
+func writeExecState(stateRoot, id string) (err error) {
 	if cgroups.IsCgroup2UnifiedMode() {
 		return nil
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(execRoot(stateRoot, id)))
+		}
+	}()
 	data, err := os.ReadFile(filepath.Join(stateRoot, id, "state.json"))
 	if err != nil {
 		return err
