@@ -66,19 +66,20 @@ type Manager struct {
 	pods       map[string]*pod
 	containers map[string]*container
 	making     map[string]*container // being created: in no list yet, but they may exit
-	makingPods sync.Map              // id → *pod, the same for sandboxes
+	makingPods map[string]*pod       // the same for sandboxes
 	names      map[string]*claim
 }
 
 // Open reads the records, finds out what has become of everything that they name, and finishes or undoes what was under
 // way when the daemon ended.
-func Open(ctx context.Context, o Options) (*Manager, error) {
+func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
 	m := &Manager{
 		opts: o, log: o.Log, closing: make(chan struct{}), events: newEvents(time.Now),
-		pods: map[string]*pod{}, containers: map[string]*container{}, making: map[string]*container{}, names: map[string]*claim{},
+		pods: map[string]*pod{}, makingPods: map[string]*pod{},
+		containers: map[string]*container{}, making: map[string]*container{}, names: map[string]*claim{},
 	}
 	for _, dir := range []string{o.Root, o.Run, m.runDir("pods"), m.runDir("containers"), m.stateRoot()} {
 		mode := os.FileMode(0o700)
@@ -92,7 +93,6 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 			return nil, err
 		}
 	}
-	var err error
 	if m.podFiles, err = openRecords(filepath.Join(o.Root, "pods")); err != nil {
 		return nil, err
 	}
@@ -116,6 +116,11 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if m.launcher, err = newLauncher(o.ShimPath); err != nil {
 		return nil, fmt.Errorf("shim %s: %w", o.ShimPath, err)
 	}
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
 	m.execs.launcher = m.launcher
 	m.health = health{look: m.look, wait: healthWithin}
 	if m.noUserns = m.probeUserns(); m.noUserns != nil {

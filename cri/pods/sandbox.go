@@ -133,8 +133,14 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		Version: recordVersion, ID: id, Boot: m.boot, Phase: creating, Handler: handler, CreatedAt: time.Now(),
 		Cgroup: string(cgroup), Config: message[*cri.PodSandboxConfig]{cfg},
 	})
-	m.makingPods.Store(id, p)
-	defer m.makingPods.Delete(id)
+	m.mu.Lock()
+	m.makingPods[id] = p
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		delete(m.makingPods, id)
+		m.mu.Unlock()
+	}()
 	s := m.stack("RunPodSandbox", id, p.saveSteps)
 	err = s.Run(ctx, p.steps("dirs", "namespaces", "files", "cgroup")...)
 	if err == nil {

@@ -98,8 +98,11 @@ type Born struct{ *Manager }
 
 // Sandbox returns the pod sandbox with that id.
 func (b Born) Sandbox(id string) (*Sandbox, error) {
-	if p, ok := b.makingPods.Load(id); ok {
-		return p.(*pod).view.Load(), nil
+	b.mu.RLock()
+	p := b.makingPods[id]
+	b.mu.RUnlock()
+	if p != nil {
+		return p.view.Load(), nil
 	}
 	return b.Manager.Sandbox(id)
 }

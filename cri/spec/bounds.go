@@ -17,12 +17,11 @@ const (
 	maxWord        = 4096      // bytes of an entry of the DNS configuration
 )
 
-// Bounds of execve(2).
-const (
-	maxString = 128<<10 - 1 // bytes of one argument or variable, MAX_ARG_STRLEN without its NUL
-	// DefaultArgumentSpace is what arguments and variables may take together under a stack limit of 8 MiB.
-	DefaultArgumentSpace = 2 << 20
-)
+// maxString bounds one argument or variable of execve(2), in bytes: MAX_ARG_STRLEN without its NUL.
+const maxString = 128<<10 - 1
+
+// defaultStack is the limit of a stack, in bytes, on most machines.
+const defaultStack = 8 << 20
 
 // ArgumentSpace is what execve(2) takes for all arguments and variables of a program under a stack limit in bytes: a
 // quarter of it, at least 128 KiB and at most three quarters of 8 MiB (bprm_stack_limits in fs/exec.c).
@@ -72,7 +71,7 @@ func validateLengths(cfg *cri.ContainerConfig) error {
 // executable refuses arguments and an environment that execve(2) would refuse with nothing but "argument list too long".
 func executable(p *specs.Process, space int) error {
 	if space <= 0 {
-		space = DefaultArgumentSpace
+		space = ArgumentSpace(defaultStack)
 	}
 	const pointer = 8
 	total := len(p.Args[0]) + 1 // the program's name is there once more

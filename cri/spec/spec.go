@@ -39,7 +39,7 @@ type Host struct {
 	// the controller is missing.
 	HugePageSizes []string
 	// ArgumentSpace is what arguments and variables of a program may take together ([ArgumentSpace] of the stack limit that
-	// containers get); 0 means [DefaultArgumentSpace].
+	// containers get); 0 means that of a limit of 8 MiB.
 	ArgumentSpace int
 	// OOMScoreAdjFloor is the lowest oom_score_adj that berth may give: -1000 with CAP_SYS_RESOURCE, else the daemon's own.
 	OOMScoreAdjFloor int
