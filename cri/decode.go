@@ -53,7 +53,7 @@ func (d *decoder) verdict(call string, m any) error {
 	if !ok {
 		return nil
 	}
-	d.log.Info("a request cannot be read", "call", call, "err", status.Convert(err.(error)).Message())
+	d.log.Info("a request cannot be read", "call", call, "error", status.Convert(err.(error)).Message())
 	return err.(error)
 }
 

@@ -69,7 +69,7 @@ func (i *interceptor) begin(ctx context.Context, method string, req any) (done f
 		took := i.now().Sub(start)
 		level, attrs := verdict(call, took, status.Code(err)), []any{"took", took}
 		if err != nil {
-			attrs = append(attrs, "code", status.Code(err).String(), "err", status.Convert(err).Message())
+			attrs = append(attrs, "code", status.Code(err).String(), "error", status.Convert(err).Message())
 		}
 		log.Log(ctx, level, "call ends", attrs...)
 	}

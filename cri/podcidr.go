@@ -47,7 +47,7 @@ func openPodCIDRs(file string, log *slog.Logger) *podCIDRs {
 		p.current, err = parseCIDRs(strings.TrimSpace(string(data)))
 	}
 	if err != nil {
-		log.Warn("pod CIDRs cannot be read back", "file", file, "err", err)
+		log.Warn("pod CIDRs cannot be read back", "file", file, "error", err)
 	}
 	return p
 }
@@ -63,7 +63,7 @@ func (p *podCIDRs) get() []netip.Prefix {
 func (p *podCIDRs) set(joined string) {
 	prefixes, err := parseCIDRs(joined)
 	if err != nil {
-		p.log.Warn("the pod CIDR handed over by the kubelet is not one and is ignored", "err", err)
+		p.log.Warn("the pod CIDR handed over by the kubelet is not one and is ignored", "error", err)
 		return
 	}
 	p.mu.Lock()
@@ -77,7 +77,7 @@ func (p *podCIDRs) set(joined string) {
 		return
 	}
 	if err := replaceFile(p.file, joined+"\n"); err != nil {
-		p.log.Warn("pod CIDRs cannot be kept over a restart", "file", p.file, "err", err)
+		p.log.Warn("pod CIDRs cannot be kept over a restart", "file", p.file, "error", err)
 	}
 }
 

@@ -66,7 +66,7 @@ func (s *Server) podSandboxStats(ctx context.Context, f *cri.PodSandboxStatsFilt
 
 func (s *Server) warnUnlessGone(what, id string, err error) {
 	if !errors.Is(err, errdefs.ErrNotFound) {
-		s.log.Warn(what, "id", id, "err", err)
+		s.log.Warn(what, "id", id, "error", err)
 	}
 }
 

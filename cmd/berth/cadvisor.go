@@ -24,7 +24,7 @@ func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager 
 		log.Info("the socket for cAdvisor is another program's and left to it: metrics of the kubelet have no pod and container labels", "socket", path)
 		return func() {}
 	case err != nil:
-		log.Warn("cAdvisor cannot ask for containers: metrics of the kubelet have no pod and container labels", "err", err)
+		log.Warn("cAdvisor cannot ask for containers: metrics of the kubelet have no pod and container labels", "error", err)
 		return func() {}
 	}
 	server := cadvisor.New(cadvisor.Options{
@@ -36,7 +36,7 @@ func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager 
 	go func() {
 		defer close(done)
 		if err := server.Serve(ctx, l); err != nil {
-			log.Warn("cAdvisor can no longer ask for containers", "err", err)
+			log.Warn("cAdvisor can no longer ask for containers", "error", err)
 		}
 	}()
 	return func() { cancel(); <-done }

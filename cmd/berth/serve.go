@@ -194,7 +194,7 @@ func shown(c *config.Config, driver cgroups.Driver) map[string]any {
 // notify tells systemd, where it has started us.
 func notify(log *slog.Logger, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("systemd was not told", "state", state, "err", err)
+		log.Warn("systemd was not told", "state", state, "error", err)
 	}
 }
 

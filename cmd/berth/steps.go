@@ -26,7 +26,7 @@ func steps(log *slog.Logger) func(step.Event) {
 			slog.String("call", e.Call), slog.String("step", e.Step), slog.String("owner", e.Owner), slog.Duration("took", e.Duration),
 		}
 		if e.Err != nil {
-			attrs = append(attrs, slog.Any("err", e.Err))
+			attrs = append(attrs, slog.Any("error", e.Err))
 		}
 		log.LogAttrs(context.Background(), level, what, attrs...)
 	}

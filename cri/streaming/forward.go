@@ -53,7 +53,7 @@ func (s *sessions) forwardTunnelled(w http.ResponseWriter, r *http.Request, req 
 	g.reset = f.reset
 	conn, err := spdy.NewServerConnection(guardedConn{tunnel, g}, f.stream)
 	if err != nil {
-		s.log.Debug("port-forward did not begin", "err", err)
+		s.log.Debug("port-forward did not begin", "error", err)
 		_ = ws.Close()
 		return
 	}
@@ -204,7 +204,7 @@ func (f *forwards) forward(ctx context.Context, p *pair, port int32) {
 			return
 		}
 	}
-	if err := f.sessions.PortForward(ctx, f.sandbox, port, p.data); err != nil && ctx.Err() == nil {
+	if err := f.sessions.forward(ctx, f.sandbox, port, p.data); err != nil && ctx.Err() == nil {
 		_, _ = io.WriteString(p.failure, forwardFailed(port, err))
 		_ = p.failure.Close()
 		_ = p.data.Reset() // it did not just end

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// session is the only form of path that there is. The library's router would answer others with redirects to a cleaned form.
+// session is the only form of path that there is.
 var session = regexp.MustCompile(`^/(exec|attach|portforward)/[A-Za-z0-9_-]{1,64}$`)
 
 // Guesses that miss. A token has 128 bits and needs no such limit; what tries them would keep a processor busy.
@@ -21,7 +21,7 @@ const (
 	maxDelay = 2 * time.Second
 )
 
-// gate lets requests through to the library that can be sessions.
+// gate lets requests through that can be sessions.
 type gate struct {
 	next   http.Handler
 	misses *bucket
@@ -118,13 +118,3 @@ func (r *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	return nc, rw, err
 }
-
-// Flush passes on what net/http can do.
-func (r *recorder) Flush() {
-	if f, ok := r.ResponseWriter.(http.Flusher); ok {
-		f.Flush()
-	}
-}
-
-// Unwrap lets the library find the writer below.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }

@@ -20,7 +20,7 @@ type Runtime interface {
 	PortForward(ctx context.Context, sandboxID string, port int32, stream io.ReadWriteCloser) error
 }
 
-// sessions translates between the library's streams and ours.
+// sessions runs what clients have come for.
 type sessions struct {
 	life    context.Context // of the server
 	runtime Runtime
@@ -40,7 +40,7 @@ func (s *sessions) run(ctx context.Context, req request, st pods.Streams) error 
 			return nil // to leave is how most clients end it
 		}
 		if err != nil {
-			s.log.Info("attach session failed", "id", req.id, "err", err)
+			s.log.Info("attach session failed", "id", req.id, "error", err)
 		}
 		return err
 	}
@@ -53,7 +53,7 @@ func (s *sessions) run(ctx context.Context, req request, st pods.Streams) error 
 	case err != nil && life.Err() != nil:
 		return nil // there is nobody to tell
 	case err != nil:
-		s.log.Info("exec session failed", "id", req.id, "err", err)
+		s.log.Info("exec session failed", "id", req.id, "error", err)
 		return err
 	case code != 0:
 		return exec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: code}
@@ -61,10 +61,10 @@ func (s *sessions) run(ctx context.Context, req request, st pods.Streams) error 
 	return nil
 }
 
-// PortForward copies between a stream and a port of a pod.
-func (s *sessions) PortForward(ctx context.Context, sandboxID string, port int32, stream io.ReadWriteCloser) error {
+// forward copies between a stream and a port of a pod.
+func (s *sessions) forward(ctx context.Context, sandboxID string, port int32, stream io.ReadWriteCloser) error {
 	if err := s.runtime.PortForward(ctx, sandboxID, port, stream); err != nil && ctx.Err() == nil {
-		s.log.Info("port-forward failed", "sandbox", sandboxID, "port", port, "err", err)
+		s.log.Info("port-forward failed", "sandbox", sandboxID, "port", port, "error", err)
 		return err
 	}
 	return nil

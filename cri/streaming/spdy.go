@@ -42,7 +42,7 @@ func (s *sessions) remoteSPDY(w http.ResponseWriter, r *http.Request, req reques
 	})
 	defer cancel()
 	if err := opened.wait(ctx); err != nil {
-		s.log.Info("streaming session did not begin", "kind", req.kind, "id", req.id, "err", err)
+		s.log.Info("streaming session did not begin", "kind", req.kind, "id", req.id, "error", err)
 		return
 	}
 

@@ -58,7 +58,7 @@ func (s *sessions) upgrade(w http.ResponseWriter, r *http.Request, offered []str
 	}
 	ws, err := up.Upgrade(w, r, nil)
 	if err != nil {
-		s.log.Debug("websocket session did not begin", "err", err)
+		s.log.Debug("websocket session did not begin", "error", err)
 		return nil
 	}
 	return ws
@@ -115,7 +115,7 @@ func (s *sessions) remoteWebSocket(w http.ResponseWriter, r *http.Request, req r
 
 	all.Go(func() {
 		err := c.read()
-		s.log.Debug("websocket is read no more", "err", err)
+		s.log.Debug("websocket is read no more", "error", err)
 		for _, in := range inputs {
 			_ = in.Close()
 		}
@@ -156,7 +156,7 @@ func (s *sessions) forwardChannels(r *http.Request, ws *websocket.Conn, req requ
 		_, _ = failure.Write(number)
 		forwards.Go(func() {
 			defer in.Close()
-			if err := s.PortForward(ctx, req.id, port, struct {
+			if err := s.forward(ctx, req.id, port, struct {
 				io.Reader
 				io.WriteCloser
 			}{in, data}); err != nil && ctx.Err() == nil {
