@@ -29,7 +29,7 @@ func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager 
 	}
 	server := cadvisor.New(cadvisor.Options{
 		Pods: pods.Born{Manager: manager}, SandboxImage: cri.SandboxImage,
-		Image: func(c *pods.Container) string { return cri.ImageLabel(store, c) },
+		Image: func(c *pods.Container) string { return cri.ImageLabel(store, c) }, Log: log,
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})

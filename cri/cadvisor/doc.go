@@ -4,7 +4,8 @@
 //
 // It promises:
 //   - nothing can be changed through it, and nothing of a container's environment is told;
-//   - messages are bounded: names, labels of Kubernetes', numbers.
+//   - messages are bounded: names, labels of Kubernetes', numbers;
+//   - a panic in one call fails that call and no other.
 //
 // It does not promise to be containerd: all other calls are Unimplemented, so that a client which needs them fails at once.
 //
@@ -12,6 +13,6 @@
 // meanwhile may have no labels in /metrics/cadvisor, since cAdvisor asks once for each.
 //
 //	l, err := socket.Listen(ctx, "/run/containerd/containerd.sock")
-//	server := cadvisor.New(cadvisor.Options{Pods: pods.Born{Manager: manager}, Image: image, SandboxImage: "berth-shim"})
+//	server := cadvisor.New(cadvisor.Options{Pods: pods.Born{Manager: manager}, Image: image, SandboxImage: "berth-shim", Log: log})
 //	err = server.Serve(ctx, l)
 package cadvisor

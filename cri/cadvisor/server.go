@@ -3,8 +3,10 @@ package cadvisor
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"regexp"
+	"runtime/debug"
 	"time"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
@@ -32,6 +34,7 @@ type Options struct {
 	// Image names the image of a container, SandboxImage that of all sandboxes.
 	Image        func(*pods.Container) string
 	SandboxImage string
+	Log          *slog.Logger
 }
 
 // Server answers containers.Get, tasks.Get and version.Version.
@@ -54,7 +57,7 @@ const helloTimeout = 5 * time.Second
 // New makes a server.
 func New(o Options) *Server {
 	g := grpc.NewServer(grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxCalls), grpc.ConnectionTimeout(helloTimeout),
-		grpc.UnaryInterceptor(inNamespace))
+		grpc.ChainUnaryInterceptor(o.guard, inNamespace))
 	containersapi.RegisterContainersServer(g, containers{o: o})
 	tasksapi.RegisterTasksServer(g, tasks{o: o})
 	versionapi.RegisterVersionServer(g, versions{})
@@ -69,6 +72,17 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
 	return nil
+}
+
+// guard has a panic fail its call, and no other.
+func (o *Options) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			o.Log.Error("panic in an answer to cAdvisor", "call", info.FullMethod, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			resp, err = nil, status.Error(codes.Internal, "internal error, see the log of berth")
+		}
+	}()
+	return handle(ctx, req)
 }
 
 const versionMethod = "/containerd.services.version.v1.Version/Version"

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -78,7 +79,12 @@ func dial(t *testing.T) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := New(Options{Pods: node, SandboxImage: "shim", Image: func(*pods.Container) string { return "busybox:1" }})
+	server := New(Options{Pods: node, SandboxImage: "shim", Log: slog.New(slog.DiscardHandler), Image: func(c *pods.Container) string {
+		if c.ID == exitedID {
+			panic("no image")
+		}
+		return "busybox:1"
+	}})
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(ctx, l) }()
@@ -198,5 +204,16 @@ func TestWhatIsNotThereIsRefused(t *testing.T) {
 	}
 	if v, err := versionapi.NewVersionClient(conn).Version(t.Context(), &emptypb.Empty{}); err != nil || v.GetVersion() == "" {
 		t.Errorf("version: %v, %v", v, err)
+	}
+}
+
+func TestAPanicFailsItsCallAndNoOther(t *testing.T) {
+	client := containersapi.NewContainersClient(dial(t))
+	ctx := in(t.Context(), "k8s.io")
+	if _, err := client.Get(ctx, &containersapi.GetContainerRequest{ID: exitedID}); status.Code(err) != codes.Internal {
+		t.Errorf("the call that panics: %v", err)
+	}
+	if _, err := client.Get(ctx, &containersapi.GetContainerRequest{ID: runningID}); err != nil {
+		t.Errorf("the next one: %v", err)
 	}
 }
