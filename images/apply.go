@@ -232,45 +232,60 @@ func (a *applier) make(ctx context.Context, parent int, base string, hdr *tar.He
 			return fmt.Errorf("chmod: %w", err)
 		}
 	}
-	if err := setXattrs(fmt.Sprintf("/proc/self/fd/%d/%s", parent, base), hdr); err != nil {
+	if err := setXattrs(func() string { return fmt.Sprintf("/proc/self/fd/%d/%s", parent, base) }, hdr); err != nil {
 		return err
 	}
 	return setTimes(parent, base, hdr)
 }
 
-// file makes a regular file.
+// file makes a regular file. It is made as it should be, and then only mended where it is not: owner and mode mostly are
+// right, and setting them again costs as much as making the file.
 func (a *applier) file(ctx context.Context, parent int, base string, hdr *tar.Header, r io.Reader) error {
+	mode := uint32(hdr.Mode) & 0o7777
 	var fd int
 	err := a.replacing(parent, base, func() (err error) {
-		fd, err = unix.Openat(parent, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		fd, err = unix.Openat(parent, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), base)
-	defer f.Close()
-	if err := a.copy(ctx, f, hdr, r); err != nil {
+	if err := a.fill(ctx, fd, mode, hdr, r); err != nil {
+		unix.Close(fd)
 		return err
 	}
-	if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
-		return fmt.Errorf("chown: %w", err)
-	}
-	// After chown, which drops setuid bits and capabilities.
-	if err := unix.Fchmod(fd, uint32(hdr.Mode)&0o7777); err != nil {
-		return fmt.Errorf("chmod: %w", err)
-	}
-	if err := setXattrs(fmt.Sprintf("/proc/self/fd/%d", fd), hdr); err != nil {
+	return unix.Close(fd)
+}
+
+// fill gives a file that was just made its content and what else it should have.
+func (a *applier) fill(ctx context.Context, fd int, mode uint32, hdr *tar.Header, r io.Reader) error {
+	if err := a.copy(ctx, fd, hdr, r); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	if int64(st.Uid) != int64(hdr.Uid) || int64(st.Gid) != int64(hdr.Gid) {
+		if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
+			return fmt.Errorf("chown: %w", err)
+		}
+		st.Mode = 0 // which may have dropped setuid bits and capabilities
+	}
+	if st.Mode&0o7777 != mode || st.Mode == 0 {
+		if err := unix.Fchmod(fd, mode); err != nil {
+			return fmt.Errorf("chmod: %w", err)
+		}
+	}
+	if err := setXattrs(func() string { return fmt.Sprintf("/proc/self/fd/%d", fd) }, hdr); err != nil {
 		return err
 	}
-	return setTimes(parent, base, hdr)
+	access, mod := entryTimes(hdr)
+	return setFileTimes(fd, access, mod)
 }
 
 // copy writes a file's content. Blocks of zeros of a sparse entry become holes.
-func (a *applier) copy(ctx context.Context, f *os.File, hdr *tar.Header, r io.Reader) error {
+func (a *applier) copy(ctx context.Context, fd int, hdr *tar.Header, r io.Reader) error {
 	sparse := isSparse(hdr)
 	var at int64
 	for {
@@ -283,16 +298,13 @@ func (a *applier) copy(ctx context.Context, f *os.File, hdr *tar.Header, r io.Re
 			m, err = r.Read(a.buf[n:])
 			n += m
 		}
-		chunk := a.buf[:n]
-		if !sparse {
-			if _, werr := f.Write(chunk); werr != nil {
-				return werr
+		for chunk := a.buf[:n]; len(chunk) > 0; {
+			block := chunk
+			if sparse {
+				block = chunk[:min(len(chunk), 4096)]
 			}
-		}
-		for sparse && len(chunk) > 0 {
-			block := chunk[:min(len(chunk), 4096)]
-			if !isZero(block) {
-				if _, werr := f.WriteAt(block, at); werr != nil {
+			if !sparse || !isZero(block) {
+				if werr := writeAll(fd, block, at); werr != nil {
 					return werr
 				}
 			}
@@ -307,7 +319,21 @@ func (a *applier) copy(ctx context.Context, f *os.File, hdr *tar.Header, r io.Re
 		}
 	}
 	if sparse {
-		return f.Truncate(at)
+		return unix.Ftruncate(fd, at)
+	}
+	return nil
+}
+
+func writeAll(fd int, p []byte, at int64) error {
+	for len(p) > 0 {
+		n, err := unix.Pwrite(fd, p, at)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("write: %w", err)
+		}
+		p, at = p[n:], at+int64(n)
 	}
 	return nil
 }

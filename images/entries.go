@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,7 +62,7 @@ func (a *applier) dirMeta(fd int, name string, hdr *tar.Header) error {
 	if err := unix.Fchmod(fd, uint32(hdr.Mode)&0o7777); err != nil {
 		return fmt.Errorf("chmod: %w", err)
 	}
-	if err := setXattrs(fmt.Sprintf("/proc/self/fd/%d", fd), hdr); err != nil {
+	if err := setXattrs(func() string { return fmt.Sprintf("/proc/self/fd/%d", fd) }, hdr); err != nil {
 		return err
 	}
 	access, mod := entryTimes(hdr)
@@ -157,13 +158,13 @@ func keepXattr(name string) bool {
 }
 
 // setXattrs sets attributes through a path whose last element is not followed, or a magic link of ours.
-func setXattrs(at string, hdr *tar.Header) error {
+func setXattrs(where func() string, hdr *tar.Header) error {
 	for key, value := range hdr.PAXRecords {
 		name, ok := strings.CutPrefix(key, xattrRecord)
 		if !ok || !keepXattr(name) {
 			continue
 		}
-		set := unix.Lsetxattr
+		set, at := unix.Lsetxattr, where()
 		if strings.Count(at, "/") == 4 { // /proc/self/fd/N
 			set = unix.Setxattr
 		}
@@ -182,6 +183,16 @@ func setTimes(parent int, base string, hdr *tar.Header) error {
 	access, mod := entryTimes(hdr)
 	if err := unix.UtimesNanoAt(parent, base, []unix.Timespec{access, mod}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("times: %w", err)
+	}
+	return nil
+}
+
+// setFileTimes sets the times of an open file.
+func setFileTimes(fd int, access, mod unix.Timespec) error {
+	times := [2]unix.Timespec{access, mod}
+	// futimens(3), which the package has not: no name to look up.
+	if _, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times)), 0, 0, 0); errno != 0 {
+		return fmt.Errorf("times: %w", errno)
 	}
 	return nil
 }
