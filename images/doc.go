@@ -7,6 +7,10 @@
 //   - a layer is unpacked once, into a directory named after its chain ID, in a staging directory of mode 0700 that
 //     nobody else can enter, and renamed into place. The layers of an image are fetched and unpacked side by side: overlay
 //     does not need a layer's parents to unpack it;
+//   - a download that breaks off goes on where it was, at the next mirror if there is one; a registry that is busy is asked
+//     again, later; one that sends too slowly over half a minute, or next to nothing each time, is given up;
+//   - all pulls of a node together have so many layers under way, so many connections, and so much memory. The stages of one
+//     layer (fetch, decompress, hash, unpack) run side by side;
 //   - pulls of one reference with the same credentials are one pull, and unpacks of one layer are one unpack, whoever
 //     asks; a caller who gives up gets its context's error at once, and the work ends when nobody waits for it any more;
 //   - credentials go to the registry that they are for, and to token servers on that host or listed for it; never to

@@ -8,7 +8,6 @@ import (
 	"hash"
 	"io"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -25,7 +24,7 @@ var errContent = errors.New("content is not what its digest says")
 const fetchTries = 3
 
 // blob fetches what desc names and hands it to consume while it is verified. consume must read to the end, and begin
-// anew each time: after a failure the next mirror is asked.
+// anew each time: after bytes that are not what their digest promised, another mirror is asked for all of them.
 func (src *source) blob(ctx context.Context, desc ocispec.Descriptor, limit int64, consume func(io.Reader) error) error {
 	// Foreign layers name URLs that any image author chooses: fetching them would let an image reach what only this
 	// node reaches. Data is a copy that would have to be verified as well.
@@ -33,47 +32,23 @@ func (src *source) blob(ctx context.Context, desc ocispec.Descriptor, limit int6
 	if err := checkDescriptor(desc, max(limit, 1)); err != nil {
 		return err
 	}
-	var errs []error
-	for range fetchTries {
-		who := &served{}
-		err := src.blobOnce(context.WithValue(ctx, servedKey{}, who), desc, limit, consume)
+	for try := 1; ; try++ {
+		d := src.download(ctx, desc, limit)
+		err := d.into(consume)
 		if err == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		errs = append(errs, err)
-		_, transfer := errors.AsType[*transferError](err)
-		if !transfer && !errors.Is(err, errContent) {
-			break
+		if try == fetchTries || !errors.Is(err, errContent) && !errors.Is(err, errRange) {
+			return err
 		}
-		if !src.leaveOut(who.get()) && !transfer {
-			break // the only registry has other bytes: it will not have better ones in a second
+		// The only registry has other bytes: it will not have better ones in a second, unless they were pieced together.
+		if !src.leaveOut(d.hosts...) && (d.connections < 2 || errors.Is(err, errShort)) {
+			return err
 		}
 	}
-	return errs[len(errs)-1]
-}
-
-func (src *source) blobOnce(ctx context.Context, desc ocispec.Descriptor, limit int64, consume func(io.Reader) error) error {
-	ctx = context.WithValue(quietly(ctx), limitKey{}, limit)
-	fetcher, err := src.resolver.Fetcher(ctx, src.named.String())
-	if err != nil {
-		return err
-	}
-	rc, err := fetcher.Fetch(ctx, desc)
-	if err != nil {
-		return err
-	}
-	defer rc.Close()
-	v := &verifier{r: rc, desc: desc, hash: desc.Digest.Algorithm().Hash()}
-	if err := consume(v); err != nil {
-		return err
-	}
-	if !v.ended {
-		return fmt.Errorf("%s was not read to its end", desc.Digest)
-	}
-	return nil
 }
 
 // document fetches a small document whole.
@@ -113,10 +88,7 @@ func (v *verifier) Read(p []byte) (int, error) {
 			return n, fmt.Errorf("%s: the digest of what came is %s: %w", v.desc.Digest, got, errContent)
 		}
 		v.ended = true
-	case err != nil && errdefs.IsFailedPrecondition(err):
-		// containerd's reader noticed that there is more than the descriptor says.
-		return n, fmt.Errorf("%s: longer than %d bytes: %w", v.desc.Digest, v.desc.Size, errContent)
-	case err != nil && !errdefs.IsNotFound(err):
+	case err != nil:
 		err = &transferError{err}
 	}
 	return n, err

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -103,8 +102,8 @@ func FuzzRetryAfter(f *testing.F) {
 		f.Add(s, 1)
 	}
 	f.Fuzz(func(t *testing.T, v string, try int) {
-		d := retryAfter(http.Header{"Retry-After": {v}}, 1+(try&3), time.Minute)
-		if d < 0 || d > time.Minute {
+		d := defaultPace.retryAfter(http.Header{"Retry-After": {v}}, 1+(try&3))
+		if d < 0 || d > defaultPace.RetryAfter {
 			t.Errorf("%q: %v", v, d)
 		}
 	})
@@ -117,7 +116,7 @@ func FuzzDecompress(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r, err := decompress(bufio.NewReader(bytes.NewReader(data)))
+		r, err := decompress(context.Background(), bufio.NewReader(bytes.NewReader(data)))
 		if err != nil {
 			return
 		}

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -29,6 +31,9 @@ type hostsFile struct {
 	// TokenHosts are further hosts whose token servers get this registry's credentials. containerd does not know it
 	// and sends them to any.
 	TokenHosts []string `toml:"token_hosts"`
+	// Fallback false has only the mirrors asked, never the registry itself (containerd#7043). containerd does not know it
+	// and asks.
+	Fallback *bool `toml:"fallback"`
 	// The others are only named, so that a misspelt key is noticed.
 	Capabilities any                  `toml:"capabilities"`
 	CA           any                  `toml:"ca"`
@@ -60,7 +65,12 @@ var knownTokenHosts = map[string][]string{
 type source struct {
 	named    reference.Named
 	resolver remotes.Resolver
+	blobs    remotes.Resolver
 	pace     pace
+	track    *tracker
+	log      *slog.Logger
+	// connections of the whole node
+	connections slots
 	// transports are those of the hosts.
 	transports []*http.Transport
 
@@ -81,10 +91,11 @@ var quiet = func() *clog.Entry {
 // source reads the configuration of the registry that an image is from.
 func (s *Store) source(named reference.Named, cred credentials) (*source, error) {
 	domain := reference.Domain(named)
-	src := &source{named: named, out: map[string]bool{}, pace: s.pace}
+	src := &source{named: named, out: map[string]bool{}, pace: s.pace, track: &s.track, log: s.log, connections: s.connections}
 	opts := config.HostOptions{UpdateClient: func(c *http.Client) error {
 		// Kept, since what containerd wraps around it cannot pass CloseIdleConnections on.
 		if t, ok := c.Transport.(*http.Transport); ok {
+			t.MaxIdleConnsPerHost = layersOfPull
 			src.transports = append(src.transports, t)
 		}
 		return nil
@@ -109,16 +120,26 @@ func (s *Store) source(named reference.Named, cred credentials) (*source, error)
 	if len(hosts) == 0 {
 		return nil, fmt.Errorf("registry configuration of %s names no host: %w", domain, errdefs.ErrFailedPrecondition)
 	}
+	if file.Fallback != nil && !*file.Fallback {
+		if hosts = hosts[:len(hosts)-1]; len(hosts) == 0 {
+			return nil, fmt.Errorf("registry configuration of %s has fallback = false and no mirror: %w", domain, errdefs.ErrFailedPrecondition)
+		}
+	}
 	bound := boundHosts(domain, file.Server, cred.server)
 	for i := range hosts {
 		src.guard(&hosts[i], hosts, file, bound, cred)
 	}
 	src.hosts = hosts
-	src.resolver = docker.NewResolver(docker.ResolverOptions{
-		Hosts:   func(string) ([]docker.RegistryHost, error) { return src.usable(), nil },
+	src.resolver = src.newResolver(0)                      // which heeds capabilities itself, but
+	src.blobs = src.newResolver(docker.HostCapabilityPull) // not for blobs
+	return src, nil
+}
+
+func (src *source) newResolver(can docker.HostCapabilities) remotes.Resolver {
+	return docker.NewResolver(docker.ResolverOptions{
+		Hosts:   func(string) ([]docker.RegistryHost, error) { return src.usable(can), nil },
 		Headers: http.Header{"User-Agent": {"berth"}},
 	})
-	return src, nil
 }
 
 // readHostsFile reads hosts.toml strictly where containerd silently ignores the whole file, or a key of it, and pulls
@@ -149,6 +170,9 @@ func (s *Store) readHostsFile(dir string) (file hostsFile, err error) {
 	if bad, ok := errors.AsType[*toml.DecodeError](err); ok {
 		row, column := bad.Position()
 		return file, fmt.Errorf("registry configuration %s: line %d, column %d: %w: %w", path, row, column, err, errdefs.ErrFailedPrecondition)
+	}
+	if err == nil {
+		err = file.check()
 	}
 	if err != nil {
 		return file, fmt.Errorf("registry configuration %s: %w: %w", path, err, errdefs.ErrFailedPrecondition)
@@ -198,34 +222,36 @@ func withPort(host, scheme string) string {
 // urlHost returns host:port of a URL.
 func urlHost(u *url.URL) string { return withPort(strings.ToLower(u.Host), strings.ToLower(u.Scheme)) }
 
-// usable returns the hosts that did not fail in this pull.
-func (src *source) usable() []docker.RegistryHost {
+// usable returns the hosts that did not fail in this pull and are good for something.
+func (src *source) usable(can docker.HostCapabilities) []docker.RegistryHost {
 	src.mu.Lock()
 	defer src.mu.Unlock()
 	var hosts []docker.RegistryHost
 	for _, h := range src.hosts {
-		if !src.out[h.Host] {
+		if !src.out[h.Host] && h.Capabilities.Has(can) {
 			hosts = append(hosts, h)
 		}
 	}
 	return hosts
 }
 
-// leaveOut leaves a host out for the rest of the pull. It returns false where there is no other.
-func (src *source) leaveOut(host string) bool {
+// leaveOut leaves hosts out for the rest of the pull, as far as there is one after them to ask instead. It returns
+// whether it left out any.
+func (src *source) leaveOut(hosts ...string) bool {
 	src.mu.Lock()
 	defer src.mu.Unlock()
-	left := 0
-	for _, h := range src.hosts {
-		if h.Host != host && !src.out[h.Host] {
-			left++
+	last := len(src.hosts) - 1
+	for last > 0 && src.out[src.hosts[last].Host] {
+		last--
+	}
+	left := false
+	for _, h := range src.hosts[:last] {
+		if slices.Contains(hosts, h.Host) && !src.out[h.Host] {
+			src.out[h.Host] = true
+			left = true
 		}
 	}
-	if left == 0 {
-		return false
-	}
-	src.out[host] = true
-	return true
+	return left
 }
 
 // note keeps something that the error of the pull, if there is one, should say.

@@ -146,7 +146,7 @@ func (s *Store) pullFrom(ctx context.Context, owner string, set func(*pull)) (*I
 	progress := s.track.begin(owner)
 	defer s.track.end(progress)
 	for try := 0; ; try++ {
-		p := &pull{s: s, progress: progress, slots: make(chan struct{}, layersAtOnce), again: try > 0}
+		p := &pull{s: s, progress: progress, slots: newSlots(layersOfPull), again: try > 0}
 		set(p)
 		stack := &step.Stack{Call: "ImportImage", Owner: owner, Observe: s.observe}
 		img, err := p.run(ctx, stack)
@@ -192,7 +192,7 @@ func (s *Store) spool(ctx context.Context, r *bufio.Reader) (string, func(), err
 	if err != nil {
 		return "", nil, err
 	}
-	plain, err := decompress(r)
+	plain, err := decompress(ctx, r)
 	if err != nil {
 		return "", nil, badImage("archive: %w", err)
 	}

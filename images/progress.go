@@ -69,7 +69,7 @@ type PullCounts struct {
 	Pulled, Failed uint64
 	// Local of those pulled were images of this node, since their registry did not answer (Options.LocalWhenUnavailable).
 	Local uint64
-	// Bytes of compressed layers that were fetched, those of failed tries included.
+	// Bytes of layers, manifests and configurations that were fetched, those of failed tries included.
 	Bytes uint64
 	// Resumed downloads went on where a connection broke off.
 	Resumed uint64
@@ -95,7 +95,20 @@ type pullProgress struct {
 	layers []LayerStatus // Fetched and Unpacked of those that are fetching are in tracker.layers
 }
 
+// layerProgress may be nil, where nobody wants to know.
 type layerProgress struct{ fetched, unpacked atomic.Int64 }
+
+func (l *layerProgress) countFetched(n int) {
+	if l != nil {
+		l.fetched.Add(int64(n))
+	}
+}
+
+func (l *layerProgress) countUnpacked(n int) {
+	if l != nil {
+		l.unpacked.Add(int64(n))
+	}
+}
 
 // Pulls returns the pulls under way, oldest first. Callers who share one pull see one.
 func (s *Store) Pulls() []PullStatus {

@@ -21,8 +21,11 @@ import (
 	"github.com/berth-run/berth/internal/step"
 )
 
-// layersAtOnce is how many layers of one pull are fetched and unpacked at a time.
-const layersAtOnce = 3
+// Bounds of what happens at a time. A layer under way takes about 3 MB, and the window of its frames where it is zstd.
+const (
+	layersOfPull   = 3  // so that one pull leaves something of the node's bound to others
+	maxConnections = 32 // of all pulls to registries
+)
 
 // Deadlines of steps. A pull as a whole has none: its pace is watched instead.
 const (
@@ -94,7 +97,7 @@ type pull struct {
 	progress *pullProgress
 	known    bool // the image is here
 	again    bool // it was, and then it was removed: now it is pulled as if it were new, which holds its layers
-	slots    chan struct{}
+	slots    slots
 }
 
 // errElsewhere says that an image is for other platforms only.
@@ -126,7 +129,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 	var p *pull
 	var img *Image
 	for try := range 2 {
-		p = &pull{s: s, named: named, names: []reference.Named{named}, src: src, progress: progress, slots: make(chan struct{}, layersAtOnce), again: try > 0}
+		p = &pull{s: s, named: named, names: []reference.Named{named}, src: src, progress: progress, slots: newSlots(layersOfPull), again: try > 0}
 		stack := &step.Stack{Call: "PullImage", Owner: named.String(), Observe: s.observe}
 		img, err = p.run(ctx, stack)
 		if err != nil {
@@ -378,12 +381,14 @@ func (p *pull) layer(ctx context.Context, i int) error {
 			return nil
 		}
 		staged, release, own, err := p.s.unpacks.acquire(ctx, p.s.ctx, chain, func(ctx context.Context) (*stagedLayer, error) {
-			select {
-			case p.slots <- struct{}{}:
-				defer func() { <-p.slots }()
-			case <-ctx.Done():
-				return nil, ctx.Err()
+			if err := p.slots.take(ctx); err != nil {
+				return nil, err
 			}
+			defer p.slots.give()
+			if err := p.s.layersAtOnce.take(ctx); err != nil {
+				return nil, err
+			}
+			defer p.s.layersAtOnce.give()
 			progress, ended := p.s.track.layer(chain)
 			defer ended()
 			return p.s.unpack(ctx, p.src, p.fetch[i], p.diffIDs[i], chain, p.artifact != "", progress)

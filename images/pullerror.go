@@ -51,13 +51,13 @@ func (p *pull) explain(ctx context.Context, cred credentials, err error) error {
 	_, isURL := errors.AsType[*url.Error](err)
 	_, isNet := errors.AsType[net.Error](err)
 	_, isTransfer := errors.AsType[*transferError](err)
+	_, isBusy := errors.AsType[*busyError](err)
 	switch {
 	case errors.Is(err, errRedirect), errors.Is(err, errTooLong):
 		e.class = []error{errdefs.ErrFailedPrecondition}
 	case errors.Is(err, docker.ErrInvalidAuthorization), hasStatus && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden):
 		e.class = []error{errdefs.ErrPermissionDenied}
-	case hasStatus && (status.StatusCode >= 500 || status.StatusCode == http.StatusTooManyRequests || status.StatusCode == http.StatusRequestTimeout),
-		errors.Is(err, errRateless), errors.Is(err, errTooSlow):
+	case isBusy, hasStatus && status.StatusCode >= 500, errors.Is(err, errTooSlow):
 		e.class = []error{ErrRegistryUnavailable}
 	case errdefs.IsInvalidArgument(err):
 		e.class = []error{errdefs.ErrInvalidArgument}

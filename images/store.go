@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,7 +59,10 @@ type Store struct {
 	trashed chan struct{}
 	thrown  atomic.Uint64 // how often something was put into the trash
 
-	track   tracker
+	track tracker
+	// Bounds of all pulls together.
+	layersAtOnce, connections slots
+
 	pulls   shared[pullKey, *Image]
 	unpacks shared[ChainID, *stagedLayer]
 
@@ -126,6 +130,7 @@ func Open(o Options) (*Store, error) {
 	s := &Store{
 		root: root, rootDir: rootDir, certsD: o.CertsD, keepBlobs: o.KeepBlobs, local: o.LocalWhenUnavailable, log: log, observe: o.Observe, db: db,
 		pace: defaultPace, bounds: defaultBounds,
+		layersAtOnce: newSlots(max(layersOfPull, 2*runtime.GOMAXPROCS(0))), connections: newSlots(maxConnections),
 		trashed: make(chan struct{}, 1), emptied: make(chan struct{}),
 		images: map[digest.Digest]*imageRecord{}, refs: map[string]digest.Digest{}, layers: map[ChainID]*layerRecord{},
 		holds: map[ChainID]int{}, retired: map[string]retiredLayer{}, rootfs: map[string]*rootfsRecord{}, views: map[string]*viewRecord{}, usage: map[string]Usage{},
@@ -183,7 +188,7 @@ func makeRoot(root string) error {
 			return err
 		}
 	}
-	return nil
+	return spreadOut(filepath.Join(root, tmpDir))
 }
 
 func (s *Store) path(parts ...string) string {

@@ -1,10 +1,12 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
@@ -20,29 +22,47 @@ type pace struct {
 	// even when a byte trickles in now and then (containerd#11650). Window also bounds the wait for one piece.
 	Window time.Duration
 	Floor  int64
-	// RetryAfter bounds how long a 429 is waited for.
+	// RetryAfter bounds how long a registry that is busy is waited for.
 	RetryAfter time.Duration
+	// BackOff is waited before the first try after a failure, and twice as long before each one more.
+	BackOff time.Duration
 }
 
-var defaultPace = pace{Window: 30 * time.Second, Floor: 32 << 10, RetryAfter: time.Minute}
+var defaultPace = pace{Window: 30 * time.Second, Floor: 32 << 10, RetryAfter: time.Minute, BackOff: 500 * time.Millisecond}
+
+// backOff returns how long to wait before the nth try more: not all nodes of a cluster at once.
+func (p pace) backOff(n int) time.Duration {
+	d := p.BackOff << (n - 1)
+	return d + rand.N(d/4+1)
+}
 
 var (
 	errTooSlow  = errors.New("the registry sends too slowly")
+	errCut      = errors.New("the connection broke off")
 	errTooLong  = errors.New("the registry's answer is too long")
 	errRedirect = errors.New("redirect refused")
-	errRateless = errors.New("the registry asks to try again later (429)")
+	errRange    = errors.New("the registry answers with another range than it was asked for")
 )
+
+// busyError is the answer of a registry that cannot answer now.
+type busyError struct {
+	host   string
+	status string
+}
+
+func (e *busyError) Error() string { return e.host + " answers " + quote(e.status) }
 
 const (
 	maxRedirects = 5
 	maxToken     = 1 << 20
-	tries429     = 3
+	tries        = 4 // of what fails without anything to show for it
 )
 
 // Values that a request's context carries through the libraries to the transport.
 type (
 	limitKey  struct{} // int64: the most bytes its answer may have
 	servedKey struct{} // *served: who answered
+	meterKey  struct{} // *meter: its pace, over several answers
 )
 
 type served struct {
@@ -144,31 +164,54 @@ func (t *guardedTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 	req.Header.Set("Accept-Encoding", "identity")
 	var resp *http.Response
 	for try := 1; ; try++ {
+		if try > 1 && in.GetBody != nil {
+			body, err := in.GetBody()
+			if err != nil {
+				cancel(nil)
+				return nil, err
+			}
+			req.Body = body
+		}
+		// Not for tokens: the answer that asks for one still has its connection.
+		if t.host != "" {
+			if err := t.src.connections.take(ctx); err != nil {
+				cancel(nil)
+				return nil, err
+			}
+		}
 		var err error
 		resp, err = t.next.RoundTrip(req)
 		if err != nil {
+			t.hungUp()
 			if in.Context().Err() == nil && t.host != "" {
 				t.src.leaveOut(t.host)
 			}
 			cancel(nil)
 			return nil, err
 		}
-		if resp.StatusCode != http.StatusTooManyRequests || t.host == "" {
+		if !isBusy(resp.StatusCode) {
 			break
 		}
+		busy := &busyError{host: cmp.Or(t.host, in.URL.Host), status: resp.Status}
 		resp.Body.Close()
-		// Another mirror is better than waiting; and containerd would ask again five times at once.
-		if t.src.leaveOut(t.host) || try == tries429 {
+		t.hungUp()
+		// Another mirror is better than waiting; and containerd would ask again at once, five times.
+		if t.host != "" && t.src.leaveOut(t.host) || try == tries {
 			cancel(nil)
-			return nil, errRateless
+			return nil, busy
 		}
-		if err := sleep(ctx, retryAfter(resp.Header, try, t.src.pace.RetryAfter)); err != nil {
+		wait := t.src.pace.retryAfter(resp.Header, try)
+		t.src.log.Info("registry is busy", "host", busy.host, "status", resp.StatusCode, "waiting", wait)
+		if err := sleep(ctx, wait); err != nil {
 			cancel(nil)
 			return nil, err
 		}
 	}
-	if resp.StatusCode >= 500 && t.host != "" {
-		t.src.leaveOut(t.host)
+	if err := checkRange(in, resp); err != nil {
+		resp.Body.Close()
+		t.hungUp()
+		cancel(nil)
+		return nil, err
 	}
 	// Some stores label a blob that is gzip with Content-Encoding: gzip. The bytes are taken as they are; the digest decides.
 	resp.Header.Del("Content-Encoding")
@@ -182,26 +225,62 @@ func (t *guardedTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 	if s, ok := ctx.Value(servedKey{}).(*served); ok && t.host != "" {
 		s.set(t.host)
 	}
-	body := &boundedBody{body: resp.Body, ctx: ctx, cancel: cancel, pace: t.src.pace, left: limit, bounded: limit > 0}
+	body := &boundedBody{body: resp.Body, ctx: ctx, cancel: cancel, pace: t.src.pace, left: limit, bounded: limit > 0, meter: &meter{}, closed: sync.OnceFunc(t.hungUp)}
+	if m, ok := ctx.Value(meterKey{}).(*meter); ok {
+		body.meter = m
+	}
 	body.stuck = time.AfterFunc(time.Hour, func() { cancel(errTooSlow) })
 	body.stuck.Stop()
 	resp.Body = body
 	return resp, nil
 }
 
+func (t *guardedTransport) hungUp() {
+	if t.host != "" {
+		t.src.connections.give()
+	}
+}
+
+// isBusy knows the answers that another try may better.
+func isBusy(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
+		http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	}
+	return false
+}
+
+// checkRange refuses an answer that is not the part that was asked for; containerd takes any for it. An answer that is
+// the whole, since ranges are not known to the registry, is fine.
+func checkRange(req *http.Request, resp *http.Response) error {
+	if resp.StatusCode != http.StatusPartialContent {
+		resp.Header.Del("Content-Range")
+		return nil
+	}
+	var asked, from, to int64
+	if _, err := fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-", &asked); err != nil {
+		return fmt.Errorf("%w: %s to a request for all", errRange, quote(resp.Header.Get("Content-Range")))
+	}
+	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/", &from, &to); err != nil || from != asked || to < from {
+		return fmt.Errorf("%w: %s to %s", errRange, quote(resp.Header.Get("Content-Range")), quote(req.Header.Get("Range")))
+	}
+	return nil
+}
+
 // retryAfter reads how long to wait before the next try.
-func retryAfter(h http.Header, try int, most time.Duration) time.Duration {
-	d := time.Second << (try - 1)
+func (p pace) retryAfter(h http.Header, try int) time.Duration {
+	d := p.backOff(try)
 	v := h.Get("Retry-After")
 	if n, err := strconv.Atoi(v); err == nil && n >= 0 {
-		d = most
-		if n < int(most/time.Second) {
+		d = p.RetryAfter
+		if n < int(p.RetryAfter/time.Second) {
 			d = time.Duration(n) * time.Second
 		}
 	} else if at, err := http.ParseTime(v); err == nil {
 		d = time.Until(at)
 	}
-	return min(max(d, 0), most)
+	return min(max(d, 0), p.RetryAfter)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -224,8 +303,15 @@ type boundedBody struct {
 	pace    pace
 	bounded bool
 	left    int64
-	waited  time.Duration // in this window
-	got     int64
+	meter   *meter
+	closed  func()
+}
+
+// meter is what came in the window that has begun. One of a download goes on with its next connection, so that many
+// short answers are not faster than one slow one.
+type meter struct {
+	waited time.Duration
+	got    int64
 }
 
 // Read implements io.Reader.
@@ -243,22 +329,27 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	b.stuck.Reset(b.pace.Window)
 	n, err := b.body.Read(p)
 	b.stuck.Stop()
-	b.waited += time.Since(start)
-	b.got += int64(n)
+	b.meter.waited += time.Since(start)
+	b.meter.got += int64(n)
 	if b.bounded {
 		if b.left -= int64(n); b.left < 0 {
 			return n - 1, errTooLong
 		}
 	}
 	if err != nil && err != io.EOF && errors.Is(context.Cause(b.ctx), errTooSlow) {
+		*b.meter = meter{}
 		return n, errTooSlow
 	}
+	if err == io.ErrUnexpectedEOF {
+		err = errCut // containerd's reader would go on by itself, without an end and without asking whether the range is right
+	}
 	// Only time spent waiting counts: a slow disk must not make a registry look slow.
-	if b.waited >= b.pace.Window {
-		if b.got < b.pace.Floor && err == nil {
+	if b.meter.waited >= b.pace.Window {
+		slow := b.meter.got < b.pace.Floor
+		*b.meter = meter{}
+		if slow && err == nil {
 			return n, errTooSlow
 		}
-		b.waited, b.got = 0, 0
 	}
 	return n, err
 }
@@ -268,5 +359,6 @@ func (b *boundedBody) Close() error {
 	b.stuck.Stop()
 	err := b.body.Close()
 	b.cancel(nil)
+	b.closed()
 	return err
 }

@@ -92,15 +92,20 @@ func (s *Store) unpack(ctx context.Context, src origin, desc ocispec.Descriptor,
 		if l.root, err = os.Open(l.path); err != nil {
 			return err
 		}
-		r, kept, err := s.keepBlob(l, r, desc)
+		seen, kept, err := s.keepBlob(l, &counter{r: r, count: progress.countFetched}, desc)
 		if err != nil {
 			return err
 		}
-		counted := &fetchCounter{r, progress, &s.track}
-		if artifact {
-			return errors.Join(l.fillArtifact(ctx, counted, desc, diffID, limit), kept())
+		if c, ok := r.(io.Closer); ok {
+			seen = struct {
+				io.Reader
+				io.Closer
+			}{seen, c}
 		}
-		return errors.Join(l.fill(ctx, counted, diffID, limit), kept())
+		if artifact {
+			return errors.Join(l.fillArtifact(ctx, seen, desc, diffID, limit), kept())
+		}
+		return errors.Join(l.fill(ctx, seen, diffID, limit), kept())
 	})
 	if err != nil {
 		clean()
@@ -130,17 +135,26 @@ func (l *stagedLayer) fill(ctx context.Context, r io.Reader, diffID digest.Diges
 	return err
 }
 
-// fillTar unpacks a compressed stream and returns the digest of the archive in it, by the algorithm of diffID.
+// fillTar unpacks a compressed stream and returns the digest of the archive in it, by the algorithm of diffID. Where it
+// ends early it closes r, if r is an io.Closer: that must end a Read under way.
 func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Digest, limit bounds) (digest.Digest, error) {
-	in := bufio.NewReaderSize(r, 256<<10)
-	plain, err := decompress(in)
+	p := newPipeline(ctx)
+	var plain io.Closer
+	defer func() {
+		p.end(r)
+		if plain != nil {
+			plain.Close()
+		}
+	}()
+	packed := bufio.NewReaderSize(p.ahead(r), 64<<10)
+	archive, err := decompress(ctx, packed)
 	if err != nil {
-		return "", blame(err)
+		return "", judge(err, nil, packed)
 	}
-	defer plain.Close()
+	plain = archive
 	hash := diffID.Algorithm().Hash()
-	stream := &streamCounter{r: plain, ctx: ctx, hash: hash, left: limit.stream(), progress: l.progress}
-	out := bufio.NewReaderSize(stream, 256<<10)
+	bounded := &counter{r: &streamBound{r: archive, left: limit.stream()}, count: l.progress.countUnpacked}
+	out := p.through(p.ahead(bounded), func(b []byte) { hash.Write(b) })
 	a := newApplier(l.root, limit)
 	defer a.close()
 	if a.tape, err = newTape(out, l.root.Name()+tapeExt); err != nil {
@@ -153,13 +167,13 @@ func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Di
 		}
 	}()
 	if err := a.apply(ctx, a.tape); err != nil {
-		return "", blame(err)
+		return "", judge(err, out, packed)
 	}
 	// What follows the end of the archive belongs to the diff ID, and what follows the compressed stream to the digest.
 	if _, err := io.Copy(io.Discard, a.tape); err != nil {
-		return "", blame(err)
+		return "", judge(err, nil, packed)
 	}
-	if _, err := io.Copy(io.Discard, in); err != nil {
+	if _, err := io.Copy(io.Discard, packed); err != nil {
 		return "", err
 	}
 	recorded = true
@@ -181,8 +195,33 @@ func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Di
 	return got, nil
 }
 
+// judge says whose an error is. Before the image is blamed the rest is read: if its digest is wrong, it was the registry,
+// and another mirror may have the right bytes. archive, if not nil, is being unpacked still.
+func judge(err error, archive, packed io.Reader) error {
+	if err = blame(err); !errors.Is(err, errImage) {
+		return err
+	}
+	if archive != nil {
+		_, rerr := io.Copy(io.Discard, archive)
+		switch rerr = blame(rerr); {
+		case rerr == nil, errors.Is(rerr, errImage):
+		case errdefs.IsResourceExhausted(rerr):
+			return err
+		default:
+			return rerr
+		}
+	}
+	if _, rerr := io.Copy(io.Discard, packed); rerr != nil {
+		return rerr
+	}
+	return err
+}
+
 // blame makes errors of a layer's content those of the image, and leaves those of network, disk and context alone.
 func blame(err error) error {
+	if err == nil {
+		return nil
+	}
 	if _, ok := errors.AsType[*transferError](err); ok {
 		return err
 	}
@@ -199,45 +238,30 @@ func blame(err error) error {
 	return badImage("%w", err)
 }
 
-// streamCounter hashes and bounds the unpacked stream, and ends with the context.
-type streamCounter struct {
+// streamBound bounds the unpacked stream.
+type streamBound struct {
 	r    io.Reader
-	ctx  context.Context
-	hash io.Writer
 	left int64
-
-	progress *layerProgress
 }
 
 // Read implements io.Reader.
-func (c *streamCounter) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
+func (c *streamBound) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
-	if c.progress != nil {
-		c.progress.unpacked.Add(int64(n))
-	}
 	if c.left -= int64(n); c.left < 0 {
 		return 0, fmt.Errorf("unpacks to more than is allowed: %w", errdefs.ErrResourceExhausted)
-	}
-	if _, herr := c.hash.Write(p[:n]); herr != nil {
-		return 0, herr
 	}
 	return n, err
 }
 
-// fetchCounter tells how much of a layer has come.
-type fetchCounter struct {
-	r        io.Reader
-	progress *layerProgress
-	track    *tracker
+// counter tells how much was read.
+type counter struct {
+	r     io.Reader
+	count func(int)
 }
 
 // Read implements io.Reader.
-func (c *fetchCounter) Read(p []byte) (int, error) {
+func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
-	c.progress.fetched.Add(int64(n))
-	c.track.bytes.Add(uint64(n))
+	c.count(n)
 	return n, err
 }

@@ -55,6 +55,17 @@ func NewRegistry(t testing.TB) *Registry { return start(t, (*httptest.Server).St
 // NewTLSRegistry starts one on https.
 func NewTLSRegistry(t testing.TB) *Registry { return start(t, (*httptest.Server).StartTLS) }
 
+// NewRegistryOn starts one after configure has set the server's listener or its TLS, which decides between http and https.
+func NewRegistryOn(t testing.TB, configure func(*httptest.Server)) *Registry {
+	return start(t, func(s *httptest.Server) {
+		if configure(s); s.TLS != nil {
+			s.StartTLS()
+		} else {
+			s.Start()
+		}
+	})
+}
+
 func start(t testing.TB, how func(*httptest.Server)) *Registry {
 	r := &Registry{blobs: map[digest.Digest][]byte{}, manifests: map[string]stored{}}
 	r.Server = httptest.NewUnstartedServer(r)

@@ -1,0 +1,200 @@
+package images
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/berth-run/berth/images/imagestest"
+)
+
+// TestStagesPassEverythingOn: all bytes, in order, however they come, and the error after them.
+func TestStagesPassEverythingOn(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	broken := errors.New("broken")
+	for _, size := range []int{0, 1, blockSize - 1, blockSize, 3*blockSize + 7, 20 * blockSize} {
+		data := make([]byte, size)
+		for i := range data {
+			data[i] = byte(rnd.Uint32())
+		}
+		for _, end := range []error{io.EOF, broken} {
+			p := newPipeline(context.Background())
+			in := io.MultiReader(&dribble{r: bytes.NewReader(data), rnd: rnd}, failing{end})
+			var seen bytes.Buffer
+			out := p.through(p.ahead(p.ahead(in)), func(b []byte) { seen.Write(b) })
+			got, err := io.ReadAll(out)
+			if end == io.EOF && err != nil || end != io.EOF && !errors.Is(err, end) {
+				t.Errorf("%d bytes: %v, want %v", size, err, end)
+			}
+			p.end(in)
+			if !bytes.Equal(got, data) || !bytes.Equal(seen.Bytes(), data) {
+				t.Errorf("%d bytes: read %d, seen %d, or others", size, len(got), seen.Len())
+			}
+		}
+	}
+}
+
+// dribble reads a little at a time.
+type dribble struct {
+	r   io.Reader
+	rnd *rand.Rand
+}
+
+// Read implements io.Reader.
+func (d *dribble) Read(p []byte) (int, error) {
+	return d.r.Read(p[:min(len(p), 1+d.rnd.IntN(100_000))])
+}
+
+type failing struct{ err error }
+
+// Read implements io.Reader.
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// TestStagesEndTogether: whoever is in the way of the others, a reader that hangs or one that is not read.
+func TestStagesEndTogether(t *testing.T) {
+	for _, read := range []int{0, 1, 3 * blockSize} {
+		p := newPipeline(context.Background())
+		hanging := &hang{ended: make(chan struct{}), left: 20 * blockSize}
+		out := p.through(p.ahead(p.ahead(hanging)), func([]byte) {})
+		if _, err := io.CopyN(io.Discard, out, int64(read)); err != nil {
+			t.Fatal(err)
+		}
+		p.end(hanging)
+		if _, err := io.ReadFull(out, make([]byte, 21*blockSize)); err == nil {
+			t.Error("there is something to read after the end")
+		}
+	}
+}
+
+// hang has so many bytes and then waits to be closed.
+type hang struct {
+	ended chan struct{}
+	once  sync.Once
+	left  int
+}
+
+// Read implements io.Reader.
+func (h *hang) Read(p []byte) (int, error) {
+	if h.left > 0 {
+		n := min(h.left, len(p))
+		h.left -= n
+		return n, nil
+	}
+	<-h.ended
+	return 0, io.ErrClosedPipe
+}
+
+// Close implements io.Closer.
+func (h *hang) Close() error {
+	h.once.Do(func() { close(h.ended) })
+	return nil
+}
+
+// TestZstdWindowsShareAMemory: of the windows that frames ask for only so many are there at a time.
+func TestZstdWindowsShareAMemory(t *testing.T) {
+	var frame bytes.Buffer
+	w, err := zstd.NewWriter(&frame, zstd.WithWindowSize(64<<20), zstd.WithSingleSegment(false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open := func(ctx context.Context) (io.ReadCloser, error) {
+		return decompress(ctx, bufio.NewReader(bytes.NewReader(frame.Bytes())))
+	}
+	var all []io.Closer
+	for range 2 * maxZstdWindow / (64 << 20) {
+		r, err := open(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, r)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if r, err := open(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("one more: %v, %v; want it to wait", r, err)
+	}
+	for _, r := range all {
+		r.Close()
+	}
+	r, err := open(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if n, err := io.Copy(io.Discard, r); n != 3<<20 || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// TestPullsShareTheNodesBounds: layers under way and connections, of all pulls together.
+func TestPullsShareTheNodesBounds(t *testing.T) {
+	s := quick(t)
+	s.layersAtOnce, s.connections = newSlots(4), newSlots(6)
+	reg := imagestest.NewRegistry(t)
+	const pulls, layers = 8, 5
+	for i := range pulls {
+		var blobs []imagestest.LayerBlob
+		for j := range layers {
+			blobs = append(blobs, imagestest.Layer(imagestest.File(fmt.Sprintf("f%d-%d", i, j), strings.Repeat("x", 1000))))
+		}
+		reg.Push(fmt.Sprintf("a%d", i), "b", imagestest.NewImage(blobs...))
+	}
+	var mu sync.Mutex
+	var now, most, all, mostAll int
+	reg.Hook(func(w http.ResponseWriter, r *http.Request) bool {
+		blob := strings.Contains(r.URL.Path, "/blobs/")
+		mu.Lock()
+		all++
+		mostAll = max(mostAll, all)
+		if blob {
+			now++
+			most = max(most, now)
+		}
+		mu.Unlock()
+		time.Sleep(2 * time.Millisecond) // so that they meet
+		mu.Lock()
+		defer mu.Unlock()
+		all--
+		if blob {
+			now--
+		}
+		return false
+	})
+	var wg sync.WaitGroup
+	for i := range pulls {
+		wg.Go(func() {
+			if _, err := s.Pull(context.Background(), fmt.Sprintf("%s/a%d:b", reg.Host(), i), nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if most < 2 || mostAll > 6 {
+		t.Errorf("%d blobs and %d requests at a time, of 4 layers and 6 connections", most, mostAll)
+	}
+	if len(s.layersAtOnce) != 0 || len(s.connections) != 0 {
+		t.Errorf("not given back: %d layers, %d connections", len(s.layersAtOnce), len(s.connections))
+	}
+}
