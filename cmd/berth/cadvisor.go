@@ -31,13 +31,9 @@ func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager 
 		Pods: pods.Born{Manager: manager}, SandboxImage: cri.SandboxImage,
 		Image: func(c *pods.Container) string { return cri.ImageLabel(store, c) }, Log: log,
 	})
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	return beside(ctx, func(ctx context.Context) {
 		if err := server.Serve(ctx, l); err != nil {
 			log.Warn("cAdvisor can no longer ask for containers", "error", err)
 		}
-	}()
-	return func() { cancel(); <-done }
+	})
 }
