@@ -62,12 +62,10 @@ test-vm: build ## critest and others in a virtual machine: cgroup v2, AppArmor, 
 		integration/vm/run.sh -s -t 3600 integration/vm/tests.sh '$(VM_SYSTEMD_RUN)'
 
 test-storm: build ## a minute of a hundred exec probes a second, half of which time out and leave daemons behind
-	@integration/tools/build.sh registry cni crictl busybox > /dev/null
-	@BERTH_STORM=1m integration/progress.sh test-storm $(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration
+	@BERTH_TOOLS="registry cni crictl busybox" BERTH_STORM=1m integration/progress.sh test-storm $(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration
 
 test-oom: build ## 500 containers run out of memory: each is told so, in its first status that says Exited
-	@integration/tools/build.sh registry cni crictl busybox > /dev/null
-	@BERTH_OOM_RUNS=500 integration/progress.sh test-oom $(GO) test -tags integration -count=1 -timeout 60m -v -run 'TestOOMKilled$$' ./integration
+	@BERTH_TOOLS="registry cni crictl busybox" BERTH_OOM_RUNS=500 integration/progress.sh test-oom $(GO) test -tags integration -count=1 -timeout 60m -v -run 'TestOOMKilled$$' ./integration
 
 bench: build ## measure berth: pod start, exec, removal, density, log, pull
 	@integration/tools/build.sh registry cni crictl busybox > /dev/null

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,7 +27,8 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	var err error
-	if tools, err = lab.BuildTools(context.Background(), os.Stderr); err != nil {
+	// BERTH_TOOLS names what the tests that are asked for need; else all is built, which takes long on a new machine.
+	if tools, err = lab.BuildTools(context.Background(), os.Stderr, strings.Fields(os.Getenv("BERTH_TOOLS"))...); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}

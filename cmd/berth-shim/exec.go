@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,28 +16,22 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/cri/shim"
 )
 
-// execute runs one process in a container, in a cgroup of its own below the container's.
-func execute(req shim.ExecRequest, files []*os.File, started func(pid int)) (int, error) {
-	var p specs.Process
-	if err := json.Unmarshal(req.Process, &p); err != nil {
-		return 0, fmt.Errorf("process: %w", err)
-	}
-	c, join, err := loadForExec(req)
+// execute runs one process in a container, in a cgroup of its own below the container's. When ctx ends, the process is
+// killed with all that it has started.
+func execute(ctx context.Context, req shim.ExecRequest, files []*os.File, started func(pid int)) (int, error) {
+	running, err := slots.take(ctx, slotTime)
 	if err != nil {
 		return 0, err
 	}
-	if !req.Terminal {
-		if err := replaceHostNull(files, func(i int) (*os.File, error) { return ownNull(c, i) }); err != nil {
-			return 0, err
-		}
-	}
-	process, err := newProcess(&p, files, req.Terminal)
+	defer running()
+	process, err := prepare(req, files)
 	if err != nil {
 		return 0, err
 	}
@@ -44,30 +39,24 @@ func execute(req shim.ExecRequest, files []*os.File, started func(pid int)) (int
 		if err := os.Mkdir(execDir(req), 0o755); err != nil {
 			return 0, err
 		}
-		killed := &atomic.Bool{}
-		kills.Store(execDir(req), killed)
-		defer func() {
-			kills.Delete(execDir(req))
-			leave(req, killed)
-		}()
-		process.SubCgroupPaths = map[string]string{req.CgroupController: execName(req)}
+		defer leave(ctx, req)
 	}
-	process.LogLevel = logLevel
-	if join != nil {
-		process.SubCgroupPaths = nil
-		process.LogLevel += "\n" + strings.Join(join, "\n")
-	}
-	done := startSlot()
-	err = c.Run(process)
-	done()
-	if err != nil {
+	var pid atomic.Int64
+	defer context.AfterFunc(ctx, func() { killExecution(req, int(pid.Load())) })()
+	if err := process.run(); err != nil {
 		return 0, plain(err)
 	}
-	pid, err := process.Pid()
+	running()
+	p, err := process.Pid()
 	if err != nil {
 		return 0, err
 	}
-	started(pid)
+	pid.Store(int64(p))
+	if ctx.Err() != nil { // it may have been killed before it was where it is now
+		killExecution(req, p)
+	}
+	started(p)
+	untilExit(p)
 	state, err := process.Wait()
 	if state == nil {
 		return 0, fmt.Errorf("wait: %w", err)
@@ -79,22 +68,88 @@ func execute(req shim.ExecRequest, files []*os.File, started func(pid int)) (int
 	return shim.ExitCode(unix.WaitStatus(status)), nil
 }
 
-// slots bounds how many execs start at once: more than two on a processor only make each other slower.
-var slots = make(chan struct{}, 2*runtime.NumCPU())
+// execution is a process and the container that it is going to run in.
+type execution struct {
+	*libcontainer.Process
+	container *libcontainer.Container
+}
 
-// slotWait is how long an exec waits for its turn. Those before it may hang, in a dead volume.
-const slotWait = time.Second
+func (e execution) run() error { return e.container.Run(e.Process) }
 
-// startSlot waits for the turn of an exec to start, and returns what ends it.
-func startSlot() (done func()) {
-	t := time.NewTimer(slotWait)
-	defer t.Stop()
-	select {
-	case slots <- struct{}{}:
-		return func() { <-slots }
-	case <-t.C:
-		return func() {}
+// prepare reads what a request asks for.
+func prepare(req shim.ExecRequest, files []*os.File) (e execution, err error) {
+	var p specs.Process
+	if err := json.Unmarshal(req.Process, &p); err != nil {
+		return e, fmt.Errorf("process: %w", err)
 	}
+	c, join, err := loadForExec(req)
+	if err != nil {
+		return e, err
+	}
+	if !req.Terminal {
+		if err := replaceHostNull(files, func(i int) (*os.File, error) { return ownNull(c, i) }); err != nil {
+			return e, err
+		}
+	}
+	process, err := newProcess(&p, files, req.Terminal)
+	if err != nil {
+		return e, err
+	}
+	process.LogLevel = logLevel
+	switch {
+	case join != nil:
+		process.LogLevel += "\n" + strings.Join(join, "\n")
+	case req.CgroupDir != "":
+		process.SubCgroupPaths = map[string]string{req.CgroupController: execName(req)}
+	}
+	return execution{process, c}, nil
+}
+
+// untilExit waits for a process to end. libcontainer's own way to wait holds a thread for each that runs.
+func untilExit(pid int) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	})
+}
+
+// slots bounds how many execs start at once: more than two on a processor only make each other slower.
+var slots = make(turns, 2*runtime.NumCPU())
+
+// slotTime is how long one may keep others from starting. It may hang, in a dead volume.
+const slotTime = 2 * time.Second
+
+var errKilledEarly = errors.New("killed before it was its turn to start")
+
+// turns has room for as many as may be at it at once.
+type turns chan struct{}
+
+// take waits for the turn of an exec to start, first come, first served, and returns what ends it. Nothing has been done
+// yet for one that is not wanted any more when its turn would come: so those that time out do not keep a busy node from
+// the others.
+func (t turns) take(ctx context.Context, longest time.Duration) (done func(), err error) {
+	select {
+	case t <- struct{}{}:
+	case <-ctx.Done():
+		return nil, errKilledEarly
+	}
+	free := sync.OnceFunc(func() { <-t })
+	if ctx.Err() != nil {
+		free()
+		return nil, errKilledEarly
+	}
+	timer := time.AfterFunc(longest, free)
+	return func() { timer.Stop(); free() }, nil
 }
 
 func execName(req shim.ExecRequest) string {
@@ -103,15 +158,9 @@ func execName(req shim.ExecRequest) string {
 
 func execDir(req shim.ExecRequest) string { return filepath.Join(req.CgroupDir, execName(req)) }
 
-// kills are the execs that run, by their cgroups, and whether they are to be killed.
-var kills sync.Map
-
-// killExecution kills an exec'd process with all that it has started.
+// killExecution kills an exec'd process with all that it has started. pid is 0 as long as it is not known.
 func killExecution(req shim.ExecRequest, pid int) {
 	if req.CgroupDir != "" {
-		if killed, ok := kills.Load(execDir(req)); ok {
-			killed.(*atomic.Bool).Store(true)
-		}
 		if err := shim.KillCgroup(execDir(req)); err != nil {
 			fmt.Fprintln(os.Stderr, "kill exec in", req.ID+":", err)
 		}
@@ -139,10 +188,10 @@ func parent(pid int) int {
 // leave removes the cgroup of an exec that has ended. What it has left running in the background goes on in the
 // container's own cgroup, unless the exec was killed: its process may be gone before those that fork meanwhile are, and
 // they must not get away.
-func leave(req shim.ExecRequest, killed *atomic.Bool) {
+func leave(ctx context.Context, req shim.ExecRequest) {
 	dir := execDir(req)
 	for range 50 {
-		if killed.Load() {
+		if ctx.Err() != nil {
 			if err := shim.KillCgroup(dir); err != nil { // stays where it is, and goes with the container
 				fmt.Fprintln(os.Stderr, "kill exec in", req.ID+":", err)
 				return
@@ -156,7 +205,7 @@ func leave(req shim.ExecRequest, killed *atomic.Bool) {
 		if err != nil {
 			return
 		}
-		if killed.Load() {
+		if ctx.Err() != nil {
 			pids = nil // zombies
 		}
 		for _, pid := range pids {

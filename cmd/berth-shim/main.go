@@ -54,7 +54,7 @@ func main() {
 		name("berth-exec")
 		defaultSignals()
 		runtime.GOMAXPROCS(runtime.NumCPU()) // it serves the whole node; the inits that it starts keep to one
-		err = shim.ServeExec(3, execute, killExecution)
+		err = shim.ServeExec(3, execute)
 	case "pause":
 		err = errPause // pause.go takes over before Go starts
 	case "version":

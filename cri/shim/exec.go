@@ -81,12 +81,13 @@ func (r *ExecRequest) fromFile(files []*os.File) ([]*os.File, error) {
 	return files[:last], err
 }
 
-// Executor runs one process in a container. It calls started with the process's pid and returns its exit code.
-type Executor func(req ExecRequest, files []*os.File, started func(pid int)) (int, error)
+// Executor runs one process in a container. It calls started with the process's pid and returns its exit code. When ctx
+// ends, it kills the process with all that it has started.
+type Executor func(ctx context.Context, req ExecRequest, files []*os.File, started func(pid int)) (int, error)
 
 // ServeExec is the exec server's side: it serves the socket until the daemon has gone, and then kills what still runs:
 // an exec belongs to the client that waits for it.
-func ServeExec(fd int, run Executor, kill func(req ExecRequest, pid int)) error {
+func ServeExec(fd int, run Executor) error {
 	c, err := newConn(fd)
 	if err != nil {
 		return err
@@ -95,7 +96,7 @@ func ServeExec(fd int, run Executor, kill func(req ExecRequest, pid int)) error 
 	var (
 		mu      sync.Mutex
 		send    sync.Mutex
-		running = map[uint64]*execution{}
+		running = map[uint64]context.CancelFunc{}
 		all     sync.WaitGroup
 	)
 	reply := func(r ExecResponse) {
@@ -115,11 +116,10 @@ func ServeExec(fd int, run Executor, kill func(req ExecRequest, pid int)) error 
 		}
 		if req.Kill {
 			mu.Lock()
-			e := running[req.Seq]
-			mu.Unlock()
-			if e != nil {
-				go e.kill(kill)
+			if kill := running[req.Seq]; kill != nil {
+				kill()
 			}
+			mu.Unlock()
 			continue
 		}
 		files, err = req.fromFile(files)
@@ -128,22 +128,20 @@ func ServeExec(fd int, run Executor, kill func(req ExecRequest, pid int)) error 
 			reply(ExecResponse{Seq: req.Seq, Error: errorText(err)})
 			continue
 		}
-		e := &execution{req: req}
+		ctx, kill := context.WithCancel(context.Background())
 		mu.Lock()
-		running[req.Seq] = e
+		running[req.Seq] = kill
 		mu.Unlock()
 		all.Go(func() {
-			code, err := run(req, files, func(pid int) {
+			code, err := run(ctx, req, files, func(pid int) {
 				closeAll(files)
-				if e.start(pid) {
-					kill(req, pid)
-				}
 				reply(ExecResponse{Seq: req.Seq, PID: pid})
 			})
 			closeAll(files)
 			mu.Lock()
 			delete(running, req.Seq)
 			mu.Unlock()
+			kill()
 			if err != nil {
 				reply(ExecResponse{Seq: req.Seq, Error: errorText(err)})
 				return
@@ -152,8 +150,8 @@ func ServeExec(fd int, run Executor, kill func(req ExecRequest, pid int)) error 
 		})
 	}
 	mu.Lock()
-	for _, e := range running {
-		go e.kill(kill)
+	for _, kill := range running {
+		kill()
 	}
 	mu.Unlock()
 	done := make(chan struct{})
@@ -163,29 +161,6 @@ func ServeExec(fd int, run Executor, kill func(req ExecRequest, pid int)) error 
 	case <-time.After(10 * time.Second):
 	}
 	return nil
-}
-
-type execution struct {
-	req    ExecRequest
-	mu     sync.Mutex
-	pid    int
-	killed bool
-}
-
-// start notes the pid and tells whether the process was to be killed before it ran.
-func (e *execution) start(pid int) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.pid = pid
-	return e.killed
-}
-
-func (e *execution) kill(kill func(ExecRequest, int)) {
-	e.mu.Lock()
-	e.killed = true
-	pid := e.pid
-	e.mu.Unlock()
-	kill(e.req, pid)
 }
 
 // ExecServer is the daemon's side of an exec server, which it has started.

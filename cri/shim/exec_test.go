@@ -22,12 +22,12 @@ func TestExecOfALongProcess(t *testing.T) {
 	}
 	served := make(chan error, 1)
 	go func() {
-		served <- ServeExec(theirs, func(req ExecRequest, files []*os.File, started func(int)) (int, error) {
+		served <- ServeExec(theirs, func(_ context.Context, req ExecRequest, files []*os.File, started func(int)) (int, error) {
 			_, err := files[1].Write(req.Process)
 			n := len(files)
 			started(os.Getpid())
 			return n, err
-		}, func(ExecRequest, int) {})
+		})
 	}()
 	s, err := NewExecServer(ours)
 	if err != nil {
@@ -78,9 +78,9 @@ func TestExecErrorsAreAlwaysAnswered(t *testing.T) {
 	}
 	served := make(chan error, 1)
 	go func() {
-		served <- ServeExec(theirs, func(ExecRequest, []*os.File, func(int)) (int, error) {
+		served <- ServeExec(theirs, func(context.Context, ExecRequest, []*os.File, func(int)) (int, error) {
 			return 0, errors.New("no such file: " + strings.Repeat("\x01", MaxMessage))
-		}, func(ExecRequest, int) {})
+		})
 	}()
 	s, err := NewExecServer(ours)
 	if err != nil {
@@ -135,13 +135,13 @@ func TestExecServerThatWaitsIsNotGivenUp(t *testing.T) {
 	hang := make(chan struct{})
 	served := make(chan error, 1)
 	go func() {
-		served <- ServeExec(theirs, func(req ExecRequest, _ []*os.File, started func(int)) (int, error) {
+		served <- ServeExec(theirs, func(_ context.Context, req ExecRequest, _ []*os.File, started func(int)) (int, error) {
 			if req.ID == "hangs" {
 				<-hang
 			}
 			started(1)
 			return 0, nil
-		}, func(ExecRequest, int) {})
+		})
 	}()
 	s, err := NewExecServer(ours)
 	if err != nil {
