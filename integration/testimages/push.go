@@ -77,6 +77,20 @@ func (b *Builder) push(ctx context.Context, im Image) (digest.Digest, error) {
 	return digest.FromBytes(data), nil
 }
 
+// PushRaw uploads blobs, and a document as it is, under a tag.
+func (b *Builder) PushRaw(ctx context.Context, repo, tag, mediaType string, document []byte, blobs map[digest.Digest][]byte) error {
+	for _, content := range blobs {
+		if _, err := b.blob(ctx, repo, "", content); err != nil {
+			return fmt.Errorf("push %s:%s: %w", repo, tag, err)
+		}
+	}
+	where := fmt.Sprintf("http://%s/v2/%s/manifests/%s", b.Registry, repo, tag)
+	if _, err := b.do(ctx, http.MethodPut, where, mediaType, document, http.StatusCreated); err != nil {
+		return fmt.Errorf("push %s:%s: %w", repo, tag, err)
+	}
+	return nil
+}
+
 // compress is gzip, remembered: most images share their base layer.
 func (b *Builder) compress(layer []byte) ([]byte, error) {
 	id := digest.FromBytes(layer)
