@@ -62,7 +62,10 @@ type ExportedLayer struct {
 func (s *Store) Export(ctx context.Context, names []string, w io.Writer) (*ExportReport, error) {
 	tw := tar.NewWriter(w)
 	report, err := s.export(ctx, names, &tarLayout{tw})
-	return report, errors.Join(err, tw.Close())
+	if err != nil {
+		return report, err // without the end of an archive: half a one must not look like a whole one
+	}
+	return report, tw.Close()
 }
 
 // ExportDir is Export to a directory, which must not be there yet, or be empty.

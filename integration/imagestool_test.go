@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/berth-run/berth/integration/lab"
 	"github.com/berth-run/berth/integration/testimages"
@@ -52,6 +54,15 @@ func (n toolNode) run(t *testing.T, args ...string) string {
 func (n toolNode) inspect(t *testing.T, into any, args ...string) {
 	t.Helper()
 	must(t, json.Unmarshal([]byte(n.run(t, append(args, "--output", "json")...)), into))
+}
+
+// spooled wants so many files of work under way.
+func (n toolNode) spooled(want int) error {
+	entries, err := os.ReadDir(filepath.Join(n.Root(), "images", "tmp"))
+	if err == nil && len(entries) != want {
+		err = fmt.Errorf("%d files are there, want %d", len(entries), want)
+	}
+	return err
 }
 
 // metrics scrapes the daemon's admin socket.
@@ -104,6 +115,48 @@ func TestImagesTool(t *testing.T) {
 		}
 		if got := n.run(t, "images", "pulls"); strings.Count(got, "\n") != 0 {
 			t.Errorf("pulls under way afterwards: %s", got)
+		}
+	})
+
+	t.Run("archives", func(t *testing.T) {
+		layers := n.run(t, "images", "pull", "-q", testimages.Layers)
+		tar, dir := filepath.Join(n.Dir, "layers.tar"), filepath.Join(n.Dir, "layout")
+		n.run(t, "images", "export", "--file", tar, testimages.Layers)
+		n.run(t, "images", "export", "--dir", dir, testimages.Layers)
+		for _, from := range []string{tar, dir} {
+			n.run(t, "images", "remove", testimages.Layers)
+			if got, want := n.run(t, "images", "import", from), "imported "+testimages.Layers+" ("+layers+")"; got != want {
+				t.Errorf("import: %q, want %q", got, want)
+			}
+			// What was imported is pinned, and the kubelet is told so.
+			if got := (crictlNode{n.Node}).run(t, "inspecti", "-o", "go-template", "--template", "{{.status.pinned}}", testimages.Layers); got != "true" {
+				t.Errorf("crictl says pinned: %s", got)
+			}
+			if _, errs, code := n.try(t, "images", "remove", testimages.Layers); code != 1 || !strings.Contains(errs, "pinned") {
+				t.Errorf("remove of what is pinned: exit code %d: %s", code, errs)
+			}
+			n.run(t, "images", "remove", "--force", testimages.Layers)
+			n.run(t, "images", "pull", "-q", testimages.Layers)
+		}
+		// An import whose client is killed leaves nothing.
+		before := n.run(t, "images", "list", "-q")
+		cmd := n.Tool(ctx, "images", "import", "-")
+		in, err := cmd.StdinPipe()
+		must(t, err)
+		must(t, cmd.Start())
+		data, err := os.ReadFile(tar)
+		must(t, err)
+		_, err = in.Write(data[:len(data)/2])
+		must(t, err)
+		must(t, lab.Eventually(ctx, 20*time.Second, "the archive is spooled", func(context.Context) error { return n.spooled(1) }))
+		must(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+		must(t, lab.Eventually(ctx, 20*time.Second, "it is gone", func(context.Context) error { return n.spooled(0) }))
+		if got := n.run(t, "images", "list", "-q"); got != before {
+			t.Errorf("images are %q, were %q", got, before)
+		}
+		if got := n.run(t, "images", "verify", "--deep"); !strings.HasSuffix(got, ": 0 findings") {
+			t.Errorf("verify: %s", got)
 		}
 	})
 

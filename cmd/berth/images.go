@@ -19,7 +19,8 @@ func imagesCommand() *cobra.Command {
 	return t.group("images", "Look after the images of this node",
 		"Look after the images of this node, through the running daemon: the same store that the kubelet uses.\n"+
 			"Exit code: 0, 1 if it failed, 2 if the command line makes no sense.",
-		t.imagesList(), t.imagesInspect(), t.imagesPull(), t.imagesPulls(), t.imagesRemove(), t.imagesUsage())
+		t.imagesList(), t.imagesInspect(), t.imagesPull(), t.imagesPulls(), t.imagesRemove(),
+		t.imagesImport(), t.imagesExport(), t.imagesVerify(), t.imagesUsage())
 }
 
 func (t *tool) imagesList() *cobra.Command {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -64,11 +65,17 @@ func startDaemon(t *testing.T) *served {
 // tool runs a command against the daemon: what it prints, and its exit code.
 func (d *served) tool(t *testing.T, args ...string) (out, errs string, code int) {
 	t.Helper()
+	return d.toolWith(t, strings.NewReader("alice:s3cr3t-pass\n"), args...)
+}
+
+// toolWith runs it with that on its standard input.
+func (d *served) toolWith(t *testing.T, in io.Reader, args ...string) (out, errs string, code int) {
+	t.Helper()
 	cmd := command()
 	var o, e bytes.Buffer
 	cmd.SetOut(&o)
 	cmd.SetErr(&e)
-	cmd.SetIn(strings.NewReader("alice:s3cr3t-pass\n"))
+	cmd.SetIn(in)
 	cmd.SetArgs(append(args, "--address", d.socket))
 	if err := cmd.Execute(); err != nil {
 		code = exitCode(err)

@@ -53,6 +53,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&c.Socket, config.Flag("socket"), "", "unix socket `path` for the kubelet (default berth.sock in --run)")
 	f.StringVar(&c.CertsD, config.Flag("certsD"), c.CertsD, "`directory` of HOST/hosts.toml, how to reach registries")
 	f.StringVar(&c.WhenRegistryDown, config.Flag("whenRegistryDown"), c.WhenRegistryDown, "what a pull does while its registry does not answer: fail, or take the image of that name that is local (with a warning)")
+	f.StringVar(&c.LayerBlobs, config.Flag("layerBlobs"), c.LayerBlobs, "what becomes of compressed layers once they are unpacked: drop, or keep, so that images are exported byte for byte as they were pulled")
 	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
 	f.StringVar(&cniBin, config.Flag("cniBin"), strings.Join(c.CNIBin, ":"), "`directories` of the CNI plugins, separated by colons")
 	f.StringVar(&cdiDirs, config.Flag("cdiSpecDirs"), strings.Join(c.CDISpecDirs, ":"), "`directories` of CDI device specifications, separated by colons; none if empty")
@@ -128,7 +129,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 
 	store, err := images.Open(images.Options{
 		Root: filepath.Join(c.Root, "images"), CertsD: c.CertsD, LocalWhenUnavailable: c.WhenRegistryDown == config.Local,
-		Log: log, Observe: steps(log),
+		KeepBlobs: c.LayerBlobs == config.Keep, Log: log, Observe: steps(log),
 	})
 	if err != nil {
 		return err

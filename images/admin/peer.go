@@ -26,7 +26,7 @@ func (l ownUser) Accept() (net.Conn, error) {
 			return c, nil
 		}
 		if err != nil {
-			l.log.Warn("a client of the admin socket is sent away: who it is cannot be told", "err", err)
+			l.log.Warn("a client of the admin socket is sent away: who it is cannot be told", "error", err)
 		} else {
 			l.log.Warn("a client of the admin socket is sent away", "uid", peer.Uid, "pid", peer.Pid)
 		}

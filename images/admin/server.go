@@ -44,14 +44,16 @@ func New(o Options) *Server {
 		"POST /v1/images/inspect": s.inspect,
 		"POST /v1/images/remove":  s.remove,
 		"GET /v1/images/du":       s.du,
+		"POST /v1/images/import":  s.importArchive,
+		"POST /v1/images/export":  s.exportArchive,
+		"POST /v1/images/verify":  s.verify,
 		"POST /v1/registry":       s.explain,
 		"POST /v1/images/pull":    s.pull,
 		"GET /v1/pulls":           s.pulls,
 	} {
 		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if err := answer(w, r); err != nil {
-				e, status := wire(err)
-				reply(w, status, e)
+				refuse(w, r, err)
 			}
 		})
 	}
@@ -101,6 +103,19 @@ func ask[T any](w http.ResponseWriter, r *http.Request) (req T, err error) {
 	// From here on only whether the client is still there matters.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return req, nil
+}
+
+// refuse answers with an error, perhaps while the client is still sending: it is told at once, and has a while to hang up. To
+// close the connection on it would have it see a reset, perhaps before the answer.
+func refuse(w http.ResponseWriter, r *http.Request, err error) {
+	c := http.NewResponseController(w)
+	// All connections here are of HTTP/1 and can do these.
+	_ = c.EnableFullDuplex()
+	e, status := wire(err)
+	reply(w, status, e)
+	_ = c.Flush()
+	_ = c.SetReadDeadline(time.Now().Add(slowest))
+	_, _ = io.Copy(io.Discard, r.Body)
 }
 
 // reply writes an answer. That the client has gone is no matter.

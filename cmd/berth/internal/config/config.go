@@ -23,6 +23,9 @@ type Config struct {
 	// WhenRegistryDown is what a pull does while its registry does not answer: fail, or take the image of that name that is
 	// local, where there is one.
 	WhenRegistryDown string `json:"whenRegistryDown,omitempty"`
+	// LayerBlobs says what becomes of the compressed layers of an image once they are unpacked: drop or keep. Kept, they take
+	// about half as much disk again, and images are exported byte for byte as they were pulled.
+	LayerBlobs string `json:"layerBlobs,omitempty"`
 	// CNIConf is where the network's conflist is.
 	CNIConf string `json:"cniConf,omitempty"`
 	// CNIBin is where its plugins are.
@@ -59,6 +62,7 @@ func Default() Config {
 		Run:              "/run/berth",
 		CertsD:           "/etc/berth/certs.d",
 		WhenRegistryDown: Fail,
+		LayerBlobs:       Drop,
 		CNIConf:          "/etc/cni/net.d",
 		CNIBin:           []string{"/opt/cni/bin"},
 		CDISpecDirs:      []string{"/etc/cdi", "/var/run/cdi"},
@@ -122,6 +126,12 @@ const (
 	Local = "local"
 )
 
+// What becomes of compressed layers.
+const (
+	Drop = "drop"
+	Keep = "keep"
+)
+
 // fields names all fields once. A test holds that none is missing.
 func (c *Config) fields() []field {
 	return []field{
@@ -130,6 +140,7 @@ func (c *Config) fields() []field {
 		{name: "socket", flag: "socket", text: &c.Socket, optional: true},
 		{name: "certsD", flag: "certs-d", text: &c.CertsD, optional: true},
 		{name: "whenRegistryDown", flag: "when-registry-down", text: &c.WhenRegistryDown, words: []string{Fail, Local}},
+		{name: "layerBlobs", flag: "layer-blobs", text: &c.LayerBlobs, words: []string{Drop, Keep}},
 		{name: "cniConf", flag: "cni-conf", text: &c.CNIConf},
 		{name: "cniBin", flag: "cni-bin", list: &c.CNIBin},
 		{name: "cdiSpecDirs", flag: "cdi-spec-dirs", list: &c.CDISpecDirs, optional: true},

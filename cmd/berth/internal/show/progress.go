@@ -25,15 +25,20 @@ type Progress interface {
 
 // NewProgress shows it as bars where w is a terminal, and as lines elsewhere.
 func NewProgress(w io.Writer) Progress {
-	if f, ok := w.(*os.File); ok && isTerminal(f) {
+	if IsTerminal(w) {
 		return newBars(mpb.WithOutput(w))
 	}
 	return &lines{w: w, layers: map[int]images.LayerState{}}
 }
 
-func isTerminal(f *os.File) bool {
+// IsTerminal tells whether w is a terminal, and one that can move its cursor.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok || os.Getenv("TERM") == "dumb" {
+		return false
+	}
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil && os.Getenv("TERM") != "dumb"
+	return err == nil
 }
 
 // lines tell when a layer has come, and every ten seconds how far all has.

@@ -1,0 +1,217 @@
+package admin
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berth-run/berth/images"
+	"github.com/berth-run/berth/images/imagestest"
+)
+
+// archived is an archive of one image, and what it is called.
+func archived(t *testing.T) (archive []byte, ref string, img *Image) {
+	t.Helper()
+	n := serve(t)
+	reg := imagestest.NewRegistry(t)
+	reg.Push("team/app", "v1", imagestest.NewImage(imagestest.Layer(imagestest.File("big", strings.Repeat("x", 300_000))), imagestest.Layer(imagestest.File("f", "y"))))
+	ref = reg.Host() + "/team/app:v1"
+	img = n.mustPull(t, ref)
+	var out bytes.Buffer
+	report, err := n.Export(t.Context(), &out, ref)
+	if err != nil || len(report.Images) != 1 || report.Images[0].ID != img.ID {
+		t.Fatalf("%+v %v", report, err)
+	}
+	return out.Bytes(), ref, img
+}
+
+func TestImagesTravelAsArchives(t *testing.T) {
+	archive, ref, img := archived(t)
+	other := serve(t)
+	in, err := other.Import(t.Context(), bytes.NewReader(archive), ImportOptions{})
+	if err != nil || len(in.Images) != 1 || in.Images[0].ID != img.ID || !in.Images[0].Pinned || !slices.Equal(in.Images[0].RepoTags, []string{ref}) {
+		t.Fatalf("%+v %v", in, err)
+	}
+	// Imports are pinned.
+	if removal, err := other.Remove(t.Context(), false, ref); err != nil || removal.Removed[0].Error == nil {
+		t.Errorf("%+v %v", removal, err)
+	}
+	in, err = other.Import(t.Context(), bytes.NewReader(imagestest.Gzip(archive)), ImportOptions{Names: []string{"example.org/renamed:v2"}, Unpinned: true})
+	if err != nil || len(in.Images) != 1 || !slices.Contains(in.Images[0].RepoTags, "example.org/renamed:v2") {
+		t.Errorf("compressed, by another name: %+v %v", in, err)
+	}
+}
+
+func TestAClientThatGoesLeavesNothingOfItsImport(t *testing.T) {
+	archive, _, _ := archived(t)
+	n := serve(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	// The first half comes, then no more, until the client has gone.
+	half := io.MultiReader(bytes.NewReader(archive[:len(archive)/2]), readerFunc(func([]byte) (int, error) {
+		until(t, "the daemon spools it", func() bool {
+			left, err := os.ReadDir(filepath.Join(n.root, "tmp"))
+			return err == nil && len(left) > 0
+		})
+		cancel()
+		return 0, ctx.Err()
+	}))
+	if in, err := n.Import(ctx, half, ImportOptions{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("%+v %v", in, err)
+	}
+	n.nothingLeft(t)
+	// One that says that it has ended, half way.
+	if in, err := n.Import(t.Context(), bytes.NewReader(archive[:len(archive)/2]), ImportOptions{}); err == nil {
+		t.Errorf("half an archive: %+v", in)
+	}
+	n.nothingLeft(t)
+	if in, err := n.Import(t.Context(), bytes.NewReader(archive), ImportOptions{}); err != nil || len(in.Images) != 1 {
+		t.Errorf("the whole one afterwards: %+v %v", in, err)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestHostileArchivesAreRefusedAndLeaveNothing(t *testing.T) {
+	archive, _, _ := archived(t)
+	n := serve(t)
+	escape := imagestest.Tar(imagestest.File("../../escaped", "x"), imagestest.Symlink("index.json", "/etc/passwd"), imagestest.File("oci-layout", `{"imageLayoutVersion":"1.0.0"}`))
+	flipped := bytes.Clone(archive)
+	at := bytes.Index(flipped, []byte(strings.Repeat("x", 50)))
+	if at < 0 {
+		at = bytes.Index(flipped, []byte("\x1f\x8b")) + 30 // where the layers are compressed
+	}
+	flipped[at] ^= 1
+	for name, c := range map[string]struct {
+		archive io.Reader
+		o       ImportOptions
+	}{
+		"nothing":            {strings.NewReader(""), ImportOptions{}},
+		"garbage":            {strings.NewReader(strings.Repeat("no tar", 1000)), ImportOptions{}},
+		"endless garbage":    {io.LimitReader(readerFunc(func(p []byte) (int, error) { return len(p), nil }), 64<<20), ImportOptions{}},
+		"an empty tar":       {bytes.NewReader(imagestest.Tar()), ImportOptions{}},
+		"no layout":          {bytes.NewReader(imagestest.Tar(imagestest.File("hello", "x"))), ImportOptions{}},
+		"it wants to escape": {bytes.NewReader(escape), ImportOptions{}},
+		"a changed byte":     {bytes.NewReader(flipped), ImportOptions{}},
+		"broken gzip":        {bytes.NewReader(imagestest.Gzip(archive)[:1000]), ImportOptions{}},
+		"a bad name":         {bytes.NewReader(archive), ImportOptions{Names: []string{"UPPER:x"}}},
+		"many bad names":     {bytes.NewReader(archive), ImportOptions{Names: []string{"a:b", strings.Repeat("z", 1000)}}},
+	} {
+		if in, err := n.Import(t.Context(), c.archive, c.o); err == nil || len(err.Error()) > 4000 {
+			t.Errorf("%s: %+v %.300v", name, in, err)
+		}
+		n.nothingLeft(t)
+	}
+	if _, err := os.Lstat(filepath.Join(n.root, "..", "escaped")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it escaped: %v", err)
+	}
+	if _, err := n.call(t.Context(), "POST", "/v1/images/import?unpinned=maybe", bytes.NewReader(archive)); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("a wrong option: %v", err)
+	}
+}
+
+// A client that has much to send is told at once that it need not.
+func TestAnImportThatFailsIsToldBeforeAllIsSent(t *testing.T) {
+	n := serve(t)
+	sent := make(chan struct{})
+	endless := readerFunc(func(p []byte) (int, error) {
+		select {
+		case <-sent:
+			return 0, io.EOF
+		default:
+			return copy(p, bytes.Repeat([]byte("\x1f\x8bno gzip"), 1000)), nil
+		}
+	})
+	in, err := n.Import(t.Context(), endless, ImportOptions{}) // returns, while there is more
+	close(sent)
+	if e := (*Error)(nil); !errors.As(err, &e) {
+		t.Errorf("%+v %v", in, err)
+	}
+	n.nothingLeft(t)
+}
+
+func TestExportTellsWhatIsWrong(t *testing.T) {
+	n := serve(t)
+	for name, class := range map[string]error{"absent": errdefs.ErrNotFound, "": errdefs.ErrInvalidArgument} {
+		var out bytes.Buffer
+		if _, err := n.Export(t.Context(), &out, name); !errors.Is(err, class) || out.Len() > 0 {
+			t.Errorf("%q: %v, and %d bytes", name, err, out.Len())
+		}
+	}
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "v1", image("x"))
+	reg.Push("b", "v1", image("y"))
+	a, b := n.mustPull(t, reg.Host()+"/a:v1"), n.mustPull(t, reg.Host()+"/b:v1")
+	// The second of two fails: what was written of the first is no archive.
+	if _, err := n.Export(t.Context(), io.Discard, string(a.ID), "absent"); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("half way: %v", err)
+	}
+	full := errors.New("disk full")
+	if _, err := n.Export(t.Context(), writerFunc(func([]byte) (int, error) { return 0, full }), string(a.ID)); !errors.Is(err, full) || strings.Contains(err.Error(), "daemon") {
+		t.Errorf("the client's own failure: %v", err)
+	}
+	// Both in one.
+	var out bytes.Buffer
+	report, err := n.Export(t.Context(), &out, string(a.ID), string(b.ID))
+	if err != nil || len(report.Images) != 2 {
+		t.Fatalf("%+v %v", report, err)
+	}
+	names := map[string]bool{}
+	for tr := tar.NewReader(&out); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[h.Name] = true
+	}
+	if !names["oci-layout"] || !names["index.json"] || !names["manifest.json"] {
+		t.Errorf("the archive has %v", names)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+func TestVerifyFindsDamageAndRepairsIt(t *testing.T) {
+	n := serve(t)
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "v1", image("whole"))
+	img := n.mustPull(t, reg.Host()+"/a:v1")
+	if r, err := n.Verify(t.Context(), Verification{Deep: true}); err != nil || r.Damaged() || r.Images != 1 || r.Layers != 1 {
+		t.Fatalf("%+v %v", r, err)
+	}
+	files, err := filepath.Glob(filepath.Join(n.root, "layers", "*", "f"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v %v", files, err)
+	}
+	if err := os.WriteFile(files[0], []byte("broken"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r, err := n.Verify(t.Context(), Verification{})
+	if err != nil || !r.Damaged() || len(r.Findings) == 0 || r.Findings[0].Kind != images.FoundLayer {
+		t.Fatalf("%+v %v", r, err)
+	}
+	if r, err := n.Verify(t.Context(), Verification{Repair: true}); err != nil || r.Damaged() {
+		t.Errorf("repair: %+v %v", r, err)
+	}
+	if r, err := n.Verify(t.Context(), Verification{Deep: true}); err != nil || len(r.Findings) != 0 {
+		t.Errorf("afterwards: %+v %v", r, err)
+	}
+	if d, err := n.Inspect(t.Context(), string(img.ID)); err != nil || d.ID != img.ID {
+		t.Errorf("%+v %v", d, err)
+	}
+}
