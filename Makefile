@@ -67,6 +67,9 @@ test-storm: build ## a minute of a hundred exec probes a second, half of which t
 test-oom: build ## 500 containers run out of memory: each is told so, in its first status that says Exited
 	@BERTH_TOOLS="registry cni crictl busybox" BERTH_OOM_RUNS=500 integration/progress.sh test-oom $(GO) test -tags integration -count=1 -timeout 60m -v -run 'TestOOMKilled$$' ./integration
 
+test-powercut: setup ## the power of a disk with images is cut at 150 moments of pulls and removals (15 in the unit tests)
+	@BERTH_POWERCUTS=150 integration/progress.sh test-powercut $(GO) test -count=1 -timeout 30m -v -run '^TestPowerCut$$' ./images
+
 bench: build ## measure berth: pod start, exec, removal, density, log, pull
 	@integration/tools/build.sh registry cni crictl busybox > /dev/null
 	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench '$(RUN)' -benchtime 1x ./integration
@@ -85,4 +88,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-oom bench lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-oom test-powercut bench lint fmt install clean

@@ -10,6 +10,7 @@ want=(
   "iptables the bridge and portmap CNI plugins run it for NAT of pods and host ports"
   "nftables tests read the firewall rules back with nft"
   "iproute2 the README's commands look at links and addresses with ip"
+  "e2fsprogs tests make disks whose power is cut, with mkfs.ext4"
   "util-linux tests use flock, ipcmk and nsenter"
 )
 
