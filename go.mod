@@ -50,6 +50,8 @@ require (
 	tags.cncf.io/container-device-interface v1.1.2
 )
 
+require github.com/klauspost/cpuid/v2 v2.3.0
+
 require (
 	cyphar.com/go-pathrs v0.2.6 // indirect
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect

@@ -1,11 +1,13 @@
 package images
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/images/imagestest"
 )
@@ -100,6 +103,77 @@ func TestHostileLayersThroughPull(t *testing.T) {
 	left, err := os.ReadDir(s.path(tmpDir))
 	if err != nil || len(left) != 1 {
 		t.Errorf("left in tmp: %v, %v", left, err)
+	}
+}
+
+// TestSparseFilesOfTar has GNU tar write holes in each way that it knows.
+func TestSparseFilesOfTar(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "holes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int64{8192, 1 << 20, 300 << 20} {
+		if _, err := f.WriteAt([]byte("data"), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(f.Truncate(400<<20), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, form := range []string{"--format=gnu", "--format=posix --sparse-version=0.0", "--format=posix --sparse-version=0.1", "--format=posix --sparse-version=1.0"} {
+		t.Run(form, func(t *testing.T) {
+			data, err := exec.Command("tar", append(strings.Fields(form), "-S", "-c", "-C", dir, "holes")...).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(data) > 64<<10 {
+				t.Fatalf("an archive of %d bytes", len(data))
+			}
+			a, root, err := applyTar(t, t.TempDir(), data, defaultBounds)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var st unix.Stat_t
+			got, err := os.ReadFile(filepath.Join(root, "holes"))
+			if err = errors.Join(err, unix.Lstat(filepath.Join(root, "holes"), &st)); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("another content, of %d bytes", len(got))
+			}
+			if st.Blocks*512 > 64<<10 {
+				t.Errorf("%d bytes on disk", st.Blocks*512)
+			}
+			if a.bytes < 400<<20 {
+				t.Errorf("counted as %d bytes: a small archive could claim without end", a.bytes)
+			}
+		})
+	}
+}
+
+// TestManyOpaqueMarks: GHSA-rp3h-jf77-q9p4: a layer of marks costs what its entries cost, and no more for what is in its
+// directories.
+func TestManyOpaqueMarks(t *testing.T) {
+	needRoot(t)
+	tree := []imagestest.Entry{imagestest.Dir("d")}
+	for i := range 2000 {
+		tree = append(tree, imagestest.File(fmt.Sprintf("d/f%d", i), ""))
+	}
+	mark := imagestest.File("d/.wh..wh..opq", "").With(func(h *tar.Header) { h.Format = tar.FormatUSTAR })
+	data := imagestest.Tar(tree...)
+	data = append(data[:len(data)-1024], bytes.Repeat(imagestest.Tar(mark)[:512], 100_000)...)
+	_, root, err := applyTar(t, t.TempDir(), append(data, make([]byte, 1024)...), defaultBounds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(filepath.Join(root, "d")); err != nil || len(entries) != 2000 {
+		t.Errorf("%d entries, %v", len(entries), err)
 	}
 }
 

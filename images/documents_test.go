@@ -3,6 +3,7 @@ package images
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -137,6 +138,7 @@ func TestCandidates(t *testing.T) {
 		d(1, p("unknown", "unknown", "")), d(2, p("windows", "arm64", "")), d(3, p("linux", "arm", "v7")), d(4, nil),
 		d(5, p("linux", "arm64", "v8")), d(6, p("linux", "amd64", "")),
 		{MediaType: "application/vnd.example", Size: 7, Platform: p("linux", "arm64", "")},
+		d(8, &ocispec.Platform{OS: "linux", Architecture: "arm64", OSFeatures: []string{"unheard-of"}}),
 	}}
 	var got []int64
 	for _, c := range candidates(index, platforms.Only(platforms.MustParse("linux/arm64"))) {
@@ -144,5 +146,32 @@ func TestCandidates(t *testing.T) {
 	}
 	if fmt.Sprint(got) != "[5 3 4]" {
 		t.Errorf("got %v, want the best first, attestations never, and what says nothing last", got)
+	}
+	levels := &ocispec.Index{Manifests: []ocispec.Descriptor{
+		d(1, p("linux", "386", "")), d(2, p("linux", "amd64", "")), d(3, p("linux", "amd64", "v3")), d(4, p("linux", "amd64", "v2")), d(5, p("linux", "amd64", "v4")),
+	}}
+	for want, order := range map[string]string{"linux/amd64": "[2 1]", "linux/amd64/v2": "[4 2 1]", "linux/amd64/v3": "[3 4 2 1]"} {
+		got := []int64{}
+		for _, c := range candidates(levels, platforms.Only(platforms.MustParse(want))) {
+			got = append(got, c.Size)
+		}
+		if fmt.Sprint(got) != order {
+			t.Errorf("%s: got %v, want %s", want, got, order)
+		}
+	}
+}
+
+// TestNodePlatform: a node takes an image for the level of its processor, and never one for a higher level.
+func TestNodePlatform(t *testing.T) {
+	p := nodePlatform()
+	if p.OS != "linux" || p.Architecture != runtime.GOARCH {
+		t.Errorf("got %+v", p)
+	}
+	want := platforms.Only(p)
+	if !want.Match(ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}) {
+		t.Errorf("%+v does not fit an image that says no variant", p)
+	}
+	if want.Match(ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH, Variant: "v99"}) {
+		t.Errorf("%+v fits any variant", p)
 	}
 }

@@ -291,13 +291,13 @@ func (p *pull) documents(ctx context.Context) error {
 		}
 		p.chains = nil
 	}
-	w := &documentWalk{src: p.src, want: platforms.Only(platforms.DefaultSpec())}
+	w := &documentWalk{src: p.src, want: platforms.Only(nodePlatform())}
 	found, err := w.find(ctx, p.top, 0)
 	if err != nil {
 		return err
 	}
 	if found == nil {
-		return fmt.Errorf("it is not for %s, but for %v: %w", platforms.Format(platforms.DefaultSpec()), w.present, errElsewhere)
+		return fmt.Errorf("it is not for %s, but for %v: %w", platforms.Format(nodePlatform()), w.present, errElsewhere)
 	}
 	p.docs = w.docs
 	p.manifest, p.id, p.config = found.digest, found.manifest.Config.Digest, found.config
