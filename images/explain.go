@@ -62,7 +62,7 @@ type HostExplanation struct {
 }
 
 // explainPace has nobody wait long for an explanation.
-var explainPace = pace{Window: 15 * time.Second, Floor: 1}
+var explainPace = pace{Window: 15 * time.Second, Floor: 1, BackOff: 200 * time.Millisecond}
 
 const explainTimeout = 20 * time.Second
 
@@ -112,7 +112,7 @@ func (s *Store) Explain(ctx context.Context, ref string, auth *Auth) (*Explanati
 		return errors.Join(append(errs, ctx.Err())...)
 	}
 	for i, h := range first.hosts {
-		e.Hosts[i] = describeHost(h, origin.at(i, len(first.hosts)), cred)
+		e.Hosts[i] = describeHost(h, origin.at(i), cred)
 	}
 	_, byDigest := named.(reference.Digested)
 	resolves := func(i int) bool { return byDigest || first.hosts[i].Capabilities.Has(docker.HostCapabilityResolve) }
@@ -281,9 +281,10 @@ type hostOrigin struct {
 	settings []string
 }
 
-// at is the origin of the i-th of n hosts: the mirrors in the order of the file, and the registry itself at last.
-func (o *origins) at(i, n int) hostOrigin {
-	if i < len(o.mirrors) && i < n-1 {
+// at is the origin of the i-th host: the mirrors in the order of the file, and then the registry itself, unless fallback is
+// false.
+func (o *origins) at(i int) hostOrigin {
+	if i < len(o.mirrors) {
 		return o.mirrors[i]
 	}
 	return o.server

@@ -99,6 +99,17 @@ func TestExplainWithoutConfiguration(t *testing.T) {
 	}
 }
 
+// Without a fallback the registry itself is not asked, and so not in the explanation.
+func TestExplainHasNoRegistryWithoutFallback(t *testing.T) {
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", smallImage("x"))
+	s := openStore(t, certs(t, map[string]string{"registry.example": fmt.Sprintf("server = \"http://127.0.0.1:1\"\nfallback = false\n[host.%q]\n", reg.URL)}))
+	e := explain(t, s, "registry.example/a:b", nil)
+	if len(e.Hosts) != 1 || e.Hosts[0].Line != 3 || e.Hosts[0].Why != "a mirror" || !e.Hosts[0].OK {
+		t.Errorf("%+v", e.Hosts)
+	}
+}
+
 // A token server elsewhere gets no credentials, and the explanation says what to do about it.
 func TestExplainNotesForeignTokenServers(t *testing.T) {
 	reg, realm := imagestest.NewRegistry(t), imagestest.NewRegistry(t)

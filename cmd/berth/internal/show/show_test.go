@@ -2,11 +2,15 @@ package show
 
 import (
 	"bytes"
+	"fmt"
+	"io"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/vbauerster/mpb/v8"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/images"
 	"github.com/berth-run/berth/images/admin"
@@ -94,5 +98,71 @@ func TestBarsOfATerminal(t *testing.T) {
 		if until == 6 && !strings.Contains(text, "2.0 MB / 2.0 MB") {
 			t.Errorf("%s: the second is not whole in\n%s", name, text)
 		}
+	}
+}
+
+// terminal is a pseudo terminal, and what has been written to it when read is called.
+func terminal(t *testing.T) (slave *os.File, read func() string) {
+	t.Helper()
+	open := func(path string) *os.File {
+		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	master := open("/dev/ptmx")
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave = open(fmt.Sprintf("/dev/pts/%d", n))
+	if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
+		t.Fatal(err)
+	}
+	text := make(chan string)
+	go func() {
+		data, _ := io.ReadAll(master) // the end is EIO
+		text <- string(data)
+	}()
+	return slave, func() string {
+		slave.Close()
+		return <-text
+	}
+}
+
+func TestATerminalIsKnown(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	slave, read := terminal(t)
+	p := NewProgress(slave)
+	c := NewCounter(slave, "sent", 1000)
+	for _, s := range steps() {
+		p.Update(s)
+	}
+	p.End()
+	if _, err := c.Write(make([]byte, 500)); err != nil {
+		t.Error(err)
+	}
+	c.End()
+	text := read()
+	for _, want := range []string{short(digest.FromString("2")), "2.0 MB / 2.0 MB", "sent", "500.0 b / 1.0 KB", "\x1b["} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the terminal shows no %q:\n%q", want, text)
+		}
+	}
+	t.Setenv("TERM", "dumb")
+	slave, read = terminal(t)
+	p = NewProgress(slave)
+	p.Update(steps()[0])
+	p.End()
+	if text := read(); !strings.HasPrefix(text, "docker.io/library/a:b: resolving") || strings.Contains(text, "\x1b") {
+		t.Errorf("a dumb one shows %q", text)
+	}
+	if c := NewCounter(io.Discard, "sent", 1); c.bar != nil {
+		t.Error("what is no terminal has a bar")
 	}
 }
