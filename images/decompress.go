@@ -27,7 +27,7 @@ func decompress(ctx context.Context, r *bufio.Reader) (io.ReadCloser, error) {
 		return nil, err
 	}
 	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+	case bytes.HasPrefix(head, gzipMagic):
 		z, err := gzip.NewReader(r)
 		if err != nil {
 			return nil, fmt.Errorf("gzip: %w", err)
@@ -48,9 +48,12 @@ func decompress(ctx context.Context, r *bufio.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(r), nil
 }
 
+// gzipMagic is how each gzip stream begins.
+var gzipMagic = []byte{0x1f, 0x8b}
+
 // isCompressed tells whether a stream that begins so is one that decompress unpacks.
 func isCompressed(head []byte) bool {
-	return bytes.HasPrefix(head, []byte{0x1f, 0x8b}) || len(head) >= 4 && isZstd(binary.LittleEndian.Uint32(head))
+	return bytes.HasPrefix(head, gzipMagic) || len(head) >= 4 && isZstd(binary.LittleEndian.Uint32(head))
 }
 
 // isZstd knows the magic of a frame and those of skippable frames, which may come first.

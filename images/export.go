@@ -340,7 +340,19 @@ func (e *exporter) layer(chain ChainID, was ocispec.Descriptor) (desc ocispec.De
 	if desc.Digest == was.Digest {
 		return desc, "", e.archive(chain, rec, desc)
 	}
-	return desc, "its compression cannot be made again", e.archive(chain, rec, desc)
+	if e.written[was.Digest] {
+		return was, "", nil
+	}
+	f, err := s.recompress(e.ctx, rec, was, func(w io.Writer) error { return e.play(chain, rec, w) })
+	if err != nil {
+		return desc, "", err
+	}
+	if f == nil {
+		return desc, "its compression cannot be made again", e.archive(chain, rec, desc)
+	}
+	defer f.Close()
+	e.written[was.Digest] = true
+	return was, "", e.w.file(blobName(was.Digest), was.Size, func(w io.Writer) error { _, err := io.Copy(w, f); return err })
 }
 
 func notAsPulled(is, was digest.Digest) string {
@@ -410,6 +422,21 @@ func (e *exporter) archive(chain ChainID, rec *layerRecord, desc ocispec.Descrip
 	if e.written[desc.Digest] {
 		return nil
 	}
+	e.written[desc.Digest] = true
+	return e.w.file(blobName(desc.Digest), desc.Size, func(w io.Writer) error {
+		hash := desc.Digest.Algorithm().Hash()
+		if err := e.play(chain, rec, io.MultiWriter(hash, w)); err != nil {
+			return err
+		}
+		if got := digest.NewDigest(desc.Digest.Algorithm(), hash); got != desc.Digest {
+			return fmt.Errorf("layer %s: made again it is %s: %w", chain, got, errContent)
+		}
+		return nil
+	})
+}
+
+// play writes a layer's archive. Damage that it finds is put on record.
+func (e *exporter) play(chain ChainID, rec *layerRecord, w io.Writer) error {
 	root, err := e.s.openLayer(chain)
 	if err != nil {
 		return err
@@ -417,20 +444,10 @@ func (e *exporter) archive(chain ChainID, rec *layerRecord, desc ocispec.Descrip
 	defer root.Close()
 	tape, err := os.Open(e.s.recordFile(chain, rec, tapeExt))
 	if err != nil {
-		return err
+		return fmt.Errorf("layer %s: its record: %w: %w", chain, err, errDamaged)
 	}
 	defer tape.Close()
-	e.written[desc.Digest] = true
-	err = e.w.file(blobName(desc.Digest), desc.Size, func(w io.Writer) error {
-		hash := desc.Digest.Algorithm().Hash()
-		if err := playTape(e.ctx, root, tape, io.MultiWriter(hash, w), nil); err != nil {
-			return err
-		}
-		if got := digest.NewDigest(desc.Digest.Algorithm(), hash); got != desc.Digest {
-			return &damageError{"", "made again is " + got.String()}
-		}
-		return nil
-	})
+	err = playTape(e.ctx, root, tape, w, nil)
 	if damage, ok := errors.AsType[*damageError](err); ok {
 		return errors.Join(fmt.Errorf("layer %s: %w: %w", chain, damage, errDamaged), e.s.markDamaged(chain, damage.Error()))
 	}

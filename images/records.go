@@ -53,6 +53,8 @@ type layerRecord struct {
 	// Archive and Size are those of the archive that the tape makes again.
 	Archive digest.Digest `json:"archive,omitempty"`
 	Size    int64         `json:"size,omitempty"`
+	// Head is how the compressed layer begins, if that is gzip: it tells what may have compressed it.
+	Head []byte `json:"head,omitempty"`
 	// File is the only file of an artifact's layer that is no archive: it is the layer.
 	File string `json:"file,omitempty"`
 	// Tree and Tape are the digests of its records: what its directory is like, and what its archive was besides. Layers of

@@ -71,7 +71,7 @@ func TestImageToANodeWithoutNetwork(t *testing.T) {
 				t.Errorf("report %+v", report)
 			}
 			for i, l := range report.Images[0].Layers {
-				if exact := l.Digest == l.Exported; exact != (l.Why == "") || exact != (c.keep || i == 2) {
+				if exact := l.Digest == l.Exported; exact != (l.Why == "") || exact != (c.keep || i != 1) { // zstd is not tried again
 					t.Errorf("layer %d: %+v", i+1, l)
 				}
 			}

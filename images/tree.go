@@ -314,7 +314,6 @@ func compareTree(ctx context.Context, root *os.File, record io.Reader, sums bool
 		}
 		return e, nil
 	}
-	errEnough := errors.New("enough")
 	say := func(name, what string) error {
 		if !tell(name, what) {
 			return errEnough

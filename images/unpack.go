@@ -2,6 +2,7 @@ package images
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -147,6 +148,15 @@ func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Di
 		}
 	}()
 	packed := bufio.NewReaderSize(p.ahead(r), 64<<10)
+	head, err := packed.Peek(gzipHead)
+	if err != nil && err != io.EOF {
+		return "", judge(err, nil, packed)
+	}
+	if bytes.HasPrefix(head, gzipMagic) {
+		head = bytes.Clone(head)
+	} else {
+		head = nil
+	}
 	archive, err := decompress(ctx, packed)
 	if err != nil {
 		return "", judge(err, nil, packed)
@@ -181,7 +191,7 @@ func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Di
 		return "", err
 	}
 	got := digest.NewDigest(diffID.Algorithm(), hash)
-	l.rec = layerRecord{DiffID: diffID, Opaque: a.opaqueRoot}
+	l.rec = layerRecord{DiffID: diffID, Opaque: a.opaqueRoot, Head: head}
 	if a.replaced {
 		err = os.Remove(l.root.Name() + tapeExt) // the directory has not all that would have to be played back
 	} else {
