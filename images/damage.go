@@ -44,6 +44,28 @@ func (s *Store) markDamaged(chain ChainID, why string) error {
 	return nil
 }
 
+// forget drops the images of layers that have been damaged for long: nobody lists them, so that nobody else would remove
+// what they still take. The caller holds s.change, or is alone.
+func (s *Store) forget(now time.Time) error {
+	var drop changes
+	s.mu.RLock()
+	for id, rec := range s.images {
+		for _, chain := range rec.Layers {
+			if l := s.layers[chain]; l != nil && l.Damaged != "" && now.Sub(l.Since) > forgetDamaged {
+				drop.deleteImages = append(drop.deleteImages, id)
+				drop.deleteRefs = append(drop.deleteRefs, s.refsOf(id)...)
+				break
+			}
+		}
+	}
+	s.mu.RUnlock()
+	if len(drop.deleteImages) == 0 {
+		return nil
+	}
+	s.log.Warn("damaged images were not pulled again and are dropped", "images", drop.deleteImages)
+	return s.apply(drop)
+}
+
 // here tells whether an image is there, with no layer that is known to be damaged. The caller holds s.mu.
 func (s *Store) here(id digest.Digest) bool {
 	rec := s.images[id]

@@ -31,16 +31,11 @@ func (s *Store) recover() error {
 		return err
 	}
 	for chain, rec := range s.layers {
-		switch {
-		case !onDisk[rec.dirName(chain)]:
+		if !onDisk[rec.dirName(chain)] {
 			s.log.Error("layer is recorded but not on disk", "layer", chain)
-		case rec.Damaged != "" && time.Since(rec.Since) > forgetDamaged:
-			s.log.Error("damaged layer was not pulled again", "layer", chain, "damage", rec.Damaged)
-		default:
-			continue
+			broken.deleteLayers = append(broken.deleteLayers, chain)
+			delete(s.layers, chain)
 		}
-		broken.deleteLayers = append(broken.deleteLayers, chain)
-		delete(s.layers, chain)
 	}
 	// Listed means complete: an image that lost a layer is not listed, so that the kubelet pulls it again.
 	for id, rec := range s.images {
@@ -216,6 +211,9 @@ func (s *Store) collectUnused() error {
 
 // collect deletes the layers that nobody needs. The caller holds s.change, or is alone.
 func (s *Store) collect() error {
+	if err := s.forget(time.Now()); err != nil {
+		return err
+	}
 	s.mu.RLock()
 	used := map[ChainID]bool{}
 	for _, rec := range s.images {

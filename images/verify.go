@@ -142,8 +142,11 @@ func (v *verification) run() error {
 	return s.collectUnused()
 }
 
-// database looks for damage of the database's own structure.
+// database looks for damage of the database's own structure. bbolt's check reads what a transaction that writes changes, so
+// that there must be none meanwhile.
 func (v *verification) database() error {
+	v.s.change.Lock()
+	defer v.s.change.Unlock()
 	return v.s.db.View(func(tx *bolt.Tx) error {
 		n := 0
 		for err := range tx.Check() { // read to its end, or its goroutine stays

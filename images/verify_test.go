@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -400,5 +402,139 @@ func TestHostileLayersVerify(t *testing.T) {
 	}
 	if len(tars) < 40 {
 		t.Errorf("only %d layers", len(tars))
+	}
+}
+
+// TestDamagedImagesAreForgotten: what nobody lists, nobody removes.
+func TestDamagedImagesAreForgotten(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	shared := imagestest.Layer(imagestest.File("shared", "1"))
+	reg.Push("a", "b", imagestest.NewImage(shared, imagestest.Layer(imagestest.File("f", "2"))))
+	reg.Push("a", "c", imagestest.NewImage(shared))
+	img := mustPull(t, s, reg.Host()+"/a:b")
+	mustPull(t, s, reg.Host()+"/a:c")
+	if err := os.Remove(s.path(layersDir, img.Layers[1].dir(), "f")); err != nil {
+		t.Fatal(err)
+	}
+	mustVerify(t, s, VerifyOptions{})
+	if err := s.collectUnused(); err != nil || len(leftovers(t, s)) != 2 {
+		t.Errorf("at once: %v, %v; want it to wait for a pull", leftovers(t, s), err)
+	}
+	s.layers[img.Layers[1]].Since = time.Now().Add(-2 * forgetDamaged)
+	if err := s.collectUnused(); err != nil || len(leftovers(t, s)) != 1 || len(s.images) != 1 || len(s.Images()) != 1 {
+		t.Errorf("hours later: %v, %v, %d images", leftovers(t, s), err, len(s.images))
+	}
+	mustPull(t, s, reg.Host()+"/a:b")
+	wantWhole(t, s)
+}
+
+// TestStoreOfAnEarlierVersion opens, runs its images, says what it cannot verify, and knows as much as others after the
+// next pulls.
+func TestStoreOfAnEarlierVersion(t *testing.T) {
+	needRoot(t)
+	root := filepath.Join(t.TempDir(), "images")
+	s, err := Open(Options{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", imagestest.NewImage(richLayer()))
+	img := mustPull(t, s, reg.Host()+"/a:b")
+	chain := img.Layers[0]
+	rec, layer := s.images[img.ID], s.layers[chain]
+	if err := errors.Join(
+		put(s, imagesBucket, string(img.ID), fmt.Sprintf(`{"manifest":%q,"config":%s,"layers":[%q],"size":%d}`, rec.Manifest, rec.Config, chain, rec.Size)),
+		put(s, layersBucket, string(chain), fmt.Sprintf(`{"diffID":%q,"bytes":%d,"inodes":%d}`, layer.DiffID, layer.Bytes, layer.Inodes)),
+		s.Close(), os.RemoveAll(filepath.Join(root, recordsDir)), os.RemoveAll(filepath.Join(root, blobsDir)),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(Options{Root: root}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	r := mustVerify(t, s, VerifyOptions{Deep: true, Repair: true})
+	if len(r.Findings) != 0 || len(r.Unverifiable) != 1 || r.Unverifiable[0] != chain {
+		t.Errorf("report %+v, want one layer that cannot be verified", r)
+	}
+	target := mountPoint(t)
+	if err := errors.Join(s.Prepare("k", img.ID, nil), s.Mount(context.Background(), "k", target), s.Unmount(target), s.Release("k")); err != nil {
+		t.Error(err)
+	}
+	before := reg.Count("GET", "/blobs/")
+	mustPull(t, s, reg.Host()+"/a:b")
+	if n := reg.Count("GET", "/blobs/") - before; n != 1 || len(s.images[img.ID].Documents) == 0 {
+		t.Errorf("%d blobs fetched, record %+v; want the documents", n, s.images[img.ID])
+	}
+}
+
+// TestEverythingAtOnce: pulls, removals, damage, repairs, exports, imports and containers at the same time leave a whole
+// store and nothing else.
+func TestEverythingAtOnce(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	base := imagestest.Layer(imagestest.File("base", "x"))
+	var refs []string
+	for i := range 3 {
+		reg.Push("a", fmt.Sprint(i), imagestest.NewImage(base, imagestest.Layer(imagestest.File("mine", fmt.Sprint(i)))))
+		refs = append(refs, fmt.Sprintf("%s/a:%d", reg.Host(), i))
+	}
+	mustPull(t, s, refs[0])
+	archive, _ := exported(t, s, false, refs[0])
+	ctx := context.Background()
+	fine := func(err error) bool { return err == nil || errdefs.IsNotFound(err) || errors.Is(err, errDamaged) }
+	var wg sync.WaitGroup
+	do := func(what string, times int, f func(i int) error) {
+		wg.Go(func() {
+			for i := range times {
+				if err := f(i); !fine(err) {
+					t.Errorf("%s: %v", what, err)
+					return
+				}
+			}
+		})
+	}
+	do("pull", 20, func(i int) error { _, err := s.Pull(ctx, refs[i%3], nil); return err })
+	do("remove", 20, func(i int) error { return s.Remove(ctx, refs[i%2]) })
+	do("import", 10, func(int) error { _, err := s.Import(ctx, archive, ImportOptions{}); return err })
+	do("export", 10, func(i int) error { _, err := s.Export(ctx, refs[i%3:i%3+1], io.Discard); return err })
+	do("repair", 10, func(int) error { _, err := s.Verify(ctx, VerifyOptions{Deep: true, Repair: true}); return err })
+	do("damage", 20, func(int) error {
+		for _, img := range s.Images() {
+			s.mu.RLock()
+			rec := s.layers[img.Layers[0]]
+			s.mu.RUnlock()
+			if rec != nil {
+				_ = os.Truncate(filepath.Join(s.layerDir(img.Layers[0], rec), "base"), 0) // it may be gone
+			}
+		}
+		return nil
+	})
+	target := mountPoint(t)
+	do("run", 20, func(i int) error {
+		img, err := s.Image(refs[i%3])
+		if err != nil {
+			return err
+		}
+		key := fmt.Sprint("k", i)
+		if err := s.Prepare(key, img.ID, nil); err != nil {
+			return err
+		}
+		return errors.Join(s.Mount(ctx, key, target), s.Unmount(target), s.Release(key))
+	})
+	wg.Wait()
+	mustVerify(t, s, VerifyOptions{Deep: true})
+	for _, ref := range refs {
+		mustPull(t, s, ref)
+	}
+	wantWhole(t, s)
+	for _, ref := range refs {
+		if err := s.Remove(ctx, ref); err != nil {
+			t.Error(err)
+		}
+	}
+	if left := leftovers(t, s); len(left) != 0 || len(s.holds) != 0 || len(s.retired) != 0 {
+		t.Errorf("left: %v, holds %v, retired %v", left, s.holds, s.retired)
 	}
 }
