@@ -359,8 +359,9 @@ func execTTY(ctx context.Context, server *shim.ExecServer, req shim.ExecRequest,
 	}
 	master, err := receive()
 	if err != nil {
-		e.Kill()
-		return 0, err
+		gone, cancel := context.WithCancelCause(ctx)
+		cancel(err)
+		return await(gone, e)
 	}
 	defer master.Close()
 	if s.Stdin != nil {
@@ -469,7 +470,7 @@ func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
 		copies = append(copies, copying{to, r})
 	}
 	if err := c.pod.shim().Attach(ctx, c.rec.ID, theirs[0], theirs[1], theirs[2]); err != nil {
-		return fmt.Errorf("container %s: %w: %w", c.rec.ID, err, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("container %s: %w", c.rec.ID, ofShim(err))
 	}
 	closeFiles(theirs[:])
 	theirs = [3]*os.File{}

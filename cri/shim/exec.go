@@ -288,7 +288,11 @@ func (s *ExecServer) expect() (uint64, chan ExecResponse, error) {
 // exec that hangs in a dead volume, answers.
 func (s *ExecServer) check() {
 	seq, c, err := s.expect()
-	if err != nil || s.request(ExecRequest{Seq: seq, Ping: true}, nil) != nil {
+	if err != nil {
+		return
+	}
+	if s.request(ExecRequest{Seq: seq, Ping: true}, nil) != nil {
+		s.forget(seq)
 		return
 	}
 	select {
