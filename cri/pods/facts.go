@@ -128,6 +128,14 @@ func hasHugetlb(version int) bool {
 	return err == nil && dir != ""
 }
 
+// hostNow are the facts about the host, with the one that can change: on v2 nothing tells whether swap is accounted before
+// there is a cgroup below the root with the memory controller, which the first pod may be the first to have.
+func (m *Manager) hostNow() spec.Host {
+	h := m.host
+	h.SwapController = h.SwapController || hasSwap(h.CgroupVersion)
+	return h
+}
+
 func hasSwap(version int) bool {
 	if version == 2 {
 		found, _ := filepath.Glob("/sys/fs/cgroup/*/memory.swap.max")
@@ -203,7 +211,7 @@ func (m *Manager) clampOOMScore(want int) int {
 func (b *build) input() (spec.Input, error) {
 	p, cfg := b.pod, b.rec.Config.M
 	in := spec.Input{
-		ID: b.rec.ID, Sandbox: p.config(), Container: cfg, Image: b.image.Config.Config, Host: b.m.host,
+		ID: b.rec.ID, Sandbox: p.config(), Container: cfg, Image: b.image.Config.Config, Host: b.m.hostNow(),
 		RootfsPath: b.dir("rootfs"), CgroupPath: b.rec.Cgroup, PodFiles: p.files(),
 		Namespaces: spec.Namespaces{Net: p.nsPath("net"), IPC: p.nsPath("ipc"), UTS: p.nsPath("uts"), User: p.nsPath("user")},
 	}

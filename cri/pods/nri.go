@@ -183,7 +183,7 @@ func (b *build) adjust(ctx context.Context) error {
 		return err
 	}
 	s := b.out.Spec
-	if err := b.m.nri.Adjust(s, adjustment, b.m.host.SwapController); err != nil {
+	if err := b.m.nri.Adjust(s, adjustment, b.m.hostNow().SwapController); err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	if adj := s.Process.OOMScoreAdj; adj != nil {

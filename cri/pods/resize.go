@@ -45,7 +45,7 @@ func (c *container) resize(ctx context.Context, s *step.Stack, r *cri.LinuxConta
 	}
 	// All of it, not just the update: what swap may be follows from both limits.
 	merged := spec.MergeResources(c.record().Resources.M, r)
-	if _, err := spec.Resources(merged, m.host); err != nil {
+	if _, err := spec.Resources(merged, m.hostNow()); err != nil {
 		return err
 	}
 	err := s.Run(ctx,
@@ -72,7 +72,7 @@ func (c *container) setResizing(r *cri.LinuxContainerResources) error {
 
 // limit has the kernel hold the container to its resources, or changes nothing.
 func (c *container) limit(r *cri.LinuxContainerResources, more *api.LinuxResources) error {
-	limits, err := spec.Resources(r, c.m.host)
+	limits, err := spec.Resources(r, c.m.hostNow())
 	if err != nil {
 		return err
 	}
