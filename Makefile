@@ -30,11 +30,11 @@ build: setup ## build bin/berth, bin/berth-shim and the reference CNI plugins in
 	@CGO_ENABLED=0 integration/progress.sh 'build berth $(VERSION)' $(GO) build -trimpath -tags nri_no_wasm -ldflags '-s -w $(STAMP)' -o bin/berth ./cmd/berth
 	@CGO_ENABLED=1 integration/progress.sh 'build berth-shim' $(GO) build -trimpath -tags '$(SHIM_TAGS)' \
 		-ldflags '-s -w $(STAMP) -extldflags -static' -o bin/berth-shim ./cmd/berth-shim
-	@read -r _ dir < <(integration/tools/build.sh cni); rm -rf bin/cni; cp -r "$$dir" bin/cni
+	@read -r _ dir < <(integration/tools/build.sh cni); diff -rq "$$dir" bin/cni > /dev/null 2>&1 || { rm -rf bin/cni; cp -r "$$dir" bin/cni; }
 
 demo: build ## a kubelet runs a pod of three containers on berth, which is killed meanwhile
 	@integration/tools/build.sh registry cni crictl kubelet > /dev/null
-	@integration/progress.sh 'demo' $(GO) build -o bin/demo ./integration/demo
+	@integration/progress.sh 'build demo' $(GO) build -o bin/demo ./integration/demo
 	@exec bin/demo
 
 test: vet test-unit test-integration ## everything that CI runs

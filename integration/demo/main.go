@@ -53,7 +53,7 @@ func (d *demo) play(ctx context.Context) (err error) {
 		return err
 	}
 	d.began = time.Now()
-	d.node, err = lab.New(lab.Options{Tools: tools, Log: d.say})
+	d.node, err = lab.New(lab.Options{Tools: tools, Log: d.say, Beside: true})
 	if err != nil {
 		return err
 	}

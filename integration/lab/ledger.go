@@ -220,21 +220,18 @@ func (n *Node) lookLinks(s Snapshot) error {
 	for _, l := range links {
 		a := l.Attrs()
 		// ifb0 and ifb1 come with the kernel module; the bandwidth plugin's own are named bwp....
-		if l.Type() == "veth" && (a.MasterIndex == 0 && !shared() || a.MasterIndex == bridge) || l.Type() == "ifb" && !shared() && !strings.HasPrefix(a.Name, "ifb") {
+		if l.Type() == "veth" && (a.MasterIndex == 0 && !n.beside || a.MasterIndex == bridge) || l.Type() == "ifb" && !n.beside && !strings.HasPrefix(a.Name, "ifb") {
 			s[fmt.Sprintf("link %s (%s)", a.Name, l.Type())] = true
 		}
 	}
 	return nil
 }
 
-// shared tells whether BERTH_LAB_SHARED is set: others run such tests on this machine meanwhile.
-func shared() bool { return os.Getenv("BERTH_LAB_SHARED") != "" }
-
 // lookCgroups notes what is below the node's cgroup, and below /berth, where pods go that name no parent: unless
 // the machine is shared, since nothing tells apart there whose they are.
 func (n *Node) lookCgroups(s Snapshot) error {
 	tops := []string{n.Cgroup()}
-	if !shared() {
+	if !n.beside {
 		tops = append(tops, "/berth")
 	}
 	for _, top := range tops {
@@ -275,7 +272,7 @@ func (n *Node) lookFiles(s Snapshot) error {
 			if d.IsDir() && (rel == "root/cni" || filepath.Dir(rel) == "root/cni") { // made with the first pod
 				return nil
 			}
-			if rel == "root/images/layers" { // images are there to stay
+			if rel == "root/images/layers" || rel == "root/images/records" { // images are there to stay
 				return fs.SkipDir
 			}
 			s["file "+rel] = true

@@ -22,6 +22,7 @@ type Options struct {
 	Serve      []string                         // more arguments of `berth serve`
 	Bin        string                           // directory of berth and berth-shim; default bin/ of the repository
 	Tools      *Tools                           // default: all but the kubelet, built if need be
+	Beside     bool                             // others have pods on this machine meanwhile; default $BERTH_LAB_SHARED
 	Log        func(format string, args ...any) // what takes long is told here; may be nil
 }
 
@@ -45,6 +46,7 @@ type Node struct {
 	log        func(format string, args ...any)
 	foreign    bool // another runtime than `berth serve`
 	shared     bool // with others: not all its pods are the node's
+	beside     bool // of others: not all that no pod owns is the node's
 }
 
 // New makes a node's directory, network configuration and cgroup; it starts nothing.
@@ -57,6 +59,7 @@ func New(o Options) (*Node, error) {
 		n.Endpoint = os.Getenv("BERTH_TEST_ENDPOINT")
 	}
 	n.shared = n.Endpoint != ""
+	n.beside = o.Beside || os.Getenv("BERTH_LAB_SHARED") != ""
 	n.foreign = n.shared || o.Containerd || os.Getenv("BERTH_TEST_CONTAINERD") != ""
 	var err error
 	if n.Tools == nil {
