@@ -27,7 +27,8 @@ func (t *tool) imagesList() *cobra.Command {
 	var quiet, whole, digests bool
 	cmd := &cobra.Command{
 		Use: "list [NAME...]", Aliases: []string{"ls"}, Short: "List images",
-		Long: "List images; with NAMEs, those of which a tag or digest contains one, or whose id begins with one.",
+		Long: "List images; with NAMEs, those of which a tag or digest contains one, or whose id begins with one. SIZE is what an\n" +
+			"image takes on disk, what it shares included; crictl images shows what was fetched of it, which is compressed.",
 		Example: "  berth images list\n" +
 			"  berth images list coredns\n" +
 			"  berth images list --output json | jq -r '.images[] | select(.pinned) | .id'",
@@ -162,8 +163,12 @@ func (t *tool) writeDetail(w io.Writer, d *admin.Detail) error {
 	}
 	var rows [][]string
 	add := func(name string, values ...string) {
+		name += ":"
 		for _, v := range values {
-			rows = append(rows, []string{name + ":", v})
+			if v == "" { // not said by the image
+				continue
+			}
+			rows = append(rows, []string{name, v})
 			name = ""
 		}
 	}

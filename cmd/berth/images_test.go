@@ -169,7 +169,7 @@ func TestToolRegistryExplain(t *testing.T) {
 		}
 	}
 	out, errs, code := d.tool(t, "registry", "explain", "-o", "json", d.reg.Host()+"/a:b")
-	if code != exitFailure || !strings.Contains(errs, "no host has") {
+	if code != exitFailure || !strings.Contains(errs, "no host answers with") {
 		t.Errorf("without credentials: %q, exit code %d", errs, code)
 	}
 	var e struct {

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/berth-run/berth/internal/version"
 )
 
 // Exit codes.
@@ -19,23 +21,31 @@ const (
 )
 
 func main() {
-	err := command().ExecuteContext(context.Background())
+	cmd, err := command().ExecuteContextC(context.Background())
 	if err == nil {
 		return
 	}
-	if !errors.Is(err, errTold) {
+	code := exitCode(err)
+	switch {
+	case errors.Is(err, errTold):
+	case code == exitUsage:
+		fmt.Fprintf(os.Stderr, "berth: %v (see %s --help)\n", err, cmd.CommandPath())
+	default:
 		fmt.Fprintln(os.Stderr, "berth:", err)
 	}
-	os.Exit(exitCode(err))
+	os.Exit(code)
 }
 
 func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "berth",
 		Short:         "A container runtime for Kubernetes",
+		Long:          "A container runtime for Kubernetes: serve is the daemon, which a kubelet uses; the rest asks one that runs.",
+		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true, // main says them, once
 	}
+	root.SetVersionTemplate("berth {{.Version}}\n")
 	root.AddCommand(serveCommand(), imagesCommand(), registryCommand(), versionCommand())
 	markFailures(root)
 	return root

@@ -29,9 +29,10 @@ func run(t *testing.T, args ...string) (string, error) {
 }
 
 func TestVersionCommand(t *testing.T) {
-	out, err := run(t, "version")
-	if err != nil || out != "berth "+version.String()+"\n" {
-		t.Errorf("%q %v", out, err)
+	for _, arg := range []string{"version", "--version"} {
+		if out, err := run(t, arg); err != nil || out != "berth "+version.String()+"\n" {
+			t.Errorf("%s: %q %v", arg, out, err)
+		}
 	}
 }
 
@@ -45,6 +46,7 @@ func TestServeRefusesBadFlagsAndFilesInOneLine(t *testing.T) {
 		`--root: "rel" is not an absolute path`:                            {"serve", "--root", "rel"},
 		`--cni-bin: "b" is not an absolute path`:                           {"serve", "--cni-bin", "/a:b"},
 		`--log-level: "loud" is none of debug, info, warn, error`:          {"serve", "--log-level", "loud"},
+		`configuration file: open /no/such: no such file or directory`:     {"serve", "--config", "/no/such"},
 		`unknown flag: --rooot`:                                            {"serve", "--rooot", "/x"},
 		`unknown command "extra" for "berth serve"`:                        {"serve", "extra"},
 	} {

@@ -68,7 +68,7 @@ func (t *tool) registryExplain() *cobra.Command {
 		Use: "explain IMAGE", Short: "Say where a pull of an image would ask, why there, and what is answered",
 		Long: "Say which hosts a pull of an image would ask, in order, in which file and line each is configured, which credentials\n" +
 			"it would get, and what each answers now. The manifest alone is asked for; nothing is fetched. It fails if no host\n" +
-			"has the image.",
+			"answers with the image.",
 		Example: "  berth registry explain registry.k8s.io/pause:3.10\n" +
 			"  berth registry explain --docker-config ~/.docker/config.json registry.example/team/app:v1\n" +
 			"  pass show registry | berth registry explain --creds-file - registry.example/team/app:v1",
@@ -93,7 +93,7 @@ func (t *tool) registryExplain() *cobra.Command {
 				return err
 			}
 			if !has {
-				return fmt.Errorf("no host has %s", args[0])
+				return fmt.Errorf("no host answers with %s", args[0])
 			}
 			return nil
 		},

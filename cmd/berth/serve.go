@@ -43,29 +43,36 @@ func serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Serve the Container Runtime Interface to a kubelet",
 		Long: "Serve the Container Runtime Interface to a kubelet, until SIGTERM or SIGINT. Pods go on running then, and are\n" +
-			"taken up again by the next start. Flags win over the configuration file, that wins over the defaults.",
+			"taken up again by the next start. Flags win over the configuration files, those win over the defaults.\n\n" +
+			"Configuration files are YAML and have each setting by the name of its flag in camelCase: cniConf for --cni-conf.\n" +
+			"Directories and limits, of which there may be several, are lists there. crictl info shows what is in force.\n\n" +
+			"Beside --socket berth makes sockets for the kubelet's cAdvisor and for NRI plugins, in directories that it shares with\n" +
+			"other runtimes. What another program listens on it leaves alone, and says so; \"" + config.Disabled + "\" makes none.",
+		Example: "  berth serve\n" +
+			"  berth serve --root /srv/berth --run /run/berth2 --cadvisor-socket " + config.Disabled + " --nri-socket " + config.Disabled + "\n" +
+			"  berth serve --config /etc/berth/other.yaml --log-level debug",
 		Args: cobra.NoArgs,
 	}
 	f := cmd.Flags()
 	f.StringVar(&file, "config", "", "configuration `file` (default "+configDir+"/config.yaml and "+configDir+"/config.d/*.yaml, where they exist)")
 	f.StringVar(&c.Root, config.Flag("root"), c.Root, "`directory` of what survives a reboot: images, records, writable layers")
-	f.StringVar(&c.Run, config.Flag("run"), c.Run, "`directory` of what does not, on a tmpfs")
+	f.StringVar(&c.Run, config.Flag("run"), c.Run, "`directory` of what does not survive it, on a tmpfs")
 	f.StringVar(&c.Socket, config.Flag("socket"), "", "unix socket `path` for the kubelet (default berth.sock in --run)")
 	f.StringVar(&c.CertsD, config.Flag("certsD"), c.CertsD, "`directory` of HOST/hosts.toml, how to reach registries")
-	f.StringVar(&c.WhenRegistryDown, config.Flag("whenRegistryDown"), c.WhenRegistryDown, "what a pull does while its registry does not answer: fail, or take the image of that name that is local (with a warning)")
-	f.StringVar(&c.LayerBlobs, config.Flag("layerBlobs"), c.LayerBlobs, "what becomes of compressed layers once they are unpacked: drop, or keep, so that images are exported byte for byte as they were pulled")
+	f.StringVar(&c.WhenRegistryDown, config.Flag("whenRegistryDown"), c.WhenRegistryDown, "`what` a pull does while its registry does not answer: fail, or take the image of that name that is local (with a warning)")
+	f.StringVar(&c.LayerBlobs, config.Flag("layerBlobs"), c.LayerBlobs, "`what` becomes of compressed layers once they are unpacked: drop, or keep, so that images are exported byte for byte as they were pulled")
 	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
 	f.StringVar(&cniBin, config.Flag("cniBin"), strings.Join(c.CNIBin, ":"), "`directories` of the CNI plugins, separated by colons")
 	f.StringVar(&cdiDirs, config.Flag("cdiSpecDirs"), strings.Join(c.CDISpecDirs, ":"), "`directories` of CDI device specifications, separated by colons; none if empty")
-	f.StringVar(&c.CgroupDriver, config.Flag("cgroupDriver"), c.CgroupDriver, "who makes cgroups: cgroupfs, systemd, or auto, which is systemd where that is process 1")
+	f.StringVar(&c.CgroupDriver, config.Flag("cgroupDriver"), c.CgroupDriver, "`who` makes cgroups: cgroupfs, systemd, or auto, which is systemd where that is process 1")
 	f.StringSliceVar(&c.DefaultUlimits, config.Flag("defaultUlimits"), nil, "resource `limits` of containers, NAME=SOFT:HARD, separated by commas; those not named are the daemon's")
 	f.StringVar(&c.StreamIdle, config.Flag("streamIdle"), c.StreamIdle, "`time` without a byte after which an exec, attach or port-forward is cut")
 	f.StringVar(&c.CadvisorSocket, config.Flag("cadvisorSocket"), c.CadvisorSocket, "unix socket `path` where a kubelet's cAdvisor asks for containers, or \""+config.Disabled+"\"")
 	f.StringVar(&c.NRISocket, config.Flag("nriSocket"), c.NRISocket, "unix socket `path` for plugins of NRI, or \""+config.Disabled+"\"")
 	f.StringVar(&c.NRIPlugins, config.Flag("nriPlugins"), c.NRIPlugins, "`directory` of plugins of NRI that are started with the daemon")
-	f.StringVar(&c.NRIConfig, config.Flag("nriConfig"), c.NRIConfig, "`directory` of their configuration")
-	f.StringVar(&c.LogLevel, config.Flag("logLevel"), c.LogLevel, "debug, info, warn or error")
-	f.StringVar(&c.LogFormat, config.Flag("logFormat"), c.LogFormat, "text or json")
+	f.StringVar(&c.NRIConfig, config.Flag("nriConfig"), c.NRIConfig, "`directory` of the configuration of plugins of NRI")
+	f.StringVar(&c.LogLevel, config.Flag("logLevel"), c.LogLevel, "`level`: debug, info, warn or error")
+	f.StringVar(&c.LogFormat, config.Flag("logFormat"), c.LogFormat, "`format`: text or json")
 	f.StringVar(&c.Shim, config.Flag("shim"), "", "berth-shim `program` (default the one beside berth)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c.CNIBin = strings.Split(cniBin, ":")

@@ -36,7 +36,7 @@ func (t *tool) group(use, short, long string, subs ...*cobra.Command) *cobra.Com
 	cmd := &cobra.Command{
 		Use: use, Short: short, Long: long, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usage("%s: say which: %s (see --help)", cmd.CommandPath(), strings.Join(names, ", "))
+			return usage("%s: say which: %s", cmd.Name(), strings.Join(names, ", "))
 		},
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if formats := []string{asText, asJSON}; !slices.Contains(formats, t.output) {
@@ -46,9 +46,9 @@ func (t *tool) group(use, short, long string, subs ...*cobra.Command) *cobra.Com
 		},
 	}
 	f := cmd.PersistentFlags()
-	f.StringVar(&t.address, "address", "", "admin socket `path` of the daemon (default admin/admin.sock in --run)")
+	f.StringVar(&t.address, "address", "", "the daemon's admin socket `path` (default admin/admin.sock in --run)")
 	f.StringVar(&t.run, "run", "", "the daemon's run `directory` (default that of its configuration in "+configDir+", else "+config.Default().Run+")")
-	f.StringVarP(&t.output, "output", "o", asText, "text or json; what takes long tells its progress as lines of JSON then")
+	f.StringVarP(&t.output, "output", "o", asText, "`format`: text or json; what takes long tells its progress as lines of JSON then")
 	f.BoolVar(&t.exact, "bytes", false, "show sizes in bytes")
 	cmd.AddCommand(subs...)
 	return cmd

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -105,8 +106,11 @@ func (c *Client) broken(ctx context.Context, err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err // its URL is ours, and says nothing
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("the daemon's socket is for root alone: %s: %w", c.socket, err)
+	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-		return fmt.Errorf("no daemon answers: is berth serve running? tried %s: %w", c.socket, op.Err)
+		return fmt.Errorf("no daemon answers: is berth serve running? tried %s (another one: --run, --address): %w", c.socket, op.Err)
 	}
 	return fmt.Errorf("the daemon at %s broke off, see its log: %w", c.socket, err)
 }

@@ -48,7 +48,7 @@ func Files(given, dir string) ([]string, error) {
 func readFile(file string) (Config, map[string]int, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return Config{}, nil, err
+		return Config{}, nil, fmt.Errorf("configuration file: %w", err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))

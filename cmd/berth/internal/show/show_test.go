@@ -28,7 +28,7 @@ func TestTable(t *testing.T) {
 }
 
 func TestSize(t *testing.T) {
-	for n, want := range map[int64]string{0: "0.0b", 999: "999.0b", 1000: "1.0KB", 4_300_000: "4.3MB", 1 << 62: "4611686.0TB", -1: "0.0b"} {
+	for n, want := range map[int64]string{0: "0B", 999: "999B", 1000: "1.0KB", 4_300_000: "4.3MB", 1 << 62: "4611686.0TB", -1: "0B"} {
 		if got := Size(n, false); got != want {
 			t.Errorf("%d: %s, want %s", n, got, want)
 		}
@@ -69,7 +69,7 @@ func TestLinesTellEachLayerOnce(t *testing.T) {
 	one, two := short(digest.FromString("1")), short(digest.FromString("2"))
 	want := `docker.io/library/a:b: resolving
 docker.io/library/a:b: unpacking
-docker.io/library/a:b: layer 1 of 2 (` + one + `): present, 500.0b
+docker.io/library/a:b: layer 1 of 2 (` + one + `): present, 500B
 docker.io/library/a:b: finishing
 docker.io/library/a:b: layer 2 of 2 (` + two + `): unpacked, 2.0MB
 `

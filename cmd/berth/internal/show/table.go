@@ -46,5 +46,8 @@ func Size[N int64 | uint64](n N, exact bool) string {
 	if exact {
 		return strconv.FormatUint(uint64(max(n, 0)), 10)
 	}
+	if n < 1000 {
+		return strconv.FormatInt(max(int64(n), 0), 10) + "B"
+	}
 	return fmt.Sprintf("%.1f", decor.SizeB1000(int64(min(uint64(max(n, 0)), 1<<63-1))))
 }
