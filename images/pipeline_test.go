@@ -9,12 +9,14 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/berth-run/berth/images/imagestest"
 )
@@ -196,5 +198,55 @@ func TestPullsShareTheNodesBounds(t *testing.T) {
 	}
 	if len(s.layersAtOnce) != 0 || len(s.connections) != 0 {
 		t.Errorf("not given back: %d layers, %d connections", len(s.layersAtOnce), len(s.connections))
+	}
+}
+
+// TestUnpackedIsWrittenEarly: and not all at the end of a pull.
+func TestUnpackedIsWrittenEarly(t *testing.T) {
+	s := quick(t)
+	s.early.every = 100_000
+	_, img := bigLayer()
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", img)
+	mustPull(t, s, reg.Host()+"/a:b")
+	until(t, func() bool { return s.early.times.Load() > 0 })
+}
+
+// TestWhatIsHereIsNotFetchedAgain: neither layers nor documents, under another name, in another repository, or by another
+// index.
+func TestWhatIsHereIsNotFetchedAgain(t *testing.T) {
+	s := quick(t)
+	reg := imagestest.NewRegistry(t)
+	shared := imagestest.Layer(imagestest.File("shared", "x"))
+	one := imagestest.NewImage(shared, imagestest.Layer(imagestest.File("own", "1")))
+	built := reg.Push("a", "1", one)
+	reg.Push("other", "1", one)
+	index := reg.PushIndex("a", "index", built.Descriptor)
+	own := imagestest.Layer(imagestest.File("own", "2"))
+	reg.Push("a", "2", imagestest.NewImage(shared, own))
+	mustPull(t, s, reg.Host()+"/a:1")
+	fetched := func(ref string) []string {
+		t.Helper()
+		before := len(reg.Requests())
+		mustPull(t, s, reg.Host()+ref)
+		var got []string
+		for _, r := range reg.Requests()[before:] {
+			if r.Method == http.MethodGet {
+				got = append(got, r.Path[strings.LastIndex(r.Path, "/")+1:])
+			}
+		}
+		return got
+	}
+	for _, ref := range []string{"/a:1", "/other:1", "/a@" + built.Descriptor.Digest.String()} {
+		if got := fetched(ref); len(got) != 0 {
+			t.Errorf("%s: fetched %v", ref, got)
+		}
+	}
+	if got := fetched("/a:index"); len(got) != 1 || got[0] != index.Digest.String() {
+		t.Errorf("index: fetched %v, want just the index", got)
+	}
+	got := fetched("/a:2")
+	if len(got) != 3 || slices.Contains(got, digest.FromBytes(shared.Blob).String()) || !slices.Contains(got, digest.FromBytes(own.Blob).String()) {
+		t.Errorf("image that shares a layer: fetched %v, want manifest, configuration and its own layer", got)
 	}
 }

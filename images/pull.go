@@ -291,7 +291,7 @@ func (p *pull) documents(ctx context.Context) error {
 		}
 		p.chains = nil
 	}
-	w := &documentWalk{src: p.src, want: platforms.Only(nodePlatform())}
+	w := &documentWalk{src: p.src, have: p.s.document, want: platforms.Only(nodePlatform())}
 	found, err := w.find(ctx, p.top, 0)
 	if err != nil {
 		return err

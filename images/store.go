@@ -62,6 +62,7 @@ type Store struct {
 	track tracker
 	// Bounds of all pulls together.
 	layersAtOnce, connections slots
+	early                     earlyWriter
 
 	pulls   shared[pullKey, *Image]
 	unpacks shared[ChainID, *stagedLayer]
@@ -135,6 +136,7 @@ func Open(o Options) (*Store, error) {
 		images: map[digest.Digest]*imageRecord{}, refs: map[string]digest.Digest{}, layers: map[ChainID]*layerRecord{},
 		holds: map[ChainID]int{}, retired: map[string]retiredLayer{}, rootfs: map[string]*rootfsRecord{}, views: map[string]*viewRecord{}, usage: map[string]Usage{},
 	}
+	s.early.every = writeEvery
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.pulls.destroy = func(*Image) {}
 	s.unpacks.destroy = s.discardStaged

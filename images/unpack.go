@@ -32,7 +32,8 @@ var defaultBounds = bounds{bytes: maxUnpacked, entries: 1_000_000}
 // stagedLayer is a layer that is unpacked but not recorded yet.
 type stagedLayer struct {
 	chain    ChainID
-	progress *layerProgress // nil where nobody wants to know
+	progress *layerProgress // nil where nobody wants to know, as is
+	unpacked func(int)      // what counts bytes of the archive
 	rec      layerRecord
 	path     string // in tmp, until published
 	root     *os.File
@@ -65,7 +66,7 @@ func (s *Store) unpack(ctx context.Context, src origin, desc ocispec.Descriptor,
 	if err != nil {
 		return nil, err
 	}
-	l := &stagedLayer{chain: chain, progress: progress}
+	l := &stagedLayer{chain: chain, progress: progress, unpacked: s.unpacked}
 	clean := func() {
 		if l.root != nil {
 			l.root.Close()
@@ -163,7 +164,7 @@ func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Di
 	}
 	plain = archive
 	hash := diffID.Algorithm().Hash()
-	bounded := &counter{r: &streamBound{r: archive, left: limit.stream()}, count: l.progress.countUnpacked}
+	bounded := &counter{r: &streamBound{r: archive, left: limit.stream()}, count: l.count}
 	out := p.through(p.ahead(bounded), func(b []byte) { hash.Write(b) })
 	a := newApplier(l.root, limit)
 	defer a.close()
@@ -203,6 +204,13 @@ func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Di
 	}
 	l.implicit = a.implicitDirs()
 	return got, nil
+}
+
+func (l *stagedLayer) count(n int) {
+	l.progress.countUnpacked(n)
+	if l.unpacked != nil {
+		l.unpacked(n)
+	}
 }
 
 // judge says whose an error is. Before the image is blamed the rest is read: if its digest is wrong, it was the registry,
