@@ -44,6 +44,9 @@ func (t *tool) imagesImport() *cobra.Command {
 			sent := show.NewCounter(cmd.ErrOrStderr(), "sent", size)
 			imported, err := c.Import(ctx, io.TeeReader(in, sent), o)
 			sent.End()
+			if err != nil {
+				err = fmt.Errorf("%s: %w", file(args[0]), err)
+			}
 			if imported != nil {
 				err = errors.Join(t.writeImported(cmd.OutOrStdout(), imported), err)
 			}

@@ -72,8 +72,8 @@ func TestToolsOfArchivesFailCleanly(t *testing.T) {
 		{[]string{"images", "export", "--dir", full, "absent"}, "is not empty"},
 		{[]string{"images", "export", "--file", filepath.Join(dir, "no/such/dir/a.tar"), "absent"}, "no such file"},
 		{[]string{"images", "import", filepath.Join(dir, "absent.tar")}, "no such file"},
-		{[]string{"images", "import", full}, "image"},
-		{[]string{"images", "import", "-"}, "archive"},
+		{[]string{"images", "import", full}, full + ": "},
+		{[]string{"images", "import", "-"}, "standard input: import stream: archive"},
 	} {
 		out, errs, code := d.tool(t, c.args...)
 		if code != exitFailure || !strings.Contains(errs, c.want) || out != "" {
