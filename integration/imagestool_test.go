@@ -109,8 +109,8 @@ func TestImagesTool(t *testing.T) {
 	})
 
 	t.Run("progress is lines where there is no terminal", func(t *testing.T) {
-		_, errs, code := n.try(t, "images", "pull", testimages.Layers)
-		if code != 0 || !strings.Contains(errs, testimages.Layers+": layer 1 of ") {
+		_, errs, code := n.try(t, "images", "pull", testimages.Httpd)
+		if code != 0 || !strings.HasSuffix(errs, " on disk\n") || strings.Contains(errs, "\x1b") {
 			t.Errorf("exit code %d: %s", code, errs)
 		}
 		if got := n.run(t, "images", "pulls"); strings.Count(got, "\n") != 0 {
@@ -119,24 +119,24 @@ func TestImagesTool(t *testing.T) {
 	})
 
 	t.Run("archives", func(t *testing.T) {
-		layers := n.run(t, "images", "pull", "-q", testimages.Layers)
-		tar, dir := filepath.Join(n.Dir, "layers.tar"), filepath.Join(n.Dir, "layout")
-		n.run(t, "images", "export", "--file", tar, testimages.Layers)
-		n.run(t, "images", "export", "--dir", dir, testimages.Layers)
+		httpd := n.run(t, "images", "pull", "-q", testimages.Httpd)
+		tar, dir := filepath.Join(n.Dir, "httpd.tar"), filepath.Join(n.Dir, "layout")
+		n.run(t, "images", "export", "--file", tar, testimages.Httpd)
+		n.run(t, "images", "export", "--dir", dir, testimages.Httpd)
 		for _, from := range []string{tar, dir} {
-			n.run(t, "images", "remove", testimages.Layers)
-			if got, want := n.run(t, "images", "import", from), "imported "+testimages.Layers+" ("+layers+")"; got != want {
+			n.run(t, "images", "remove", testimages.Httpd)
+			if got, want := n.run(t, "images", "import", from), "imported "+testimages.Httpd+" ("+httpd+")"; got != want {
 				t.Errorf("import: %q, want %q", got, want)
 			}
 			// What was imported is pinned, and the kubelet is told so.
-			if got := (crictlNode{n.Node}).run(t, "inspecti", "-o", "go-template", "--template", "{{.status.pinned}}", testimages.Layers); got != "true" {
+			if got := (crictlNode{n.Node}).run(t, "inspecti", "-o", "go-template", "--template", "{{.status.pinned}}", testimages.Httpd); got != "true" {
 				t.Errorf("crictl says pinned: %s", got)
 			}
-			if _, errs, code := n.try(t, "images", "remove", testimages.Layers); code != 1 || !strings.Contains(errs, "pinned") {
+			if _, errs, code := n.try(t, "images", "remove", testimages.Httpd); code != 1 || !strings.Contains(errs, "pinned") {
 				t.Errorf("remove of what is pinned: exit code %d: %s", code, errs)
 			}
-			n.run(t, "images", "remove", "--force", testimages.Layers)
-			n.run(t, "images", "pull", "-q", testimages.Layers)
+			n.run(t, "images", "remove", "--force", testimages.Httpd)
+			n.run(t, "images", "pull", "-q", testimages.Httpd)
 		}
 		// An import whose client is killed leaves nothing.
 		before := n.run(t, "images", "list", "-q")
@@ -205,7 +205,7 @@ func TestImagesTool(t *testing.T) {
 		must(t, err)
 		must(t, os.WriteFile(file, []byte("server = \"http://127.0.0.1:1\"\n"), 0o644))
 		defer func() { must(t, os.WriteFile(file, was, 0o644)) }()
-		if got := n.run(t, "images", "pull", testimages.Layers); !strings.HasPrefix(got, "sha256:") {
+		if got := n.run(t, "images", "pull", testimages.Httpd); !strings.HasPrefix(got, "sha256:") {
 			t.Errorf("pull: %q", got)
 		}
 		if _, errs, code := n.try(t, "images", "pull", testimages.Nginx); code != 1 || !strings.Contains(errs, "127.0.0.1:1") {
@@ -217,7 +217,7 @@ func TestImagesTool(t *testing.T) {
 				t.Errorf("metrics have no %q:\n%s", want, m)
 			}
 		}
-		if log := n.Berth.Tail(50); !strings.Contains(log, "level=WARN") || !strings.Contains(log, testimages.Layers) {
+		if log := n.Berth.Tail(50); !strings.Contains(log, "level=WARN") || !strings.Contains(log, testimages.Httpd) {
 			t.Errorf("no warning in the log:\n%s", log)
 		}
 	})

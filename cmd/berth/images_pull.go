@@ -56,6 +56,9 @@ func (t *tool) imagesPull() *cobra.Command {
 			if t.output == asJSON {
 				return out.Encode(admin.Event{Image: img})
 			}
+			if !quiet {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s: pulled, %s on disk\n", show.Plain(args[0]), show.Size(img.Unpacked, t.exact))
+			}
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), img.ID)
 			return err
 		},

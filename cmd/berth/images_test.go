@@ -104,7 +104,7 @@ func TestToolsOfImages(t *testing.T) {
 	d.reg.Push("pause", "3.10", imagestest.NewImage(imagestest.Layer(imagestest.File("p", "x"))))
 	ref, id := d.reg.Host()+"/team/app:v1", app.ConfigID.String()
 	out, errs, code := d.tool(t, "images", "pull", ref)
-	if out != id+"\n" || code != 0 {
+	if out != id+"\n" || code != 0 || !strings.HasPrefix(errs, ref+": ") || !strings.HasSuffix(errs, " on disk\n") {
 		t.Errorf("pull: %q %q, exit code %d", out, errs, code)
 	}
 	var last admin.Event
