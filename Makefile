@@ -70,6 +70,9 @@ test-oom: build ## 500 containers run out of memory: each is told so, in its fir
 test-powercut: setup ## the power of a disk with images is cut at 150 moments of pulls and removals (15 in the unit tests)
 	@BERTH_POWERCUTS=150 integration/progress.sh test-powercut $(GO) test -count=1 -timeout 30m -v -run '^TestPowerCut$$' ./images
 
+test-faults: setup ## 500 pulls from a registry of which a third of the answers goes wrong (BERTH_FAULTS_SEED=1: which)
+	@BERTH_FAULTS=500 integration/progress.sh test-faults $(GO) test -count=1 -timeout 60m -v -run '^TestPullsThroughFaults$$' ./images
+
 bench: build ## measure berth: pod start, exec, removal, density, log, pull
 	@integration/tools/build.sh registry cni crictl busybox > /dev/null
 	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench '$(RUN)' -benchtime 1x ./integration
@@ -88,4 +91,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-oom test-powercut bench lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-oom test-faults test-powercut bench lint fmt install clean

@@ -41,6 +41,9 @@ func (src *source) blob(ctx context.Context, desc ocispec.Descriptor, limit int6
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		for _, host := range d.hosts {
+			src.fault(host, err.Error())
+		}
 		if try == fetchTries || !errors.Is(err, errContent) && !errors.Is(err, errRange) {
 			return err
 		}

@@ -78,6 +78,8 @@ type source struct {
 	hosts []docker.RegistryHost
 	out   map[string]bool // mirrors that failed: left out for the rest of the pull
 	notes []string
+	// faults are what hosts did wrong, the first of each.
+	faults map[string]string
 }
 
 // quiet keeps containerd's libraries from logging: they know the secrets of headers, and berth says what matters itself.
@@ -91,11 +93,12 @@ var quiet = func() *clog.Entry {
 // source reads the configuration of the registry that an image is from.
 func (s *Store) source(named reference.Named, cred credentials) (*source, error) {
 	domain := reference.Domain(named)
-	src := &source{named: named, out: map[string]bool{}, pace: s.pace, track: &s.track, log: s.log, connections: s.connections}
+	src := &source{named: named, out: map[string]bool{}, faults: map[string]string{}, pace: s.pace, track: &s.track, log: s.log, connections: s.connections}
 	opts := config.HostOptions{UpdateClient: func(c *http.Client) error {
 		// Kept, since what containerd wraps around it cannot pass CloseIdleConnections on.
 		if t, ok := c.Transport.(*http.Transport); ok {
 			t.MaxIdleConnsPerHost = layersOfPull
+			t.ResponseHeaderTimeout = s.pace.Window
 			src.transports = append(src.transports, t)
 		}
 		return nil
@@ -266,10 +269,39 @@ func (src *source) note(text string) {
 	src.notes = append(src.notes, text)
 }
 
+// fault keeps what a host did wrong. Its asking for a token is no fault, unless it goes on with that.
+func (src *source) fault(host, what string) {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	if src.faults[host] == "" || src.faults[host] == unauthorized {
+		src.faults[host] = what
+	}
+}
+
+// answered takes back that a host asked for a token: it has got one.
+func (src *source) answered(host string) {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	if src.faults[host] == unauthorized {
+		delete(src.faults, host)
+	}
+}
+
+const unauthorized = "401 Unauthorized"
+
+// allNotes are the notes, and the faults of hosts by their order. Of a single host the error itself tells.
 func (src *source) allNotes() []string {
 	src.mu.Lock()
 	defer src.mu.Unlock()
-	return append([]string(nil), src.notes...)
+	notes := slices.Clone(src.notes)
+	if len(src.hosts) > 1 {
+		for _, h := range src.hosts {
+			if what := src.faults[h.Host]; what != "" {
+				notes = append(notes, h.Host+": "+what)
+			}
+		}
+	}
+	return notes
 }
 
 // close drops the connections that are kept for a next request.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -32,5 +33,8 @@ func (src *source) layers(descs []ocispec.Descriptor, _ []digest.Digest) []ocisp
 // resolve implements origin.
 func (src *source) resolve(ctx context.Context) (ocispec.Descriptor, error) {
 	_, desc, err := src.resolver.Resolve(context.WithValue(quietly(ctx), limitKey{}, int64(maxDocument)), src.named.String())
+	if errdefs.IsNotImplemented(err) {
+		_, err = parseDocument(nil, dockerSchema1) // the one format that the resolver knows and does not take
+	}
 	return desc, err
 }

@@ -37,14 +37,12 @@ func (p *pull) explain(ctx context.Context, cred credentials, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("pull %s: %w", p.named, ctx.Err())
 	}
-	text := queries.ReplaceAllString(err.Error(), "$1?…") // signed URLs open doors, too
+	text := strings.Join(append([]string{err.Error()}, p.src.allNotes()...), "; ")
+	text = queries.ReplaceAllString(text, "$1?…") // signed URLs open doors, too
 	for _, secret := range []string{cred.secret, cred.bearer} {
 		if len(secret) > 3 {
 			text = strings.ReplaceAll(text, secret, "REDACTED")
 		}
-	}
-	for _, note := range p.src.allNotes() {
-		text += "; " + note
 	}
 	e := &pullError{text: fmt.Sprintf("pull %s: %s", p.named, text)}
 	status, hasStatus := errors.AsType[remoteerrors.ErrUnexpectedStatus](err)

@@ -175,11 +175,18 @@ func TestCVE_2019_10214_CredentialsInTheClear(t *testing.T) {
 // tlsCerts configures a registry's own certificate as its CA.
 func tlsCerts(t *testing.T, reg *imagestest.Registry, more string) func(*Options) {
 	t.Helper()
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: reg.Certificate().Raw}), 0o644); err != nil {
+	ca := writeCA(t, reg, t.TempDir())
+	return certs(t, map[string]string{reg.Host(): fmt.Sprintf("server = %q\nca = %q\n%s", reg.URL, ca, more)})
+}
+
+// writeCA writes a registry's own certificate into a directory, and returns the file's path.
+func writeCA(t *testing.T, reg *imagestest.Registry, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "ca.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: reg.Certificate().Raw}), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return certs(t, map[string]string{reg.Host(): fmt.Sprintf("server = %q\nca = %q\n%s", reg.URL, ca, more)})
+	return path
 }
 
 func TestTLSIsVerified(t *testing.T) {

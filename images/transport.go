@@ -184,6 +184,7 @@ func (t *guardedTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		if err != nil {
 			t.hungUp()
 			if in.Context().Err() == nil && t.host != "" {
+				t.src.fault(t.host, err.Error())
 				t.src.leaveOut(t.host)
 			}
 			cancel(nil)
@@ -195,6 +196,7 @@ func (t *guardedTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		busy := &busyError{host: cmp.Or(t.host, in.URL.Host), status: resp.Status}
 		resp.Body.Close()
 		t.hungUp()
+		t.src.fault(busy.host, quote(resp.Status))
 		// Another mirror is better than waiting; and containerd would ask again at once, five times.
 		if t.host != "" && t.src.leaveOut(t.host) || try == tries {
 			cancel(nil)
@@ -208,6 +210,7 @@ func (t *guardedTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		}
 	}
 	if err := checkRange(in, resp); err != nil {
+		t.src.fault(t.host, err.Error())
 		resp.Body.Close()
 		t.hungUp()
 		cancel(nil)
@@ -219,8 +222,21 @@ func (t *guardedTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 	if v, ok := ctx.Value(limitKey{}).(int64); ok && limit == 0 {
 		limit = v
 	}
+	switch {
+	case resp.StatusCode == http.StatusUnauthorized:
+		t.src.fault(t.host, unauthorized)
+	case resp.StatusCode >= 400:
+		t.src.fault(t.host, quote(resp.Status))
+	default:
+		t.src.answered(t.host)
+	}
 	if resp.StatusCode >= 300 {
 		limit = maxToken
+	} else if limit > 0 && resp.ContentLength > limit {
+		resp.Body.Close()
+		t.hungUp()
+		cancel(nil)
+		return nil, fmt.Errorf("%w: %d bytes, not more than %d are allowed", errTooLong, resp.ContentLength, limit)
 	}
 	if s, ok := ctx.Value(servedKey{}).(*served); ok && t.host != "" {
 		s.set(t.host)
