@@ -420,6 +420,9 @@ func (s *security) TestCVE_2023_2431_SeccompProfileIsNeverEmpty(t *testing.T) {
 	deny := profile(write("deny", `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`))
 	for name, ctr := range map[string]*runtimeapi.ContainerConfig{"localhost": deny, "runtime default": s.idle("")} {
 		id := s.start(t, p, ctr)
+		if _, err := os.Stat(filepath.Join(s.Run(), "state", id, "seccomp.record")); err != nil && !s.Foreign() {
+			t.Errorf("%s: each exec compiles its filter: %v", name, err)
+		}
 		for _, pid := range []int{s.info(t, id).PID, s.execPID(t, id)} {
 			if got := readStatus(t, pid)["Seccomp"]; got != "2" {
 				t.Errorf("%s: process %d has seccomp mode %s", name, pid, got)

@@ -52,11 +52,17 @@ func create(req shim.CreateRequest, files []*os.File) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	process.Init = true
+	process.Init, process.LogLevel = true, logLevel
 	defaultSignals()
 	c, err := libcontainer.Create(req.StateRoot, req.ID, config)
 	if err != nil {
 		return 0, err
+	}
+	if config.Seccomp != nil && req.SeccompRecords != "" {
+		process.LogLevel += "\n" + recordLine(req.StateRoot, req.ID)
+		if err := linkRecord(req.SeccompRecords, filepath.Join(req.StateRoot, req.ID), config.Seccomp); err != nil {
+			fmt.Fprintln(os.Stderr, "execs in", req.ID, "will be slow:", err)
+		}
 	}
 	if err := c.Start(process); err != nil {
 		return 0, errors.Join(plain(err), c.Destroy())

@@ -95,13 +95,14 @@ func prepare(req shim.ExecRequest, files []*os.File) (e execution, err error) {
 	if err != nil {
 		return e, err
 	}
-	process.LogLevel = logLevel
-	switch {
-	case join != nil:
-		process.LogLevel += "\n" + strings.Join(join, "\n")
-	case req.CgroupDir != "":
+	if join == nil && req.CgroupDir != "" {
 		process.SubCgroupPaths = map[string]string{req.CgroupController: execName(req)}
 	}
+	lines := append([]string{logLevel}, join...)
+	if c.Config().Seccomp != nil {
+		lines = append(lines, recordLine(req.StateRoot, req.ID))
+	}
+	process.LogLevel = strings.Join(lines, "\n")
 	return execution{process, c}, nil
 }
 

@@ -8,12 +8,13 @@ package main
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "seccomp_record.h"
 
 // berth_join moves an exec'd process into its container's cgroups, on v1, before libcontainer's constructor and Go run.
 //
 // Somebody else who moves a process has to hold still all forks of the machine, for which the kernel waits for 7 to 15 ms
 // each time. A thread that moves itself, by a 0 in "tasks", has not; and here the process has no other thread yet. The
-// files come behind the log level, which libcontainer hands on: one in a line.
+// files come behind the log level, which libcontainer hands on: one in a line. Another line may be the seccomp record.
 __attribute__((constructor(200))) static void berth_join(void) {
 	char *at = getenv("_LIBCONTAINER_LOGLEVEL");
 	if (at == NULL || (at = strchr(at, '\n')) == NULL)
@@ -23,6 +24,10 @@ __attribute__((constructor(200))) static void berth_join(void) {
 		end = at + strcspn(at, "\n");
 		if (*end != '\0')
 			*end++ = '\0';
+		if (strncmp(at, "seccomp:", 8) == 0) {
+			berth_seccomp_follow(at + 8);
+			continue;
+		}
 		int fd = open(at, O_WRONLY | O_CLOEXEC);
 		if (fd < 0 || write(fd, "0", 1) != 1) {
 			const char *log = getenv("_LIBCONTAINER_LOGPIPE");

@@ -3,6 +3,7 @@
 //	berth-shim shim DIR [shared-pid [USERNS NOBODY]]
 //	                                   a pod's shim: the sandbox, see package cri/shim
 //	berth-shim create                  creates one container for a shim, and ends
+//	berth-shim seccomp                 compiles one seccomp profile for a creation, and ends: see seccomp.go
 //	berth-shim exec                    runs processes in containers for the daemon, one per node
 //	berth-shim pause                   PID 1 of a shared PID namespace
 //	berth-holder                       holds new namespaces of a pod until they are pinned
@@ -50,6 +51,9 @@ func main() {
 	case "create":
 		name("berth-create")
 		err = shim.ServeHelper(3, create)
+	case "seccomp":
+		name("berth-seccomp")
+		err = record(os.Stdin)
 	case "exec":
 		name("berth-exec")
 		defaultSignals()

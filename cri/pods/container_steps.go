@@ -178,7 +178,7 @@ func (b *build) create(ctx context.Context) error {
 		prefix = cgroups.ScopePrefix
 	}
 	pid, err := b.pod.shim().Create(ctx, shim.CreateRequest{
-		Slice: scope.Slice, ScopePrefix: prefix,
+		Slice: scope.Slice, ScopePrefix: prefix, SeccompRecords: b.m.seccompRecords(),
 		ID: b.rec.ID, Bundle: b.dir(), StateRoot: b.m.stateRoot(), CgroupDir: dirs.kill, MemoryDir: dirs.memory,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 	}, log)

@@ -81,7 +81,7 @@ func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 		pods: map[string]*pod{}, makingPods: map[string]*pod{},
 		containers: map[string]*container{}, making: map[string]*container{}, names: map[string]*claim{},
 	}
-	for _, dir := range []string{o.Root, o.Run, m.runDir("pods"), m.runDir("containers"), m.stateRoot()} {
+	for _, dir := range []string{o.Root, o.Run, m.runDir("pods"), m.runDir("containers"), m.stateRoot(), m.seccompRecords()} {
 		mode := os.FileMode(0o700)
 		if dir == o.Run || dir == m.runDir("containers") {
 			mode = 0o711 // the way to the root file systems of containers whose root is not the host's
@@ -164,6 +164,9 @@ func (m *Manager) runDir(parts ...string) string {
 
 // stateRoot is libcontainer's directory.
 func (m *Manager) stateRoot() string { return m.runDir("state") }
+
+// seccompRecords is a directory of the shims' helpers.
+func (m *Manager) seccompRecords() string { return m.runDir("seccomp") }
 
 func newID() string {
 	var b [32]byte

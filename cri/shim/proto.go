@@ -50,6 +50,9 @@ type CreateRequest struct {
 	ID        string
 	Bundle    string // directory of config.json; the exit file is written there
 	StateRoot string // libcontainer's directory: its state of the container is in StateRoot/ID
+	// SeccompRecords is a directory for compiled seccomp profiles, which all shims share; "" has each process compile
+	// its own.
+	SeccompRecords string `json:",omitempty"`
 	// CgroupDir is a directory of cgroupfs that holds all processes of the container (v2: its cgroup; v1: its cgroup in
 	// one hierarchy), to kill what is left when init has exited.
 	CgroupDir string
