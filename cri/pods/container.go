@@ -29,6 +29,7 @@ type container struct {
 
 	mu     sync.Mutex
 	rec    containerRecord
+	gone   bool          // forgotten: a call that comes late keeps no record of it
 	exited chan struct{} // closed once it has exited and its record says so
 
 	unheard  atomic.Bool // whoever made or started it may not know; see again.go
@@ -69,7 +70,18 @@ func (c *container) update(change func(*containerRecord)) error {
 	defer c.mu.Unlock()
 	change(&c.rec)
 	c.publish()
+	if c.gone {
+		return nil
+	}
 	return c.m.ctrFiles.save(c.rec.ID, &c.rec)
+}
+
+// forget removes the record, for good.
+func (c *container) forget() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gone = true
+	return c.m.ctrFiles.remove(c.rec.ID)
 }
 
 func (c *container) saveSteps(begun []string) error {
@@ -204,7 +216,7 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 			m.log.Warn("container failed and is not all undone; it is tried again when it is removed", "id", id, "error", undo)
 			return nil, err
 		}
-		return nil, errors.Join(err, m.ctrFiles.remove(id))
+		return nil, errors.Join(err, c.forget())
 	}
 	m.mu.Lock()
 	m.containers[id] = c
@@ -428,7 +440,7 @@ func (c *container) remove(ctx context.Context) error {
 	if err := s.Unwind(ctx); err != nil {
 		return err
 	}
-	err = s.Run(ctx, step.Step{Name: "forget", Do: func(context.Context) error { return m.ctrFiles.remove(c.rec.ID) }})
+	err = s.Run(ctx, step.Step{Name: "forget", Do: func(context.Context) error { return c.forget() }})
 	if err != nil {
 		return err
 	}

@@ -157,6 +157,30 @@ func TestLostContainerHasTheExitThatItsShimKept(t *testing.T) {
 	}
 }
 
+// A stop that waits for a removal, and whatever else ends after it, must not bring back the record of what is gone.
+func TestForgottenRecordsStayGone(t *testing.T) {
+	m := bare(t)
+	m.podFiles = m.ctrFiles
+	p := m.newPod(*somePod(podA))
+	c := m.newContainer(p, *someContainer(ctrA, podA))
+	for _, tc := range []struct {
+		id           string
+		save, forget func() error
+	}{
+		{podA, func() error { return p.update(func(r *podRecord) { r.ShimPID = 0 }) }, p.forget},
+		{ctrA, func() error { return c.update(func(r *containerRecord) { r.Signalled = true }) }, c.forget},
+	} {
+		for i, err := range []error{tc.save(), tc.forget(), tc.save(), tc.forget()} {
+			if err != nil {
+				t.Errorf("step %d of %s: %v", i, tc.id, err)
+			}
+		}
+		if _, err := os.Stat(m.ctrFiles.path(tc.id)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the record of %s is back: %v", tc.id, err)
+		}
+	}
+}
+
 func TestCVE_2026_95839_LogPathIsNotFollowed(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
 	target := filepath.Join(outside, "target")

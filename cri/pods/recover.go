@@ -242,7 +242,7 @@ func (m *Manager) undoContainer(ctx context.Context, c *container) error {
 		m.mu.Unlock()
 		return err
 	}
-	if err := m.ctrFiles.remove(rec.ID); err != nil {
+	if err := c.forget(); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -266,7 +266,7 @@ func (m *Manager) undoPod(ctx context.Context, p *pod) error {
 			r.Phase, r.Reason = stopped, "could not be set up, nor all of it undone: "+err.Error()
 		}))
 	}
-	return m.podFiles.remove(rec.ID)
+	return p.forget()
 }
 
 // sweep releases what no record names: the remains of a damaged record. It runs before anything new can be made.

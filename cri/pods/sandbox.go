@@ -25,6 +25,7 @@ type pod struct {
 
 	mu    sync.Mutex
 	rec   podRecord
+	gone  bool // forgotten: a call that comes late keeps no record of it
 	watch *shim.Watch
 
 	unheard atomic.Bool // whoever made it may not know; see again.go
@@ -49,7 +50,18 @@ func (p *pod) update(change func(*podRecord)) error {
 	defer p.mu.Unlock()
 	change(&p.rec)
 	p.publish()
+	if p.gone {
+		return nil
+	}
 	return p.m.podFiles.save(p.rec.ID, &p.rec)
+}
+
+// forget removes the record, for good.
+func (p *pod) forget() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gone = true
+	return p.m.podFiles.remove(p.rec.ID)
 }
 
 func (p *pod) saveSteps(begun []string) error {
@@ -182,7 +194,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		return nil, err
 	}
 	p.tellRemoved(ctx, s)
-	return nil, errors.Join(err, m.podFiles.remove(id))
+	return nil, errors.Join(err, p.forget())
 }
 
 // name is what a person calls the pod.
@@ -291,7 +303,7 @@ func (p *pod) remove(ctx context.Context) error {
 		}
 	}
 	p.tellRemoved(ctx, s)
-	err = s.Run(ctx, step.Step{Name: "forget", Do: func(context.Context) error { return m.podFiles.remove(rec.ID) }})
+	err = s.Run(ctx, step.Step{Name: "forget", Do: func(context.Context) error { return p.forget() }})
 	if err != nil {
 		return err
 	}
