@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -74,7 +75,51 @@ type execution struct {
 	container *libcontainer.Container
 }
 
-func (e execution) run() error { return e.container.Run(e.Process) }
+func (e execution) run() error {
+	return withoutStrays(func() error { return e.container.Run(e.Process) })
+}
+
+// withoutStrays starts a process, and ends what is left of one that failed to start. libcontainer starts it by way of two
+// others, and when the first is killed it does not know of those that come after: they would be zombies for as long as
+// this process runs, and one in a container's PID namespace keeps the container's init from ending. They are children of
+// the thread that has started the first, where no other exec starts one meanwhile.
+func withoutStrays(start func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := threadChildren()
+	err := start()
+	if err == nil {
+		return nil
+	}
+	for _, pid := range threadChildren() {
+		if slices.Contains(before, pid) {
+			continue
+		}
+		_ = unix.Kill(pid, unix.SIGKILL) // a child that nobody else waits for: its number is its own
+		go func() {
+			for {
+				if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+					return
+				}
+			}
+		}()
+	}
+	return err
+}
+
+// threadChildren are the children that this thread has started and that are not waited for yet.
+func threadChildren() (pids []int) {
+	data, err := os.ReadFile("/proc/thread-self/children")
+	if err != nil {
+		return nil // a kernel without CONFIG_PROC_CHILDREN
+	}
+	for field := range strings.FieldsSeq(string(data)) {
+		if pid, err := strconv.Atoi(field); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
 
 // prepare reads what a request asks for.
 func prepare(req shim.ExecRequest, files []*os.File) (e execution, err error) {

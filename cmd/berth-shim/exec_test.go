@@ -1,8 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"os"
 	"os/exec"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -50,6 +55,36 @@ func TestTurns(t *testing.T) {
 		t.Fatal(err)
 	}
 	done()
+}
+
+// A start that fails leaves no child behind, and harms none that another start has on the same thread.
+func TestWithoutStrays(t *testing.T) {
+	if _, err := os.Stat("/proc/thread-self/children"); err != nil {
+		t.Skip(err)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	other := exec.Command("sleep", "86400")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = other.Process.Kill(), other.Wait() }()
+	stray := exec.Command("sleep", "86400")
+	fails := errors.New("killed")
+	err := withoutStrays(func() error { return errors.Join(stray.Start(), fails) })
+	if !errors.Is(err, fails) || stray.Process == nil {
+		t.Fatalf("%v", err)
+	}
+	deadline := time.Now().Add(time.Minute)
+	for parent(stray.Process.Pid) == os.Getpid() {
+		if time.Now().After(deadline) {
+			t.Fatal("the stray is still there")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", other.Process.Pid)); err != nil || bytes.Contains(stat, []byte(") Z ")) {
+		t.Errorf("the other has gone, too: %s, %v", stat, err)
+	}
 }
 
 func TestUntilExit(t *testing.T) {
