@@ -198,9 +198,7 @@ func (t turns) take(ctx context.Context, longest time.Duration) (done func(), er
 	return func() { timer.Stop(); free() }, nil
 }
 
-func execName(req shim.ExecRequest) string {
-	return "exec-" + strconv.Itoa(os.Getpid()) + "-" + strconv.FormatUint(req.Seq, 10)
-}
+func execName(req shim.ExecRequest) string { return shim.ExecCgroup(os.Getpid(), req.Seq) }
 
 func execDir(req shim.ExecRequest) string { return filepath.Join(req.CgroupDir, execName(req)) }
 
@@ -243,8 +241,7 @@ func leave(ctx context.Context, req shim.ExecRequest) {
 				return
 			}
 		}
-		err := unix.Rmdir(dir)
-		if err == nil || err == unix.ENOENT {
+		if shim.RemoveCgroup(dir) == nil {
 			return
 		}
 		pids, err := shim.CgroupProcesses(dir)

@@ -182,6 +182,7 @@ const execServerEnds = 15 * time.Second
 // execServers keeps one exec server at hand.
 type execServers struct {
 	launcher *launcher
+	ended    func(pid int) // is told that one has ended
 	mu       sync.Mutex
 	server   *shim.ExecServer
 	proc     *os.Process // of server
@@ -208,7 +209,10 @@ func (e *execServers) get() (*shim.ExecServer, error) {
 		_ = unix.Close(ours)
 		return nil, fmt.Errorf("start exec server: %w", err)
 	}
-	go func() { _, _ = proc.Wait() }()
+	go func() {
+		_, _ = proc.Wait()
+		e.ended(proc.Pid)
+	}()
 	if last := e.proc; last != nil { // it has ended or will soon, unless it is stopped
 		time.AfterFunc(execServerEnds, func() { _ = last.Kill() })
 	}

@@ -121,7 +121,7 @@ func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 			m.Close()
 		}
 	}()
-	m.execs.launcher = m.launcher
+	m.execs.launcher, m.execs.ended = m.launcher, m.endExecs
 	m.health = health{look: m.look, wait: healthWithin}
 	if m.noUserns = m.probeUserns(); m.noUserns != nil {
 		m.log.Warn("pods cannot have user namespaces of their own", "error", m.noUserns)

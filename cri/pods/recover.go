@@ -3,6 +3,7 @@ package pods
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -97,6 +98,13 @@ func (m *Manager) recover(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
+	if left := leftExecs(slices.Collect(maps.Values(m.containers)), ""); len(left) > 0 { // before this daemon has an exec server
+		m.watchers.Go(func() {
+			for _, dir := range left {
+				m.endExec(dir)
+			}
+		})
+	}
 	if len(found) > 0 {
 		m.log.Info("pods are recovered", "pods", len(found), "took", time.Since(start).Round(time.Millisecond))
 	}

@@ -33,6 +33,14 @@ type ExecRequest struct {
 	CgroupController string `json:",omitempty"`
 }
 
+// ExecCgroup is the name of the cgroup of one execution: after the process id of its exec server and its number there.
+func ExecCgroup(server int, seq uint64) string {
+	return fmt.Sprintf("%s%d", ExecCgroups(server), seq)
+}
+
+// ExecCgroups is how the names of all cgroups of an exec server's executions begin.
+func ExecCgroups(server int) string { return fmt.Sprintf("exec-%d-", server) }
+
 // ExecResponse tells first that the process runs, or why not, and then how it ended.
 type ExecResponse struct {
 	Seq    uint64

@@ -3,6 +3,7 @@ package shim
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -41,11 +42,41 @@ func KillCgroup(dir string) error {
 		if left == 0 {
 			return nil
 		}
+		thaw(dir)
 		if time.Now().After(deadline) {
 			return errors.New("processes in " + dir + " survive SIGKILL: they are stuck in the kernel, on a dead volume perhaps")
 		}
 		time.Sleep(wait)
 	}
+}
+
+// thaw has the processes in a cgroup directory and those below it go on, whoever has frozen them: on v1 a frozen process
+// does not die of SIGKILL, and one that may write to its cgroup can freeze itself.
+func thaw(dir string) {
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			_ = os.WriteFile(filepath.Join(path, "freezer.state"), []byte("THAWED"), 0)
+		}
+		return nil // it may have gone
+	})
+}
+
+// RemoveCgroup removes a cgroup directory that has no processes any more, and those below it. It may be busy for a moment
+// after its last process has ended.
+func RemoveCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			err = errors.Join(err, RemoveCgroup(filepath.Join(dir, e.Name())))
+		}
+	}
+	if rm := unix.Rmdir(dir); rm != nil && rm != unix.ENOENT {
+		return errors.Join(err, &os.PathError{Op: "rmdir", Path: dir, Err: rm})
+	}
+	return nil
 }
 
 // CgroupProcesses returns the processes in a cgroup directory and those below it.
