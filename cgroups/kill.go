@@ -3,6 +3,7 @@ package cgroups
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -72,7 +73,16 @@ func (l *layout) freezeV1(p Path, freeze bool) (thaw func()) {
 	if freeze {
 		_ = l.setFrozen(p, cgroups.Frozen)
 	}
-	return func() { _ = l.setFrozen(p, cgroups.Thawed) }
+	return func() {
+		_ = l.setFrozen(p, cgroups.Thawed)
+		// Those below are held still on their own account, too: a privileged container's process may freeze itself.
+		_ = filepath.WalkDir(l.dir(p, "freezer"), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				_ = cgroups.WriteFile(path, "freezer.state", string(cgroups.Thawed))
+			}
+			return nil // it may have gone
+		})
+	}
 }
 
 // setFrozen holds every process of p and of the cgroups below it still, or lets them go on, and returns when that is so.

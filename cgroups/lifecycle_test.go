@@ -234,6 +234,28 @@ func TestKillOfAFrozenCgroup(t *testing.T) {
 	}
 }
 
+// One that may write to its cgroup, on v1, can freeze itself in another below it.
+func TestKillOfAFrozenCgroupBelow(t *testing.T) {
+	p := newCgroup(t)
+	l := layoutOf(t)
+	if l.v2 || l.dir(p, "freezer") == "" {
+		t.Skip("this machine has no freezer of v1")
+	}
+	sleeps := start(t, p, "sleep 60")
+	below := l.dir(p, "freezer") + "/below"
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, write := range [][2]string{{"/cgroup.procs", strconv.Itoa(sleeps.pid)}, {"/freezer.state", "FROZEN"}} {
+		if err := os.WriteFile(below+write[0], []byte(write[1]), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Kill(p); err != nil {
+		t.Error(err)
+	}
+}
+
 func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
 	for i := 0; !ok(); i++ {
