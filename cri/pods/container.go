@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -329,7 +330,7 @@ func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Durat
 				}
 				return c.update(func(r *containerRecord) { r.Signalled = true })
 			}},
-			step.Step{Name: "wait", Timeout: grace + time.Minute, Do: func(ctx context.Context) error {
+			step.Step{Name: "wait", Timeout: min(grace, math.MaxInt64-time.Minute) + time.Minute, Do: func(ctx context.Context) error {
 				t := time.NewTimer(grace)
 				defer t.Stop()
 				select {
