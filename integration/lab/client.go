@@ -132,7 +132,7 @@ func (c *Client) WaitExit(ctx context.Context, id string, within time.Duration) 
 // Exec runs a command in a container and returns its standard output; an exit code other than 0 is an error with what it
 // wrote to standard error.
 func (c *Client) Exec(ctx context.Context, id string, cmd ...string) (string, error) {
-	resp, err := c.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: 30})
+	resp, err := c.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: int64(30 * patience())})
 	if err != nil {
 		return "", fmt.Errorf("exec %q in %.12s: %w", cmd, id, err)
 	}
