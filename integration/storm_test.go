@@ -154,7 +154,7 @@ func begun(t *testing.T, n *lab.Node, containers []string) int {
 	t.Helper()
 	lines := 0
 	for _, id := range containers {
-		out, err := n.CRI.Exec(t.Context(), id, "wc", "-l", "/tmp/begun")
+		out, err := n.CRI.Exec(t.Context(), id, "sh", "-c", "cat /tmp/begun 2>/dev/null | wc -l")
 		must(t, err)
 		count, err := strconv.Atoi(strings.Fields(out)[0])
 		must(t, err)
