@@ -50,13 +50,16 @@ type stagedLayer struct {
 	published bool // guarded by Store.change, and not changed any more when nobody holds the layer
 }
 
-// discardStaged gives a staged layer up. If it was published, only the descriptor is closed.
+// discardStaged gives a staged layer up. If it was published, nothing is left of it but the descriptor, and its blob where
+// another layer had that already.
 func (s *Store) discardStaged(l *stagedLayer) {
 	l.root.Close()
-	if !l.published {
-		if err := s.trashStaged(l.path); err != nil {
-			s.log.Warn("discard staged layer", "layer", l.chain, "error", err)
-		}
+	discard := s.trashStaged
+	if l.published {
+		discard = func(at string) error { return s.trash(at + blobExt) }
+	}
+	if err := discard(l.path); err != nil {
+		s.log.Warn("discard staged layer", "layer", l.chain, "error", err)
 	}
 }
 

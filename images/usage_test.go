@@ -89,3 +89,21 @@ func TestRemovalGivesBackWhatItPromised(t *testing.T) {
 		t.Errorf("left: %+v", left)
 	}
 }
+
+// TestBlobOfTwoLayersIsKeptOnce: one blob on different layers is another layer each time. Its second copy goes with the pull.
+func TestBlobOfTwoLayersIsKeptOnce(t *testing.T) {
+	s := openStore(t, func(o *Options) { o.KeepBlobs = true })
+	reg := imagestest.NewRegistry(t)
+	same := imagestest.Layer(imagestest.File("same", "1"))
+	reg.Push("a", "one", imagestest.NewImage(same))
+	reg.Push("a", "two", imagestest.NewImage(imagestest.Layer(imagestest.File("below", "2")), same))
+	mustPull(t, s, reg.Host()+"/a:one")
+	mustPull(t, s, reg.Host()+"/a:two")
+	if left, err := os.ReadDir(s.path(tmpDir)); err != nil || len(left) > 0 {
+		t.Errorf("left of the pulls: %v, %v", left, err)
+	}
+	if err := s.Remove(context.Background(), reg.Host()+"/a:one"); err != nil {
+		t.Fatal(err)
+	}
+	wantWhole(t, s) // the blob is the other one's, too
+}
