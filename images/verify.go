@@ -183,6 +183,9 @@ func (v *verification) records() error {
 				drop.deleteImages = append(drop.deleteImages, id)
 			}
 		}
+		if slices.Contains(drop.deleteImages, id) {
+			continue // what else is wrong with it goes with it
+		}
 		for _, d := range rec.Documents {
 			if right, there := documents[d.Digest]; !right {
 				what := map[bool]string{true: "has other content", false: "is missing"}[there]

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/images/imagestest"
@@ -330,6 +331,13 @@ func TestVerifyFindsBrokenRecords(t *testing.T) {
 		"leftover record": {func(s *Store, _ *Image) error { return os.WriteFile(s.path(recordsDir, "x"), nil, 0o600) }, FoundLeftover},
 		"document changed": {func(s *Store, i *Image) error {
 			return put(s, docsBucket, string(s.images[i.ID].Documents[0].Digest), "{}")
+		}, FoundImage},
+		"layer and document lost": {func(s *Store, i *Image) error {
+			delete(s.layers, i.Layers[0])
+			doc := s.images[i.ID].Documents[0].Digest
+			return errors.Join(s.db.Update(func(tx *bolt.Tx) error {
+				return errors.Join(tx.Bucket(layersBucket).Delete([]byte(i.Layers[0])), tx.Bucket(docsBucket).Delete([]byte(doc)))
+			}), s.sweepFiles())
 		}, FoundImage},
 	} {
 		t.Run(name, func(t *testing.T) {
