@@ -117,9 +117,6 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 	progress := s.track.begin(named.String())
 	defer s.track.end(progress)
 	start := progress.started
-	told := make(chan struct{})
-	defer close(told)
-	go s.tell(progress, told)
 	src, err := s.source(named, cred)
 	if err != nil {
 		s.track.failed.Add(1)
@@ -181,33 +178,6 @@ func (s *Store) localInstead(named reference.Named, err error) *Image {
 	return img
 }
 
-// tellEvery is how often the log says how far a pull has come.
-const tellEvery = 10 * time.Second
-
-// tell logs how far a pull has come until it has ended.
-func (s *Store) tell(p *pullProgress, ended <-chan struct{}) {
-	ticker := time.NewTicker(tellEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ended:
-			return
-		case <-ticker.C:
-		}
-		s.track.mu.Lock()
-		now := p.status(s.track.layers)
-		s.track.mu.Unlock()
-		layers := map[LayerState]int{}
-		for _, l := range now.Layers {
-			layers[l.State]++
-		}
-		fetched, total := now.Bytes()
-		s.log.Info("pulling", "image", now.Reference, "state", now.State, "fetched", fetched, "of", total,
-			"layersWaiting", layers[LayerWaiting], "layersFetching", layers[LayerFetching], "layersDone", layers[LayerUnpacked]+layers[LayerPresent],
-			"since", time.Since(now.Started).Round(time.Second))
-	}
-}
-
 // run does the steps. The layers are begun before it is known what their image is called, and the last two steps are
 // not cut short: what they do is either done or not.
 func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
@@ -222,7 +192,7 @@ func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
 			return nil, err
 		}
 		p.progress.set(PullFinishing)
-		// Not cut short, since it works on descriptors that are closed after it; it takes no time.
+		// Not cut short, since it works on descriptors that are closed after it, and what it makes other pulls may wait for.
 		if err := stack.Run(context.WithoutCancel(ctx), step.Step{Name: "inherit", Timeout: longStep, Do: p.inherit}); err != nil {
 			return nil, err
 		}
