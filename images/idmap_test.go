@@ -68,6 +68,7 @@ func TestRootfsOfAUserNamespace(t *testing.T) {
 	if err := errors.Join(s.Prepare("plain", img.ID, nil), s.Mount(ctx, "plain", plain)); err != nil {
 		t.Fatal(err)
 	}
+	before := s.Usage()
 	for _, uid := range []uint32{1 << 17, 1 << 20} { // two of one image at the same time
 		u := testUserns(t, uid, uid+100000, 65536)
 		key := fmt.Sprint("k", uid)
@@ -90,6 +91,12 @@ func TestRootfsOfAUserNamespace(t *testing.T) {
 		wantOwner(t, filepath.Join(target, "far"), "65534:65534") // is nobody's who is mapped
 		if _, err := os.Lstat(filepath.Join(target, "gone")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("a file that a layer took away: %v", err)
+		}
+		if copied, err := os.ReadDir(s.UpperDir(key)); err != nil || len(copied) != 0 {
+			t.Errorf("copied for the user namespace: %v, %v", copied, err)
+		}
+		if now := s.Usage(); now.Bytes != before.Bytes {
+			t.Errorf("layers take %d bytes, %d before", now.Bytes, before.Bytes)
 		}
 		// A copy into the upper directory belongs to the same users, and the layer stays as it was.
 		if err := os.Chmod(filepath.Join(target, "d/low"), 0o600); err != nil {

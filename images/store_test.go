@@ -119,10 +119,16 @@ func TestOtherDigestAlgorithms(t *testing.T) {
 		reg := imagestest.NewRegistry(t)
 		img := smallImage("x")
 		img.Algorithm = alg
+		img.Layers[0].DiffID = alg.FromBytes(imagestest.Tar(imagestest.File("f", "x")))
 		built := reg.Push("a", "", img)
 		got, err := s.Pull(context.Background(), reg.Host()+"/a@"+built.Descriptor.Digest.String(), nil)
 		if err != nil || got.ID != built.ConfigID {
 			t.Errorf("%s: %+v, %v", alg, got, err)
+		}
+		for _, name := range []string{got.ID.String(), got.ID.Encoded(), got.ID.String()[:13], got.ID.Encoded()[:12]} {
+			if found, err := s.Image(name); err != nil || found.ID != got.ID {
+				t.Errorf("%s: %+v, %v", name, found, err)
+			}
 		}
 	}
 }

@@ -67,7 +67,7 @@ func (w *documentWalk) find(ctx context.Context, desc ocispec.Descriptor, depth 
 	}
 	w.keep(desc, data)
 	if doc.Manifest != nil {
-		return w.image(ctx, desc, doc.Manifest)
+		return w.image(ctx, desc, doc.Manifest, depth > 0 && desc.Platform != nil)
 	}
 	if w.refs += len(doc.Index.Manifests); w.refs > maxReferences {
 		return nil, fmt.Errorf("indexes name more than %d manifests: %w", maxReferences, errdefs.ErrResourceExhausted)
@@ -94,8 +94,9 @@ func (w *documentWalk) document(ctx context.Context, desc ocispec.Descriptor) ([
 	return w.src.document(ctx, desc)
 }
 
-// image fetches the configuration, which has the last word about the platform.
-func (w *documentWalk) image(ctx context.Context, desc ocispec.Descriptor, m *ocispec.Manifest) (*foundImage, error) {
+// image fetches the configuration, which tells the platform unless an index has: not all builders write into it what they
+// built for, and variants least of all.
+func (w *documentWalk) image(ctx context.Context, desc ocispec.Descriptor, m *ocispec.Manifest, fits bool) (*foundImage, error) {
 	if artifact := artifactType(m); artifact != "" {
 		return artifactFound(desc, m, artifact), nil
 	}
@@ -108,7 +109,7 @@ func (w *documentWalk) image(ctx context.Context, desc ocispec.Descriptor, m *oc
 	if err != nil {
 		return nil, err
 	}
-	if image.OS != "" || image.Architecture != "" {
+	if !fits && (image.OS != "" || image.Architecture != "") {
 		if !w.want.Match(platforms.Normalize(image.Platform)) {
 			w.present = append(w.present, quote(platforms.Format(image.Platform)))
 			return nil, nil
