@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/images/imagestest"
 	"github.com/berth-run/berth/integration/testimages"
 )
 
@@ -18,6 +19,8 @@ import (
 func imageFields() []fieldGroup {
 	byName := func(name string, ref func(*runtimeapi.Image) string) fieldCase {
 		return fieldCase{name, "ContainerConfig.image ImageSpec.image", func(t *testing.T, f *fields) {
+			_, err := f.CRI.Pull(t.Context(), testimages.Busybox)
+			must(t, err)
 			resp, err := f.CRI.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: testimages.Busybox}})
 			must(t, err)
 			cfg := f.idle(ref(resp.Image))
@@ -29,6 +32,55 @@ func imageFields() []fieldGroup {
 		}}
 	}
 	return []fieldGroup{{"image", []fieldCase{
+		{"every answer names it alike, also when its tag has moved", "ImageSpec.image", func(t *testing.T, f *fields) {
+			ref := f.image(t, nil, imagestest.File("is", "old"))
+			of := func(name string) *runtimeapi.ImageSpec { return &runtimeapi.ImageSpec{Image: name} }
+			status := func(name string) *runtimeapi.Image {
+				t.Helper()
+				resp, err := f.CRI.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: of(name)})
+				must(t, err)
+				return resp.GetImage()
+			}
+			was := status(ref)
+			repo, _, _ := strings.Cut(strings.TrimPrefix(ref, f.reg.Host()+"/"), ":")
+			if len(was.GetRepoTags()) != 1 || was.RepoTags[0] != ref || len(was.RepoDigests) != 1 || !strings.HasPrefix(was.RepoDigests[0], f.reg.Host()+"/"+repo+"@sha256:") {
+				t.Fatalf("status: %v", was)
+			}
+			p, cfg := f.pod(t, plainPod), f.idle(ref)
+			id := f.start(t, p, cfg)
+			told := func(image string) {
+				t.Helper()
+				list, err := f.CRI.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: id}})
+				must(t, err)
+				st, c := f.status(t, id), list.Containers[0]
+				if st.GetImage().GetImage() != image || st.ImageRef != was.RepoDigests[0] || st.ImageId != was.Id && !f.peer {
+					t.Errorf("status: image %v, image_ref %q, image_id %q; want %q of %v", st.Image, st.ImageRef, st.ImageId, image, was)
+				}
+				if c.ImageRef != st.ImageRef && !f.peer || c.GetImageId() != st.ImageId {
+					t.Errorf("list: image_ref %q, image_id %q; the status has %q and %q", c.ImageRef, c.ImageId, st.ImageRef, st.ImageId)
+				}
+			}
+			told(ref)
+
+			moved := imagestest.NewImage(f.busybox, imagestest.Layer(imagestest.File("is", "new")))
+			f.reg.Push(repo, "1", moved)
+			newID, err := f.CRI.Pull(t.Context(), ref)
+			must(t, err)
+			t.Cleanup(func() { f.removeImage(t, was.Id) })
+			told(ref) // what it was asked for by, since the image has no tag
+			for _, name := range []string{was.Id, strings.TrimPrefix(was.Id, "sha256:")[:13], was.RepoDigests[0]} {
+				if old := status(name); old.GetId() != was.Id || len(old.RepoTags) != 0 || len(old.RepoDigests) != 1 {
+					t.Errorf("%s, untagged: %v", name, old)
+				}
+			}
+			for name, want := range map[string]string{ref: newID, was.Id: was.Id} {
+				list, err := f.CRI.ListImages(t.Context(), &runtimeapi.ListImagesRequest{Filter: &runtimeapi.ImageFilter{Image: of(name)}})
+				must(t, err)
+				if len(list.Images) != 1 || !proto.Equal(list.Images[0], status(name)) || list.Images[0].Id != want {
+					t.Errorf("list of %s: %v; status: %v, want %s", name, list.Images, status(name), want)
+				}
+			}
+		}},
 		byName("by tag", func(*runtimeapi.Image) string { return testimages.Busybox }),
 		byName("by id", func(i *runtimeapi.Image) string { return i.Id }),
 		byName("by id without sha256:", func(i *runtimeapi.Image) string { return strings.TrimPrefix(i.Id, "sha256:") }),

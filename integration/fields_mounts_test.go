@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -420,6 +421,28 @@ func imageVolumeFields() []fieldGroup {
 			if out, code := f.exec(t, id, "cat /vol/a"); code != 0 || out != "file a\n" {
 				t.Errorf("exit code %d: %q", code, out)
 			}
+		}},
+		{"an artifact, which is no container image", about, func(t *testing.T, f *fields) {
+			if f.peer {
+				t.Skip("containerd does not pull it")
+			}
+			weights := imagestest.LayerBlob{
+				Blob: []byte("weights\n"), MediaType: "application/vnd.example.data",
+				Descriptor: func(d *ocispec.Descriptor) {
+					d.Annotations = map[string]string{ocispec.AnnotationTitle: "sub/weights.bin"}
+				},
+			}
+			img := imagestest.NewImage(weights)
+			img.Manifest = func(m *ocispec.Manifest) {
+				m.ArtifactType, m.Config = "application/vnd.example.model", ocispec.DescriptorEmptyJSON
+			}
+			ref := f.pull(t, img)
+			f.says(t, f.pod(t, plainPod), f.ctr("cat /vol/sub/weights.bin; touch /vol/x 2>&1; true", withMount(of(ref, ""))),
+				"weights\ntouch: /vol/x: Read-only file system\n")
+			f.says(t, f.pod(t, plainPod), f.ctr("cat /vol/weights.bin", withMount(of(ref, "sub"))), "weights\n")
+			cfg := f.ctr("true")
+			cfg.Image.Image = ref
+			f.refused(t, f.pod(t, plainPod), cfg, codes.FailedPrecondition, "application/vnd.example.model", "image volume")
 		}},
 		{"nothing stays mounted", about, func(t *testing.T, f *fields) {
 			p := f.newPod(t, plainPod, nil)
