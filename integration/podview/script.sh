@@ -21,7 +21,7 @@ for f in memory/memory.limit_in_bytes memory/memory.soft_limit_in_bytes memory/m
   cgroup.controllers cgroup.type; do
   [ -e $f ] && { cat $f || echo unreadable; } | as "cgroup $f"
 done
-for f in net/ipv4/ip_unprivileged_port_start net/ipv4/ping_group_range net/ipv4/ip_forward net/ipv6/conf/all/disable_ipv6 net/core/somaxconn \
+for f in net/ipv4/ip_unprivileged_port_start net/ipv4/ping_group_range net/ipv6/conf/all/disable_ipv6 net/core/somaxconn \
   kernel/shmmax kernel/shmall kernel/shm_rmid_forced kernel/msgmax kernel/domainname fs/mqueue/msg_max; do
   echo "sysctl $f $(cat /proc/sys/$f | tr -s '\t' ' ')"
 done
@@ -48,7 +48,7 @@ try raise-priority nice -n -5 true
 try kernel-log sh -c '[ -n "$(dmesg | head -n 1)" ]'
 try write-root touch /podview
 try write-sysctl sh -c 'cat /proc/sys/net/core/somaxconn > /proc/sys/net/core/somaxconn'
-try write-cgroup sh -c 'mkdir /sys/fs/cgroup/podview || mkdir /sys/fs/cgroup/memory/podview'
+try write-cgroup sh -c 'for d in /sys/fs/cgroup /sys/fs/cgroup/memory; do mkdir $d/podview && rmdir $d/podview && exit; done; false'
 try ping ping -c 1 127.0.0.1
 try low-port timeout 20 sh -c 'nc -l -p 80 & sleep 0.3; kill $!'
 ls /sys/class/net | as interface
