@@ -188,6 +188,11 @@ func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
 		return nil, err
 	}
 	if !p.known {
+		root, err := os.Open(p.s.root)
+		if err != nil {
+			return nil, err
+		}
+		defer root.Close()
 		if err := stack.RunAll(ctx, p.layerSteps()...); err != nil {
 			return nil, err
 		}
@@ -196,7 +201,7 @@ func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
 		if err := stack.Run(context.WithoutCancel(ctx), step.Step{Name: "inherit", Timeout: longStep, Do: p.inherit}); err != nil {
 			return nil, err
 		}
-		if err := stack.Run(ctx, step.Step{Name: "sync", Timeout: shortStep, Do: p.sync}); err != nil {
+		if err := stack.Run(ctx, step.Step{Name: "sync", Timeout: shortStep, Do: func(context.Context) error { return p.sync(root) }}); err != nil {
 			return nil, err
 		}
 	}
@@ -433,9 +438,21 @@ func (p *pull) inherit(context.Context) error {
 	return p.seal()
 }
 
-// sync makes everything unpacked durable, in one go for all layers.
-func (p *pull) sync(context.Context) error {
-	if err := unix.Syncfs(int(p.s.rootDir.Fd())); err != nil {
+// sync makes everything unpacked durable, in one go for all layers. The kernel tells that something could not be written
+// once to each open file (syncfs(2)), so root is this pull's own, opened before anything was written; and a layer that
+// another pull has unpacked may have been lost before that.
+func (p *pull) sync(root *os.File) error {
+	err := unix.Syncfs(int(root.Fd()))
+	for _, part := range p.parts {
+		switch {
+		case part.staged == nil:
+		case err != nil:
+			part.staged.lost.Store(true)
+		case part.staged.lost.Load():
+			err = unix.EIO
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("syncfs %s: %w", p.s.root, err)
 	}
 	return nil

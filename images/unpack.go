@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -42,8 +43,9 @@ type stagedLayer struct {
 	inherit  sync.Once
 	err      error // of inherit
 	sealed   sync.Once
-	sealErr  error // of seal
-	unsummed bool  // the tape does not know all contents
+	sealErr  error       // of seal
+	unsummed bool        // the tape does not know all contents
+	lost     atomic.Bool // not all of it could be written to the disk
 
 	// placed are the renames that put it where it is published, for their undoing. Guarded by Store.change.
 	placed    []move
