@@ -269,9 +269,9 @@ func challenge(c auth.Challenge) string {
 
 // origins are where the hosts of a registry are configured.
 type origins struct {
-	dir, file string
-	mirrors   []hostOrigin // in the order of the file
-	server    hostOrigin
+	file    string
+	mirrors []hostOrigin // in the order of the file
+	server  hostOrigin
 }
 
 type hostOrigin struct {

@@ -2,7 +2,6 @@ package images
 
 import (
 	"context"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -39,7 +38,7 @@ func TestKEP3542_ProgressOfPulls(t *testing.T) {
 		_, _ = w.Write(big.Blob[:half])
 		_ = http.NewResponseController(w).Flush()
 		<-gate
-		_, _ = io.WriteString(w, string(big.Blob[half:]))
+		_, _ = w.Write(big.Blob[half:])
 		return true
 	})
 	ended := make(chan error, 2)
