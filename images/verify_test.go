@@ -472,7 +472,8 @@ func TestStoreOfAnEarlierVersion(t *testing.T) {
 	}
 	before := reg.Count("GET", "/blobs/")
 	mustPull(t, s, reg.Host()+"/a:b")
-	if n := reg.Count("GET", "/blobs/") - before; n != 1 || len(s.images[img.ID].Documents) == 0 {
+	// The configuration is in the old record.
+	if n := reg.Count("GET", "/blobs/") - before; n != 0 || len(s.images[img.ID].Documents) == 0 {
 		t.Errorf("%d blobs fetched, record %+v; want the documents", n, s.images[img.ID])
 	}
 }

@@ -486,6 +486,9 @@ func (n usernsNode) testProcMount(t *testing.T) {
 	p := n.pod(t, ids(), nil)
 	masked, unmasked := p.container("masked"), p.container("unmasked")
 	unmasked.Linux.SecurityContext.MaskedPaths, unmasked.Linux.SecurityContext.ReadonlyPaths = nil, nil
+	for _, c := range []*runtimeapi.ContainerConfig{masked, unmasked} { // the default profile lets nobody mount
+		c.Linux.SecurityContext.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	}
 	const inner = "unshare -U -r -m -p -f -- sh -c 'mkdir -p /inner && mount -t proc proc /inner && cat /inner/self/stat'"
 	id := n.start(t, p, masked)
 	n.fails(t, id, inner)
