@@ -226,7 +226,7 @@ func TestCVE_2023_2431_RecordedFilterIsTheSame(t *testing.T) {
 			if got.flags != want.flags {
 				t.Errorf("flags %#x, not %#x", got.flags, want.flags)
 			}
-			if name == "default" {
+			if len(spec.Architectures) > 1 {
 				// What libcontainer puts before it, for unknown calls, has its architectures in any order.
 				i := commonTail(t, want.program, record)
 				if len(got.program) != len(want.program) {
