@@ -238,8 +238,8 @@ func (src *source) usable(can docker.HostCapabilities) []docker.RegistryHost {
 	return hosts
 }
 
-// leaveOut leaves hosts out for the rest of the pull, as far as there is one after them to ask instead. It returns
-// whether it left out any.
+// leaveOut leaves hosts out for the rest of the pull, as far as there is another one after them to ask instead: a registry
+// may be named as its own mirror. It returns whether it left out any.
 func (src *source) leaveOut(hosts ...string) bool {
 	src.mu.Lock()
 	defer src.mu.Unlock()
@@ -249,7 +249,7 @@ func (src *source) leaveOut(hosts ...string) bool {
 	}
 	left := false
 	for _, h := range src.hosts[:last] {
-		if slices.Contains(hosts, h.Host) && !src.out[h.Host] {
+		if slices.Contains(hosts, h.Host) && !src.out[h.Host] && h.Host != src.hosts[last].Host {
 			src.out[h.Host] = true
 			left = true
 		}
