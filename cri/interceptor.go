@@ -30,7 +30,8 @@ type interceptor struct {
 }
 
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
-	defer i.under.begin()()
+	end := i.under.begin()
+	defer end()
 	done := i.begin(ctx, info.FullMethod, req)
 	defer func() {
 		if p := recover(); p != nil {

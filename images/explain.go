@@ -269,7 +269,6 @@ func challenge(c auth.Challenge) string {
 
 // origins are where the hosts of a registry are configured.
 type origins struct {
-	file    string
 	mirrors []hostOrigin // in the order of the file
 	server  hostOrigin
 }

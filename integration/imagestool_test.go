@@ -99,7 +99,7 @@ func TestImagesTool(t *testing.T) {
 			}
 		}
 		n.inspect(t, &list, "images", "list")
-		crictl := crictlNode{n.Node}.run(t, "images", "-q", "--no-trunc")
+		crictl := crictlNode(n).run(t, "images", "-q", "--no-trunc")
 		if len(list.Images) != 1 || list.Images[0].ID != id || crictl != id || list.Images[0].RepoTags[0] != testimages.Busybox {
 			t.Errorf("%s was pulled, crictl lists %s, berth images list %+v", id, crictl, list)
 		}
@@ -129,7 +129,7 @@ func TestImagesTool(t *testing.T) {
 				t.Errorf("import: %q, want %q", got, want)
 			}
 			// What was imported is pinned, and the kubelet is told so.
-			if got := (crictlNode{n.Node}).run(t, "inspecti", "-o", "go-template", "--template", "{{.status.pinned}}", testimages.Httpd); got != "true" {
+			if got := crictlNode(n).run(t, "inspecti", "-o", "go-template", "--template", "{{.status.pinned}}", testimages.Httpd); got != "true" {
 				t.Errorf("crictl says pinned: %s", got)
 			}
 			if _, errs, code := n.try(t, "images", "remove", testimages.Httpd); code != 1 || !strings.Contains(errs, "pinned") {
@@ -179,7 +179,7 @@ func TestImagesTool(t *testing.T) {
 		if got := n.run(t, "images", "remove", testimages.Busybox); !strings.Contains(got, id) {
 			t.Errorf("remove without the container: %q", got)
 		}
-		if got := (crictlNode{n.Node}).run(t, "images", "-q", "--no-trunc"); strings.Contains(got, id) {
+		if got := crictlNode(n).run(t, "images", "-q", "--no-trunc"); strings.Contains(got, id) {
 			t.Errorf("crictl still lists %s", got)
 		}
 	})

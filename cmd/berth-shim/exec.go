@@ -43,7 +43,8 @@ func execute(ctx context.Context, req shim.ExecRequest, files []*os.File, starte
 		defer leave(ctx, req)
 	}
 	var pid atomic.Int64
-	defer context.AfterFunc(ctx, func() { killExecution(req, int(pid.Load())) })()
+	stop := context.AfterFunc(ctx, func() { killExecution(req, int(pid.Load())) })
+	defer stop()
 	if err := process.run(); err != nil {
 		return 0, plain(err)
 	}
