@@ -7,10 +7,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/berth-run/berth/internal/file"
 )
 
 // maxCIDRFile bounds what is read back.
@@ -76,7 +77,7 @@ func (p *podCIDRs) set(joined string) {
 	if p.file == "" {
 		return
 	}
-	if err := replaceFile(p.file, joined+"\n"); err != nil {
+	if err := file.Replace(p.file, []byte(joined+"\n")); err != nil {
 		p.log.Warn("pod CIDRs cannot be kept over a restart", "file", p.file, "error", err)
 	}
 }
@@ -94,21 +95,4 @@ func parseCIDRs(joined string) ([]netip.Prefix, error) {
 		out = append(out, p)
 	}
 	return out, nil
-}
-
-// replaceFile writes a file so that it is whole at any instant.
-func replaceFile(path, content string) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.WriteString(content)
-	err = errors.Join(err, tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp.Name()))
-	}
-	return nil
 }

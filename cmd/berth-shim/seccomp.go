@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/cri/shim"
+	"github.com/berth-run/berth/internal/file"
 )
 
 // seccomp.c says what a record is. Each is made once, by a process of the host that has nothing else to do, and lies in a
@@ -79,7 +80,7 @@ func sharedRecord(dir string, profile *configs.Seccomp) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := place(name, record); err != nil {
+	if err := file.Replace(name, record); err != nil {
 		return "", err
 	}
 	keepNewest(dir, maxRecords)
@@ -112,23 +113,6 @@ func record(profile io.Reader) error {
 	C.berth_seccomp_record(1)
 	_, err := seccomp.InitSeccomp(&config)
 	return cmp.Or(err, errors.New("libcontainer has loaded a filter that it has not exported"))
-}
-
-// place writes a file that is there whole, or not at all.
-func place(name string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".tmp-")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), name)
-	}
-	if err != nil {
-		_ = os.Remove(tmp.Name())
-	}
-	return err
 }
 
 // keepNewest removes all but so many files of dir: those that nobody has asked for the longest, among them what a process
