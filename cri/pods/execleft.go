@@ -1,9 +1,11 @@
 package pods
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,10 +26,7 @@ func (m *Manager) endExecs(server int) {
 	default:
 	}
 	m.mu.RLock()
-	all := make([]*container, 0, len(m.containers))
-	for _, c := range m.containers {
-		all = append(all, c)
-	}
+	all := slices.Collect(maps.Values(m.containers))
 	m.mu.RUnlock()
 	for _, dir := range leftExecs(all, shim.ExecCgroups(server)) {
 		m.endExec(dir)
