@@ -64,6 +64,9 @@ const (
 	LayerPresent  LayerState = "present" // was here before this pull
 )
 
+// Here tells whether the layer is on this node.
+func (s LayerState) Here() bool { return s == LayerUnpacked || s == LayerPresent }
+
 // PullCounts are what all pulls came to since the store was opened.
 type PullCounts struct {
 	Pulled, Failed uint64

@@ -151,7 +151,7 @@ func (e *damageError) Error() string { return fmt.Sprintf("file %s %s", quote(e.
 
 // playTape writes a layer's archive, from its tape and its directory. Contents that are not as recorded end it with a
 // damageError, unless tell, if not nil, is told of them instead: then what is written is to be thrown away.
-func playTape(ctx context.Context, root *os.File, record io.Reader, w io.Writer, tell func(*damageError) bool) error {
+func playTape(ctx context.Context, root *os.File, record io.Reader, w io.Writer, tell func(*damageError)) error {
 	z, err := zstd.NewReader(record, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return err
@@ -180,9 +180,7 @@ func playTape(ctx context.Context, root *os.File, record io.Reader, w io.Writer,
 			err = fmt.Errorf("tape: unknown item %q", kind)
 		}
 		if damage, ok := errors.AsType[*damageError](err); ok && tell != nil {
-			if !tell(damage) {
-				return nil
-			}
+			tell(damage)
 			continue
 		}
 		if err != nil {

@@ -291,9 +291,8 @@ func newRecordWriter(w io.Writer) (io.WriteCloser, error) {
 	return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1<<20))
 }
 
-// compareTree walks a layer's directory and tells what is not as recorded, in the order of the walk, until tell returns
-// false. sums says whether the record has sums of contents that are to be compared, too.
-func compareTree(ctx context.Context, root *os.File, record io.Reader, sums bool, tell func(path, what string) bool) error {
+// compareTree walks a layer's directory and tells what is not as recorded, in the order of the walk. sums says whether the record has sums of contents that are to be compared, too.
+func compareTree(ctx context.Context, root *os.File, record io.Reader, sums bool, tell func(path, what string)) error {
 	z, err := zstd.NewReader(record, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return err
@@ -314,12 +313,6 @@ func compareTree(ctx context.Context, root *os.File, record io.Reader, sums bool
 		}
 		return e, nil
 	}
-	say := func(name, what string) error {
-		if !tell(name, what) {
-			return errEnough
-		}
-		return nil
-	}
 	want, err := next()
 	if err != nil {
 		return err
@@ -327,34 +320,26 @@ func compareTree(ctx context.Context, root *os.File, record io.Reader, sums bool
 	w := &treeWalk{ctx: ctx, sums: sums}
 	w.visit = func(is *treeEntry) error {
 		for want != nil && walksBefore(want.Path, is.Path) {
-			if err := say(want.Path, "is missing"); err != nil {
-				return err
-			}
+			tell(want.Path, "is missing")
 			if want, err = next(); err != nil {
 				return err
 			}
 		}
 		if want == nil || want.Path != is.Path {
-			return say(is.Path, "is not of the layer")
+			tell(is.Path, "is not of the layer")
+			return nil
 		}
 		if what := want.differs(is); what != "" {
-			if err := say(is.Path, what); err != nil {
-				return err
-			}
+			tell(is.Path, what)
 		}
 		want, err = next()
 		return err
 	}
 	if err := w.walk(root); err != nil {
-		if errors.Is(err, errEnough) {
-			return nil
-		}
 		return err
 	}
 	for want != nil {
-		if err := say(want.Path, "is missing"); err != nil {
-			return nil
-		}
+		tell(want.Path, "is missing")
 		if want, err = next(); err != nil {
 			return err
 		}

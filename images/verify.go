@@ -20,10 +20,10 @@ import (
 type VerifyOptions struct {
 	// Deep reads all contents. Without it names, kinds, sizes, times, owners, modes and attributes are compared, which finds
 	// what a power cut or a hand on the node does, and not what only a disk knows.
-	Deep bool
+	Deep bool `json:"deep"`
 	// Repair fetches again the layers that are damaged, and no others, without credentials, and drops records that lead
 	// nowhere. What it cannot fetch is fetched by the next pull of the image.
-	Repair bool
+	Repair bool `json:"repair"`
 }
 
 // Kinds of findings.
@@ -242,13 +242,12 @@ func (v *verification) layer(chain ChainID) error {
 	v.report.Layers++
 	v.report.Bytes += rec.Bytes
 	found := 0
-	tell := func(kind, path, what string) bool {
+	tell := func(kind, path, what string) {
 		if found++; found > findingsPerLayer {
 			v.report.Omitted++
-			return true
+			return
 		}
 		v.find(Finding{Kind: kind, Layer: chain, Path: path, What: what, Images: images})
-		return true
 	}
 	if rec.Damaged != "" {
 		tell(FoundLayer, "", rec.Damaged)
@@ -294,7 +293,7 @@ func quotePath(path string) string {
 }
 
 // blob verifies the compressed layer, if it is kept.
-func (v *verification) blob(rec *layerRecord, tell func(kind, path, what string) bool) error {
+func (v *verification) blob(rec *layerRecord, tell func(kind, path, what string)) error {
 	if rec.Blob == nil {
 		return nil
 	}
@@ -322,19 +321,19 @@ func (v *verification) blob(rec *layerRecord, tell func(kind, path, what string)
 }
 
 // tree compares a layer's directory with its record.
-func (v *verification) tree(chain ChainID, rec *layerRecord, root *os.File, tell func(kind, path, what string) bool) error {
+func (v *verification) tree(chain ChainID, rec *layerRecord, root *os.File, tell func(kind, path, what string)) error {
 	record, why := v.open(chain, rec, treeExt, rec.Tree)
 	if record == nil {
 		tell(FoundLayer, "", why)
 		return nil
 	}
 	defer record.Close()
-	err := compareTree(v.ctx, root, record, rec.Sums && v.o.Deep, func(path, what string) bool { return tell(FoundLayer, path, what) })
+	err := compareTree(v.ctx, root, record, rec.Sums && v.o.Deep, func(path, what string) { tell(FoundLayer, path, what) })
 	return v.judge(err, tell)
 }
 
 // tape makes a layer's archive again, and compares it with what the image's configuration says.
-func (v *verification) tape(chain ChainID, rec *layerRecord, root *os.File, tell func(kind, path, what string) bool) error {
+func (v *verification) tape(chain ChainID, rec *layerRecord, root *os.File, tell func(kind, path, what string)) error {
 	record, why := v.open(chain, rec, tapeExt, rec.Tape)
 	if record == nil {
 		tell(FoundLayer, "", why)
@@ -343,9 +342,9 @@ func (v *verification) tape(chain ChainID, rec *layerRecord, root *os.File, tell
 	defer record.Close()
 	hash := rec.Archive.Algorithm().Hash()
 	right := true
-	err := playTape(v.ctx, root, record, hash, func(e *damageError) bool {
+	err := playTape(v.ctx, root, record, hash, func(e *damageError) {
 		right = false
-		return tell(FoundLayer, e.path, e.what)
+		tell(FoundLayer, e.path, e.what)
 	})
 	if err == nil && right && digest.NewDigest(rec.Archive.Algorithm(), hash) != rec.Archive {
 		tell(FoundLayer, "", "made again it is not "+rec.Archive.String())
@@ -354,7 +353,7 @@ func (v *verification) tape(chain ChainID, rec *layerRecord, root *os.File, tell
 }
 
 // judge makes findings of errors that are damage, and leaves the others.
-func (v *verification) judge(err error, tell func(kind, path, what string) bool) error {
+func (v *verification) judge(err error, tell func(kind, path, what string)) error {
 	if v.ctx.Err() != nil {
 		return v.ctx.Err()
 	}

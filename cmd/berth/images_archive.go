@@ -19,7 +19,7 @@ import (
 )
 
 func (t *tool) imagesImport() *cobra.Command {
-	var o admin.ImportOptions
+	var o images.ImportOptions
 	cmd := &cobra.Command{
 		Use: "import PATH", Short: "Import images from an archive, a directory or standard input",
 		Long: "Import the images of an OCI layout (a tar file or a directory) or of a docker archive (docker save), compressed or not;\n" +
@@ -30,27 +30,23 @@ func (t *tool) imagesImport() *cobra.Command {
 			"  ssh other-node berth images export registry.example/team/app:v1 | berth images import -",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := t.client()
-			if err != nil {
+			return t.call(cmd, func(ctx context.Context, c *admin.Client) error {
+				in, size, err := openArchive(args[0], cmd.InOrStdin())
+				if err != nil {
+					return err
+				}
+				defer in.Close()
+				sent := show.NewCounter(cmd.ErrOrStderr(), "sent", size)
+				imported, err := c.Import(ctx, io.TeeReader(in, sent), o)
+				sent.End()
+				if err != nil {
+					err = fmt.Errorf("%s: %w", file(args[0]), err)
+				}
+				if imported != nil {
+					err = errors.Join(t.writeImported(cmd.OutOrStdout(), imported), err)
+				}
 				return err
-			}
-			ctx, stop := interrupted(cmd.Context())
-			defer stop()
-			in, size, err := openArchive(args[0], cmd.InOrStdin())
-			if err != nil {
-				return err
-			}
-			defer in.Close()
-			sent := show.NewCounter(cmd.ErrOrStderr(), "sent", size)
-			imported, err := c.Import(ctx, io.TeeReader(in, sent), o)
-			sent.End()
-			if err != nil {
-				err = fmt.Errorf("%s: %w", file(args[0]), err)
-			}
-			if imported != nil {
-				err = errors.Join(t.writeImported(cmd.OutOrStdout(), imported), err)
-			}
-			return err
+			})
 		},
 	}
 	cmd.Flags().StringSliceVar(&o.Names, "name", nil, "`reference` for the only image of the archive, in place of those in it")
@@ -115,35 +111,31 @@ func (t *tool) imagesExport() *cobra.Command {
 			"  berth images export $(berth images list -q) | zstd > all.tar.zst",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := t.client()
-			if err != nil {
-				return err
-			}
-			ctx, stop := interrupted(cmd.Context())
-			defer stop()
-			var report *images.ExportReport
-			export := func(w io.Writer) (err error) {
-				written := show.NewCounter(cmd.ErrOrStderr(), "exported", 0)
-				defer written.End()
-				report, err = c.Export(ctx, io.MultiWriter(w, written), args...)
-				return err
-			}
-			out := cmd.OutOrStdout()
-			switch {
-			case dir != "":
-				err = toDir(dir, export)
-			case file != "":
-				err = toFile(file, export)
-			case show.IsTerminal(cmd.OutOrStdout()):
-				return usage("an archive is nothing for a terminal: redirect standard output, or give --file or --dir")
-			default:
-				out = cmd.ErrOrStderr() // the archive is on standard output
-				err = export(cmd.OutOrStdout())
-			}
-			if err != nil {
-				return err
-			}
-			return t.writeExported(out, report)
+			return t.call(cmd, func(ctx context.Context, c *admin.Client) error {
+				var report *images.ExportReport
+				export := func(w io.Writer) (err error) {
+					written := show.NewCounter(cmd.ErrOrStderr(), "exported", 0)
+					defer written.End()
+					report, err = c.Export(ctx, io.MultiWriter(w, written), args...)
+					return err
+				}
+				out, err := cmd.OutOrStdout(), error(nil)
+				switch {
+				case dir != "":
+					err = toDir(dir, export)
+				case file != "":
+					err = toFile(file, export)
+				case show.IsTerminal(cmd.OutOrStdout()):
+					return usage("an archive is nothing for a terminal: redirect standard output, or give --file or --dir")
+				default:
+					out = cmd.ErrOrStderr() // the archive is on standard output
+					err = export(cmd.OutOrStdout())
+				}
+				if err != nil {
+					return err
+				}
+				return t.writeExported(out, report)
+			})
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "", "write to a `file`, which is there only once it is whole")
@@ -277,7 +269,7 @@ func writeIn(root *os.Root, name string, content io.Reader) error {
 }
 
 func (t *tool) imagesVerify() *cobra.Command {
-	var v admin.Verification
+	var v images.VerifyOptions
 	cmd := &cobra.Command{
 		Use: "verify", Short: "Find damaged images, and mend them",
 		Long: "Compare the images with what they were when they were unpacked: names, kinds, sizes, times, owners, modes and\n" +

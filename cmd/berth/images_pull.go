@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-run/berth/cmd/berth/internal/show"
-	"github.com/berth-run/berth/images"
 	"github.com/berth-run/berth/images/admin"
 )
 
@@ -32,35 +31,31 @@ func (t *tool) imagesPull() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := t.client()
-			if err != nil {
+			return t.call(cmd, func(ctx context.Context, c *admin.Client) error {
+				out := json.NewEncoder(cmd.OutOrStdout())
+				update, end := func(*admin.Pull) {}, func() {}
+				switch {
+				case quiet:
+				case t.output == asJSON:
+					update = func(p *admin.Pull) { _ = out.Encode(admin.Event{Progress: p}) }
+				default:
+					p := show.NewProgress(cmd.ErrOrStderr())
+					update, end = p.Update, p.End
+				}
+				img, err := c.Pull(ctx, admin.Reference{Image: args[0], Auth: auth}, update)
+				end()
+				if err != nil {
+					return err
+				}
+				if t.output == asJSON {
+					return out.Encode(admin.Event{Image: img})
+				}
+				if !quiet {
+					fmt.Fprintf(cmd.ErrOrStderr(), "%s: pulled, %s on disk\n", show.Plain(args[0]), show.Size(img.Unpacked, t.exact))
+				}
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), img.ID)
 				return err
-			}
-			ctx, stop := interrupted(cmd.Context())
-			defer stop()
-			out := json.NewEncoder(cmd.OutOrStdout())
-			update, end := func(*admin.Pull) {}, func() {}
-			switch {
-			case quiet:
-			case t.output == asJSON:
-				update = func(p *admin.Pull) { _ = out.Encode(admin.Event{Progress: p}) }
-			default:
-				p := show.NewProgress(cmd.ErrOrStderr())
-				update, end = p.Update, p.End
-			}
-			img, err := c.Pull(ctx, admin.Reference{Image: args[0], Auth: auth}, update)
-			end()
-			if err != nil {
-				return err
-			}
-			if t.output == asJSON {
-				return out.Encode(admin.Event{Image: img})
-			}
-			if !quiet {
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s: pulled, %s on disk\n", show.Plain(args[0]), show.Size(img.Unpacked, t.exact))
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), img.ID)
-			return err
+			})
 		},
 	}
 	l.flags(cmd)
@@ -79,22 +74,18 @@ func (t *tool) imagesPulls() *cobra.Command {
 			if !watch {
 				return answer(cmd, t, func(ctx context.Context, c *admin.Client) (*admin.Pulls, error) { return c.Pulls(ctx) }, t.writePulls)
 			}
-			c, err := t.client()
-			if err != nil {
-				return err
-			}
-			ctx, stop := interrupted(cmd.Context())
-			defer stop()
-			err = c.WatchPulls(ctx, func(p *admin.Pulls) error {
-				if t.output == asJSON {
-					return json.NewEncoder(cmd.OutOrStdout()).Encode(p)
+			return t.call(cmd, func(ctx context.Context, c *admin.Client) error {
+				err := c.WatchPulls(ctx, func(p *admin.Pulls) error {
+					if t.output == asJSON {
+						return json.NewEncoder(cmd.OutOrStdout()).Encode(p)
+					}
+					return t.writePulls(cmd.OutOrStdout(), p)
+				})
+				if ctx.Err() != nil {
+					return nil // it is how one stops watching
 				}
-				return t.writePulls(cmd.OutOrStdout(), p)
+				return err
 			})
-			if ctx.Err() != nil {
-				return nil // it is how one stops watching
-			}
-			return err
 		},
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "at every change, until interrupted")
@@ -106,7 +97,7 @@ func (t *tool) writePulls(w io.Writer, p *admin.Pulls) error {
 	for _, pull := range p.Pulls {
 		done := 0
 		for _, l := range pull.Layers {
-			if l.State == images.LayerUnpacked || l.State == images.LayerPresent {
+			if l.State.Here() {
 				done++
 			}
 		}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/berth-run/berth/images"
@@ -14,10 +13,7 @@ const pullEvery = 10 * time.Second
 
 // watchPulls logs the pulls that last until end is called, which waits for that.
 func watchPulls(ctx context.Context, log *slog.Logger, store *images.Store) (end func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	var rounds sync.WaitGroup
-	rounds.Go(func() { logPulls(ctx, log, store.Pulls, pullEvery) })
-	return func() { cancel(); rounds.Wait() }
+	return beside(ctx, func(ctx context.Context) { logPulls(ctx, log, store.Pulls, pullEvery) })
 }
 
 // logPulls logs how far the pulls have come that lasted for a whole round, until ctx ends.
@@ -42,7 +38,7 @@ func logPulls(ctx context.Context, log *slog.Logger, pulls func() []images.PullS
 			}
 			here := 0
 			for _, l := range p.Layers {
-				if l.State == images.LayerUnpacked || l.State == images.LayerPresent {
+				if l.State.Here() {
 					here++
 				}
 			}

@@ -70,22 +70,29 @@ func (t *tool) client() (*admin.Client, error) {
 	return admin.NewClient(c.AdminSocket()), nil
 }
 
-// answer asks the daemon for one thing and shows it.
-func answer[T any](cmd *cobra.Command, t *tool, ask func(context.Context, *admin.Client) (T, error), text func(io.Writer, T) error) error {
+// call has f ask the daemon, until it is done or interrupted.
+func (t *tool) call(cmd *cobra.Command, f func(context.Context, *admin.Client) error) error {
 	c, err := t.client()
 	if err != nil {
 		return err
 	}
 	ctx, stop := interrupted(cmd.Context())
 	defer stop()
-	v, err := ask(ctx, c)
-	if err != nil {
-		return err
-	}
-	if t.output == asJSON {
-		return writeJSON(cmd.OutOrStdout(), v)
-	}
-	return text(cmd.OutOrStdout(), v)
+	return f(ctx, c)
+}
+
+// answer asks the daemon for one thing and shows it.
+func answer[T any](cmd *cobra.Command, t *tool, ask func(context.Context, *admin.Client) (T, error), text func(io.Writer, T) error) error {
+	return t.call(cmd, func(ctx context.Context, c *admin.Client) error {
+		v, err := ask(ctx, c)
+		if err != nil {
+			return err
+		}
+		if t.output == asJSON {
+			return writeJSON(cmd.OutOrStdout(), v)
+		}
+		return text(cmd.OutOrStdout(), v)
+	})
 }
 
 func writeJSON(w io.Writer, v any) error {

@@ -17,14 +17,6 @@ import (
 	"github.com/berth-run/berth/images"
 )
 
-// ImportOptions say how an archive is imported.
-type ImportOptions struct {
-	// Names, if any, are given in place of those in the archive, to its only image.
-	Names []string
-	// Unpinned lets the kubelet's garbage collection remove the images.
-	Unpinned bool
-}
-
 // Imported is the answer of Import.
 type Imported struct {
 	Images []Image `json:"images"`
@@ -132,7 +124,7 @@ func (p *parts) finish(report Exported) {
 
 // Import has the daemon import the images of an archive: an OCI layout or a docker archive as a tar file, compressed or not.
 // It returns the images that are there, also with an error, which is about the next one.
-func (c *Client) Import(ctx context.Context, archive io.Reader, o ImportOptions) (*Imported, error) {
+func (c *Client) Import(ctx context.Context, archive io.Reader, o images.ImportOptions) (*Imported, error) {
 	q := url.Values{"unpinned": {strconv.FormatBool(o.Unpinned)}}
 	if len(o.Names) > 0 {
 		q["name"] = o.Names

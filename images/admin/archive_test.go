@@ -37,7 +37,7 @@ func archived(t *testing.T) (archive []byte, ref string, img *Image) {
 func TestImagesTravelAsArchives(t *testing.T) {
 	archive, ref, img := archived(t)
 	other := serve(t)
-	in, err := other.Import(t.Context(), bytes.NewReader(archive), ImportOptions{})
+	in, err := other.Import(t.Context(), bytes.NewReader(archive), images.ImportOptions{})
 	if err != nil || len(in.Images) != 1 || in.Images[0].ID != img.ID || !in.Images[0].Pinned || !slices.Equal(in.Images[0].RepoTags, []string{ref}) {
 		t.Fatalf("%+v %v", in, err)
 	}
@@ -45,7 +45,7 @@ func TestImagesTravelAsArchives(t *testing.T) {
 	if removal, err := other.Remove(t.Context(), false, ref); err != nil || removal.Removed[0].Error == nil {
 		t.Errorf("%+v %v", removal, err)
 	}
-	in, err = other.Import(t.Context(), bytes.NewReader(imagestest.Gzip(archive)), ImportOptions{Names: []string{"example.org/renamed:v2"}, Unpinned: true})
+	in, err = other.Import(t.Context(), bytes.NewReader(imagestest.Gzip(archive)), images.ImportOptions{Names: []string{"example.org/renamed:v2"}, Unpinned: true})
 	if err != nil || len(in.Images) != 1 || !slices.Contains(in.Images[0].RepoTags, "example.org/renamed:v2") {
 		t.Errorf("compressed, by another name: %+v %v", in, err)
 	}
@@ -64,16 +64,16 @@ func TestAClientThatGoesLeavesNothingOfItsImport(t *testing.T) {
 		cancel()
 		return 0, ctx.Err()
 	}))
-	if in, err := n.Import(ctx, half, ImportOptions{}); !errors.Is(err, context.Canceled) {
+	if in, err := n.Import(ctx, half, images.ImportOptions{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("%+v %v", in, err)
 	}
 	n.nothingLeft(t)
 	// One that says that it has ended, half way.
-	if in, err := n.Import(t.Context(), bytes.NewReader(archive[:len(archive)/2]), ImportOptions{}); err == nil {
+	if in, err := n.Import(t.Context(), bytes.NewReader(archive[:len(archive)/2]), images.ImportOptions{}); err == nil {
 		t.Errorf("half an archive: %+v", in)
 	}
 	n.nothingLeft(t)
-	if in, err := n.Import(t.Context(), bytes.NewReader(archive), ImportOptions{}); err != nil || len(in.Images) != 1 {
+	if in, err := n.Import(t.Context(), bytes.NewReader(archive), images.ImportOptions{}); err != nil || len(in.Images) != 1 {
 		t.Errorf("the whole one afterwards: %+v %v", in, err)
 	}
 }
@@ -94,18 +94,18 @@ func TestHostileArchivesAreRefusedAndLeaveNothing(t *testing.T) {
 	flipped[at] ^= 1
 	for name, c := range map[string]struct {
 		archive io.Reader
-		o       ImportOptions
+		o       images.ImportOptions
 	}{
-		"nothing":            {strings.NewReader(""), ImportOptions{}},
-		"garbage":            {strings.NewReader(strings.Repeat("no tar", 1000)), ImportOptions{}},
-		"endless garbage":    {io.LimitReader(readerFunc(func(p []byte) (int, error) { return len(p), nil }), 64<<20), ImportOptions{}},
-		"an empty tar":       {bytes.NewReader(imagestest.Tar()), ImportOptions{}},
-		"no layout":          {bytes.NewReader(imagestest.Tar(imagestest.File("hello", "x"))), ImportOptions{}},
-		"it wants to escape": {bytes.NewReader(escape), ImportOptions{}},
-		"a changed byte":     {bytes.NewReader(flipped), ImportOptions{}},
-		"broken gzip":        {bytes.NewReader(imagestest.Gzip(archive)[:1000]), ImportOptions{}},
-		"a bad name":         {bytes.NewReader(archive), ImportOptions{Names: []string{"UPPER:x"}}},
-		"many bad names":     {bytes.NewReader(archive), ImportOptions{Names: []string{"a:b", strings.Repeat("z", 1000)}}},
+		"nothing":            {strings.NewReader(""), images.ImportOptions{}},
+		"garbage":            {strings.NewReader(strings.Repeat("no tar", 1000)), images.ImportOptions{}},
+		"endless garbage":    {io.LimitReader(readerFunc(func(p []byte) (int, error) { return len(p), nil }), 64<<20), images.ImportOptions{}},
+		"an empty tar":       {bytes.NewReader(imagestest.Tar()), images.ImportOptions{}},
+		"no layout":          {bytes.NewReader(imagestest.Tar(imagestest.File("hello", "x"))), images.ImportOptions{}},
+		"it wants to escape": {bytes.NewReader(escape), images.ImportOptions{}},
+		"a changed byte":     {bytes.NewReader(flipped), images.ImportOptions{}},
+		"broken gzip":        {bytes.NewReader(imagestest.Gzip(archive)[:1000]), images.ImportOptions{}},
+		"a bad name":         {bytes.NewReader(archive), images.ImportOptions{Names: []string{"UPPER:x"}}},
+		"many bad names":     {bytes.NewReader(archive), images.ImportOptions{Names: []string{"a:b", strings.Repeat("z", 1000)}}},
 	} {
 		if in, err := n.Import(t.Context(), c.archive, c.o); err == nil || len(err.Error()) > 4000 {
 			t.Errorf("%s: %+v %.300v", name, in, err)
@@ -132,7 +132,7 @@ func TestAnImportThatFailsIsToldBeforeAllIsSent(t *testing.T) {
 			return copy(p, bytes.Repeat([]byte("\x1f\x8bno gzip"), 1000)), nil
 		}
 	})
-	in, err := n.Import(t.Context(), endless, ImportOptions{}) // returns, while there is more
+	in, err := n.Import(t.Context(), endless, images.ImportOptions{}) // returns, while there is more
 	close(sent)
 	if e := (*Error)(nil); !errors.As(err, &e) {
 		t.Errorf("%+v %v", in, err)
@@ -191,7 +191,7 @@ func TestVerifyFindsDamageAndRepairsIt(t *testing.T) {
 	reg := imagestest.NewRegistry(t)
 	reg.Push("a", "v1", image("whole"))
 	img := n.mustPull(t, reg.Host()+"/a:v1")
-	if r, err := n.Verify(t.Context(), Verification{Deep: true}); err != nil || r.Damaged() || r.Images != 1 || r.Layers != 1 {
+	if r, err := n.Verify(t.Context(), images.VerifyOptions{Deep: true}); err != nil || r.Damaged() || r.Images != 1 || r.Layers != 1 {
 		t.Fatalf("%+v %v", r, err)
 	}
 	files, err := filepath.Glob(filepath.Join(n.root, "layers", "*", "f"))
@@ -201,14 +201,14 @@ func TestVerifyFindsDamageAndRepairsIt(t *testing.T) {
 	if err := os.WriteFile(files[0], []byte("broken"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r, err := n.Verify(t.Context(), Verification{})
+	r, err := n.Verify(t.Context(), images.VerifyOptions{})
 	if err != nil || !r.Damaged() || len(r.Findings) == 0 || r.Findings[0].Kind != images.FoundLayer {
 		t.Fatalf("%+v %v", r, err)
 	}
-	if r, err := n.Verify(t.Context(), Verification{Repair: true}); err != nil || r.Damaged() {
+	if r, err := n.Verify(t.Context(), images.VerifyOptions{Repair: true}); err != nil || r.Damaged() {
 		t.Errorf("repair: %+v %v", r, err)
 	}
-	if r, err := n.Verify(t.Context(), Verification{Deep: true}); err != nil || len(r.Findings) != 0 {
+	if r, err := n.Verify(t.Context(), images.VerifyOptions{Deep: true}); err != nil || len(r.Findings) != 0 {
 		t.Errorf("afterwards: %+v %v", r, err)
 	}
 	if d, err := n.Inspect(t.Context(), string(img.ID)); err != nil || d.ID != img.ID {

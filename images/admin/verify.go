@@ -7,19 +7,13 @@ import (
 	"github.com/berth-run/berth/images"
 )
 
-// Verification is a request to verify the store.
-type Verification struct {
-	Deep   bool `json:"deep"`
-	Repair bool `json:"repair"`
-}
-
 // verify verifies for as long as the client stays.
 func (s *Server) verify(w http.ResponseWriter, r *http.Request) error {
-	req, err := ask[Verification](w, r)
+	req, err := ask[images.VerifyOptions](w, r)
 	if err != nil {
 		return err
 	}
-	report, err := s.store.Verify(r.Context(), images.VerifyOptions{Deep: req.Deep, Repair: req.Repair})
+	report, err := s.store.Verify(r.Context(), req)
 	if err != nil {
 		return err
 	}
@@ -28,6 +22,6 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) error {
 }
 
 // Verify compares the store with what it should be, and mends it if asked to. What it finds is in the report.
-func (c *Client) Verify(ctx context.Context, v Verification) (*images.Report, error) {
-	return get[images.Report](ctx, c, http.MethodPost, "/v1/images/verify", v)
+func (c *Client) Verify(ctx context.Context, o images.VerifyOptions) (*images.Report, error) {
+	return get[images.Report](ctx, c, http.MethodPost, "/v1/images/verify", o)
 }

@@ -62,7 +62,7 @@ func (l *lines) Update(p *admin.Pull) {
 			continue
 		}
 		l.layers[i] = layer.State
-		if layer.State == images.LayerUnpacked || layer.State == images.LayerPresent {
+		if layer.State.Here() {
 			l.tell(p, fmt.Sprintf("layer %d of %d (%s): %s, %s", i+1, len(p.Layers), short(layer.Digest), layer.State, Size(layer.Size, false)))
 		}
 	}
