@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -80,7 +79,9 @@ func (d *download) Read(p []byte) (int, error) {
 		case d.ctx.Err() != nil:
 			d.err = context.Cause(d.ctx)
 		case err == io.EOF && d.at == d.desc.Size:
-			d.err = d.verify()
+			if d.err = checkDigest(d.desc.Digest, d.hash); d.err == nil {
+				d.err = io.EOF
+			}
 		case errdefs.IsFailedPrecondition(err), d.at > d.desc.Size:
 			// containerd's reader noticed that there is more than the descriptor says.
 			d.err = fmt.Errorf("%s: longer than %d bytes: %w", d.desc.Digest, d.desc.Size, errContent)
@@ -167,14 +168,6 @@ func passing(err error) bool {
 	_, busy := errors.AsType[*busyError](err)
 	return !refused && !busy && !errors.Is(err, docker.ErrInvalidAuthorization) && !errors.Is(err, errRedirect) &&
 		!errors.Is(err, errTooLong) && !errdefs.IsNotFound(err) && !errdefs.IsNotImplemented(err)
-}
-
-// verify returns io.EOF where all is well.
-func (d *download) verify() error {
-	if got := digest.NewDigest(d.desc.Digest.Algorithm(), d.hash); got != d.desc.Digest {
-		return fmt.Errorf("%s: the digest of what came is %s: %w", d.desc.Digest, got, errContent)
-	}
-	return io.EOF
 }
 
 func (d *download) hangUp() {

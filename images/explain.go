@@ -186,7 +186,7 @@ func (x *HostExplanation) ask(ctx context.Context, src *source, named reference.
 	defer cancel()
 	var seen requestLog
 	seen.follow(&src.hosts[0])
-	_, desc, err := src.resolver.Resolve(context.WithValue(quietly(ctx), limitKey{}, int64(maxDocument)), named.String())
+	desc, err := src.resolve(ctx)
 	x.Requests = seen.lines()
 	if err != nil {
 		text := (&pull{named: named, src: src}).explain(context.WithoutCancel(ctx), cred, err).Error()

@@ -54,15 +54,23 @@ func (src *source) blob(ctx context.Context, desc ocispec.Descriptor, limit int6
 	}
 }
 
-// document fetches a small document whole.
-func (src *source) document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+// fetchDocument fetches a small document whole.
+func fetchDocument(ctx context.Context, from origin, desc ocispec.Descriptor) ([]byte, error) {
 	var buf bytes.Buffer
-	err := src.blob(ctx, desc, maxDocument, func(r io.Reader) error {
+	err := from.blob(ctx, desc, maxDocument, func(r io.Reader) error {
 		buf.Reset()
 		_, err := io.Copy(&buf, r)
 		return err
 	})
 	return buf.Bytes(), err
+}
+
+// checkDigest says whether bytes that were hashed are those that a digest names.
+func checkDigest(want digest.Digest, h hash.Hash) error {
+	if got := digest.NewDigest(want.Algorithm(), h); got != want {
+		return fmt.Errorf("%s: the digest of what came is %s: %w", want, got, errContent)
+	}
+	return nil
 }
 
 // verifier passes bytes on while it counts and hashes them; its EOF means that they are those that the descriptor names.
@@ -87,8 +95,8 @@ func (v *verifier) Read(p []byte) (int, error) {
 		if v.n != v.desc.Size {
 			return n, fmt.Errorf("%s: %d bytes instead of %d: %w", v.desc.Digest, v.n, v.desc.Size, errContent)
 		}
-		if got := digest.NewDigest(v.desc.Digest.Algorithm(), v.hash); got != v.desc.Digest {
-			return n, fmt.Errorf("%s: the digest of what came is %s: %w", v.desc.Digest, got, errContent)
+		if err := checkDigest(v.desc.Digest, v.hash); err != nil {
+			return n, err
 		}
 		v.ended = true
 	case err != nil:

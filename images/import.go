@@ -13,8 +13,6 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-run/berth/internal/step"
 )
 
 // ImportOptions say how images are imported.
@@ -111,7 +109,7 @@ func (s *Store) importing(ctx context.Context, o ImportOptions, open func(contex
 // importImage is a pull whose origin is a layout.
 func (s *Store) importImage(ctx context.Context, l *layout, entry layoutImage, names []reference.Named, pin bool) (*Image, error) {
 	if len(names) == 0 && entry.name != "" {
-		named, err := layoutName(entry.name)
+		named, err := parseReference(entry.name)
 		if err != nil {
 			return nil, err
 		}
@@ -129,9 +127,12 @@ func (s *Store) importImage(ctx context.Context, l *layout, entry layoutImage, n
 	start := time.Now()
 	// Of its own: two imports of one name may be of two archives. The store waits for it as it does for pulls.
 	img, release, _, err := s.pulls.acquire(ctx, s.ctx, pullKey{ref: "import " + unique()}, func(ctx context.Context) (*Image, error) {
-		return s.pullFrom(ctx, label, func(p *pull) {
+		progress := s.track.begin(label)
+		defer s.track.end(progress)
+		_, img, err := s.attempt(ctx, "ImportImage", label, progress, func(p *pull) {
 			p.src, p.names, p.pinned, p.unknown = &layoutOrigin{l, entry.top}, names, pin, entry.unknown
 		})
+		return img, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", label, err)
@@ -139,28 +140,6 @@ func (s *Store) importImage(ctx context.Context, l *layout, entry layoutImage, n
 	defer release()
 	s.log.Info("image imported", "image", label, "id", img.ID, "pinned", img.Pinned, "took", time.Since(start).Round(time.Millisecond))
 	return img, nil
-}
-
-// pullFrom runs a pull that set prepares.
-func (s *Store) pullFrom(ctx context.Context, owner string, set func(*pull)) (*Image, error) {
-	progress := s.track.begin(owner)
-	defer s.track.end(progress)
-	for try := 0; ; try++ {
-		p := &pull{s: s, progress: progress, slots: newSlots(layersOfPull), again: try > 0}
-		set(p)
-		stack := &step.Stack{Call: "ImportImage", Owner: owner, Observe: s.observe}
-		img, err := p.run(ctx, stack)
-		if err != nil {
-			err = errors.Join(err, stack.Unwind(ctx))
-		}
-		p.releaseAll()
-		if cerr := s.collectUnused(); cerr != nil {
-			s.log.Warn("unused layers stay until the next removal", "error", cerr)
-		}
-		if !errors.Is(err, errRemoved) || try > 0 {
-			return img, err
-		}
-	}
 }
 
 // plainArchive returns a path that openLayout takes: what is compressed is written down first.

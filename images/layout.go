@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -274,7 +273,7 @@ func (l *layout) images() ([]layoutImage, error) {
 			if err != nil {
 				return nil, fmt.Errorf("%s: image %d: %w", dockerIndex, i+1, err)
 			}
-			for _, name := range append([]string(nil), img.RepoTags...) {
+			for _, name := range img.RepoTags {
 				all = append(all, layoutImage{name, top, true})
 			}
 			if len(img.RepoTags) == 0 {
@@ -402,15 +401,6 @@ func (o *layoutOrigin) layers(descs []ocispec.Descriptor, diffIDs []digest.Diges
 	return all
 }
 
-func (o *layoutOrigin) document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	var buf bytes.Buffer
-	err := o.blob(ctx, desc, maxDocument, func(r io.Reader) error {
-		_, err := io.Copy(&buf, r)
-		return err
-	})
-	return buf.Bytes(), err
-}
-
 func (o *layoutOrigin) blob(ctx context.Context, desc ocispec.Descriptor, limit int64, consume func(io.Reader) error) error {
 	if err := checkDescriptor(desc, max(limit, 1)); err != nil {
 		return err
@@ -428,13 +418,4 @@ func (o *layoutOrigin) blob(ctx context.Context, desc ocispec.Descriptor, limit 
 		return fmt.Errorf("%s was not read to its end", desc.Digest)
 	}
 	return nil
-}
-
-// layoutName parses a name that a layout or an operator gives to an image.
-func layoutName(name string) (reference.Named, error) {
-	named, err := parseReference(name)
-	if err != nil {
-		return nil, err
-	}
-	return named, nil
 }

@@ -13,8 +13,6 @@ import (
 type origin interface {
 	// resolve tells what the reference means there.
 	resolve(ctx context.Context) (ocispec.Descriptor, error)
-	// document returns a small document whole, verified.
-	document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error)
 	// blob hands the bytes that desc names to consume while they are verified: its end of file means that they are right.
 	// consume must read to the end, and begin anew each time.
 	blob(ctx context.Context, desc ocispec.Descriptor, limit int64, consume func(io.Reader) error) error

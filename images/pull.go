@@ -123,24 +123,9 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 		return nil, err
 	}
 	defer src.close()
-	var p *pull
-	var img *Image
-	for try := range 2 {
-		p = &pull{s: s, named: named, names: []reference.Named{named}, src: src, progress: progress, slots: newSlots(layersOfPull), again: try > 0}
-		stack := &step.Stack{Call: "PullImage", Owner: named.String(), Observe: s.observe}
-		img, err = p.run(ctx, stack)
-		if err != nil {
-			err = errors.Join(err, stack.Unwind(ctx))
-		}
-		p.releaseAll()
-		// An image that was removed while its layers were held here left them for us to delete.
-		if err := s.collectUnused(); err != nil {
-			s.log.Warn("unused layers stay until the next removal", "error", err)
-		}
-		if !errors.Is(err, errRemoved) {
-			break
-		}
-	}
+	p, img, err := s.attempt(ctx, "PullImage", named.String(), progress, func(p *pull) {
+		p.named, p.names, p.src = named, []reference.Named{named}, src
+	})
 	if err != nil {
 		err = p.explain(ctx, cred, err)
 		if img := s.localInstead(named, err); img != nil {
@@ -155,6 +140,29 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 	s.log.Info("image pulled", "image", named.String(), "id", img.ID, "layers", len(p.chains), "compressed", p.size,
 		"took", time.Since(start).Round(time.Millisecond))
 	return img, nil
+}
+
+// attempt runs a pull that set prepares, and once more if what it found here was removed meanwhile. It returns the pull as it
+// ended, too.
+func (s *Store) attempt(ctx context.Context, call, owner string, progress *pullProgress, set func(*pull)) (p *pull, img *Image, err error) {
+	for try := range 2 {
+		p = &pull{s: s, progress: progress, slots: newSlots(layersOfPull), again: try > 0}
+		set(p)
+		stack := &step.Stack{Call: call, Owner: owner, Observe: s.observe}
+		img, err = p.run(ctx, stack)
+		if err != nil {
+			err = errors.Join(err, stack.Unwind(ctx))
+		}
+		p.releaseAll()
+		// An image that was removed while its layers were held here left them for us to delete.
+		if err := s.collectUnused(); err != nil {
+			s.log.Warn("unused layers stay until the next removal", "error", err)
+		}
+		if !errors.Is(err, errRemoved) {
+			break
+		}
+	}
+	return p, img, err
 }
 
 // localInstead returns the image that a reference means on this node, where the registry did not answer and the store is

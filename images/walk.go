@@ -91,7 +91,7 @@ func (w *documentWalk) document(ctx context.Context, desc ocispec.Descriptor) ([
 	if data, err := w.have(desc.Digest); err == nil && int64(len(data)) == desc.Size && desc.Digest.Validate() == nil && desc.Digest.Algorithm().FromBytes(data) == desc.Digest {
 		return data, nil
 	}
-	return w.src.document(ctx, desc)
+	return fetchDocument(ctx, w.src, desc)
 }
 
 // image fetches the configuration, which tells the platform unless an index has: not all builders write into it what they
