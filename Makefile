@@ -61,8 +61,10 @@ test-vm: build ## critest and others in a virtual machine: cgroup v2, AppArmor, 
 	@integration/progress.sh 'test-vm with systemd' integration/count.sh bin/test-vm-systemd.log \
 		integration/vm/run.sh -s -t 3600 integration/vm/tests.sh '$(VM_SYSTEMD_RUN)'
 
-test-storm: build ## a minute of a hundred exec probes a second, half of which time out and leave daemons behind
-	@BERTH_TOOLS="registry cni crictl busybox" BERTH_STORM=1m integration/progress.sh test-storm $(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration
+test-storm: build ## a minute of a hundred exec probes a second, half of which time out and leave daemons behind; then 3,000 of these
+	@for storm in '1m 100' '150s 40'; do read -r lasts rate <<< "$$storm"; \
+		BERTH_TOOLS="registry cni crictl busybox" BERTH_STORM=$$lasts BERTH_STORM_RATE=$$rate integration/progress.sh "test-storm, $$rate a second" \
+		$(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration; done
 
 test-oom: build ## 500 containers run out of memory: each is told so, in its first status that says Exited
 	@BERTH_TOOLS="registry cni crictl busybox" BERTH_OOM_RUNS=500 integration/progress.sh test-oom $(GO) test -tags integration -count=1 -timeout 60m -v -run 'TestOOMKilled$$' ./integration
@@ -73,8 +75,8 @@ test-powercut: setup ## the power of a disk with images is cut at 150 moments of
 test-faults: setup ## 500 pulls from a registry of which a third of the answers goes wrong (BERTH_FAULTS_SEED=1: which)
 	@BERTH_FAULTS=500 integration/progress.sh test-faults $(GO) test -count=1 -timeout 60m -v -run '^TestPullsThroughFaults$$' ./images
 
-bench: build ## measure berth: pod start, exec, removal, density, log, pull
-	@integration/tools/build.sh registry cni crictl busybox > /dev/null
+bench: build ## measure berth: pod start, exec, removal, density, log; pulls beside containerd
+	@integration/tools/build.sh registry cni crictl busybox containerd > /dev/null
 	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench '$(RUN)' -benchtime 1x ./integration
 
 lint: setup ## golangci-lint with the configuration of this repository

@@ -35,18 +35,11 @@ func benchNode(b *testing.B) *lab.Node {
 		}
 	})
 	ctx := b.Context()
-	check(b, n.StartRegistry(ctx))
-	check(b, n.StartBerth(ctx))
+	must(b, n.StartRegistry(ctx))
+	must(b, n.StartBerth(ctx))
 	_, err = n.CRI.Pull(ctx, testimages.Busybox)
-	check(b, err)
+	must(b, err)
 	return n
-}
-
-func check(b *testing.B, err error) {
-	b.Helper()
-	if err != nil {
-		b.Fatal(err)
-	}
 }
 
 // times collects durations by the name of what took them.
@@ -76,23 +69,23 @@ func BenchmarkPod(b *testing.B) {
 		pod, ctr := n.Pod(fmt.Sprintf("bench-%d", i)), lab.Sleeper("c")
 		var podID, id string
 		began := time.Now()
-		check(b, t.measure("run-sandbox", func() (err error) { podID, err = n.CRI.RunPod(ctx, pod); return err }))
-		check(b, t.measure("create", func() (err error) { id, err = n.CRI.Create(ctx, podID, pod, ctr); return err }))
-		check(b, t.measure("start", func() error {
+		must(b, t.measure("run-sandbox", func() (err error) { podID, err = n.CRI.RunPod(ctx, pod); return err }))
+		must(b, t.measure("create", func() (err error) { id, err = n.CRI.Create(ctx, podID, pod, ctr); return err }))
+		must(b, t.measure("start", func() error {
 			_, err := n.CRI.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
 			return err
 		}))
 		t["pod-start"] = append(t["pod-start"], time.Since(began))
-		check(b, t.measure("exec-sync", func() error { _, err := n.CRI.Exec(ctx, id, "true"); return err }))
-		check(b, t.measure("stats", func() error {
+		must(b, t.measure("exec-sync", func() error { _, err := n.CRI.Exec(ctx, id, "true"); return err }))
+		must(b, t.measure("stats", func() error {
 			_, err := n.CRI.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
 			return err
 		}))
-		check(b, t.measure("stop-container", func() error {
+		must(b, t.measure("stop-container", func() error {
 			_, err := n.CRI.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 10})
 			return err
 		}))
-		check(b, t.measure("stop-and-remove-pod", func() error { return n.CRI.RemovePod(ctx, podID) }))
+		must(b, t.measure("stop-and-remove-pod", func() error { return n.CRI.RemovePod(ctx, podID) }))
 	}
 	t.report(b)
 }
@@ -107,19 +100,19 @@ func BenchmarkIdlePods(b *testing.B) {
 	for i := range rounds {
 		pod := n.Pod(fmt.Sprintf("idle-%d", i))
 		podID, err := n.CRI.RunPod(ctx, pod)
-		check(b, err)
+		must(b, err)
 		_, err = n.CRI.Start(ctx, podID, pod, lab.Sleeper("c"))
-		check(b, err)
+		must(b, err)
 	}
 	processes, err := n.Processes()
-	check(b, err)
+	must(b, err)
 	var kib, shims int
 	for pid, name := range processes {
 		if !strings.HasPrefix(name, "berth-shim") || strings.Contains(name, " exec") {
 			continue
 		}
 		size, err := pss(pid)
-		check(b, err)
+		must(b, err)
 		kib += size
 		shims++
 	}
@@ -152,12 +145,12 @@ func BenchmarkLog(b *testing.B) {
 	const script = "yes 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde | head -c 104857600"
 	pod := n.Pod("log")
 	podID, err := n.CRI.RunPod(ctx, pod)
-	check(b, err)
+	must(b, err)
 	t := times{}
 	for i := range 5 {
 		for _, way := range []struct{ name, script string }{{"log", script}, {"plain-file", script + " > /tmp/x"}} {
 			ctr := lab.Sh(fmt.Sprintf("%s-%d", way.name, i), way.script)
-			check(b, t.measure(way.name+"-100MiB", func() error {
+			must(b, t.measure(way.name+"-100MiB", func() error {
 				id, err := n.CRI.Start(ctx, podID, pod, ctr)
 				if err != nil {
 					return err
@@ -173,32 +166,5 @@ func BenchmarkLog(b *testing.B) {
 		}
 	}
 	t.report(b)
-	check(b, n.CRI.RemovePod(context.WithoutCancel(ctx), podID))
-}
-
-// BenchmarkPull pulls an image of eight layers, several hundred megabytes, from a registry on loopback.
-func BenchmarkPull(b *testing.B) {
-	if os.Getenv("BERTH_TEST_ENDPOINT") != "" {
-		b.Skip("the registry of another runtime does not have the image")
-	}
-	n, err := lab.New(lab.Options{Tools: tools, Log: b.Logf})
-	check(b, err)
-	b.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			b.Error(err)
-		}
-	})
-	ctx := b.Context()
-	check(b, n.StartEmptyRegistry(ctx))
-	builder, err := n.Builder()
-	check(b, err)
-	check(b, builder.PushLayers(ctx))
-	check(b, n.StartBerth(ctx))
-	t := times{}
-	for range 3 {
-		check(b, t.measure("pull", func() error { _, err := n.CRI.Pull(ctx, testimages.Layers); return err }))
-		_, err := n.CRI.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: testimages.Layers}})
-		check(b, err)
-	}
-	t.report(b)
+	must(b, n.CRI.RemovePod(context.WithoutCancel(ctx), podID))
 }

@@ -87,7 +87,7 @@ func ledger(t *testing.T, n *lab.Node) {
 }
 
 // must fails the test on an error.
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

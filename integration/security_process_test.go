@@ -22,7 +22,7 @@ import (
 )
 
 // readStatus reads the fields of /proc/PID/status, with blanks between the words of a value.
-func readStatus(t *testing.T, pid int) map[string]string {
+func readStatus(t testing.TB, pid int) map[string]string {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	must(t, err)
@@ -35,18 +35,18 @@ func readStatus(t *testing.T, pid int) map[string]string {
 }
 
 // residentKiB is the memory of a process now; from here on peakKiB tells its highest.
-func residentKiB(t *testing.T, pid int) int {
+func residentKiB(t testing.TB, pid int) int {
 	t.Helper()
 	must(t, os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0))
 	return statusKiB(t, pid, "VmRSS")
 }
 
-func peakKiB(t *testing.T, pid int) int {
+func peakKiB(t testing.TB, pid int) int {
 	t.Helper()
 	return statusKiB(t, pid, "VmHWM")
 }
 
-func statusKiB(t *testing.T, pid int, field string) int {
+func statusKiB(t testing.TB, pid int, field string) int {
 	t.Helper()
 	n, err := strconv.Atoi(strings.TrimSuffix(readStatus(t, pid)[field], " kB"))
 	must(t, err)

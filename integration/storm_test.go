@@ -34,8 +34,9 @@ const hostileProbe = `echo >> /tmp/begun; trap '' TERM HUP INT
 // kubelet's, a probe is not begun again before it has ended; what the machine does not manage is told, not hidden.
 // Afterwards no process is left, and memory, goroutines and descriptors are what they were.
 //
-// BERTH_STORM says how long it lasts (`make test-storm`: a minute). It wants a machine for itself: the processes of
-// containers that get no processor time cannot even die.
+// BERTH_STORM says how long it lasts, and BERTH_STORM_RATE how many are asked for in a second, if not a hundred
+// (`make test-storm`: a minute of those, and what two cores can begin for long enough). It wants a machine for itself: the
+// processes of containers that get no processor time cannot even die.
 func TestProbeStorm(t *testing.T) {
 	n := newNode(t)
 	if n.Foreign() {
@@ -47,6 +48,11 @@ func TestProbeStorm(t *testing.T) {
 	}
 	lasts, err := time.ParseDuration(s)
 	must(t, err)
+	rate := 100
+	if s := os.Getenv("BERTH_STORM_RATE"); s != "" {
+		rate, err = strconv.Atoi(s)
+		must(t, err)
+	}
 	ctx := t.Context()
 	_, err = n.CRI.Pull(ctx, testimages.Busybox)
 	must(t, err)
@@ -68,17 +74,17 @@ func TestProbeStorm(t *testing.T) {
 		containers = append(containers, id)
 	}
 
-	must(t, storm(ctx, n, containers, 5*time.Second).err()) // what is filled once and kept is filled now
+	must(t, storm(ctx, n, containers, rate, 5*time.Second).err()) // what is filled once and kept is filled now
 	processes := stormProcesses(t, n)
 	left, err := n.Processes()
 	must(t, err)
 	before := figures(t, n, processes)
 	begunBefore := begun(t, n, containers)
-	r := storm(ctx, n, containers, lasts)
+	r := storm(ctx, n, containers, rate, lasts)
 	must(t, r.err())
 	ran := begun(t, n, containers) - begunBefore
 	t.Logf("%s: asked for %d probes a second, %.1f ended: %d passed, %d timed out, of which %d had begun; the slowest that passed took %s, the latest kill %s",
-		lasts, stormRate, float64(r.passed.Load()+r.late.Load())/r.took.Seconds(), r.passed.Load(), r.late.Load(), ran,
+		lasts, rate, float64(r.passed.Load()+r.late.Load())/r.took.Seconds(), r.passed.Load(), r.late.Load(), ran,
 		time.Duration(r.slowest.Load()).Round(time.Millisecond), time.Duration(r.latest.Load()).Round(time.Millisecond))
 	if r.passed.Load() == 0 || ran == 0 {
 		t.Error("one half of the probes never ended")
@@ -163,8 +169,6 @@ func begun(t *testing.T, n *lab.Node, containers []string) int {
 	return lines
 }
 
-const stormRate = 100
-
 // stormResult counts how probes ended.
 type stormResult struct {
 	passed, late, other atomic.Int64
@@ -180,8 +184,8 @@ func (r *stormResult) err() error {
 	return fmt.Errorf("%d probes ended in another way, one of them: %w", r.other.Load(), *r.wrong.Load())
 }
 
-// storm begins probes at their times, half of each kind, and waits for the last.
-func storm(ctx context.Context, n *lab.Node, containers []string, lasts time.Duration) *stormResult {
+// storm begins rate probes a second, half of each kind, and waits for the last.
+func storm(ctx context.Context, n *lab.Node, containers []string, rate int, lasts time.Duration) *stormResult {
 	r := &stormResult{}
 	began := time.Now()
 	until, cancel := context.WithTimeout(ctx, lasts)
@@ -217,7 +221,7 @@ func storm(ctx context.Context, n *lab.Node, containers []string, lasts time.Dur
 			req.Cmd, req.Timeout = []string{"sh", "-c", hostileProbe}, 1
 		}
 		select { // not all at once
-		case <-time.After(every * time.Duration(i) / (stormRate / 2)):
+		case <-time.After(every * time.Duration(i) / time.Duration(rate/2)):
 		case <-until.Done():
 			return
 		}
@@ -232,10 +236,10 @@ func storm(ctx context.Context, n *lab.Node, containers []string, lasts time.Dur
 			}
 		}
 	}
-	for i := range stormRate / 2 {
+	for i := range rate / 2 {
 		all.Go(func() { worker(i, time.Second, false) })
 	}
-	for i := range stormRate {
+	for i := range rate {
 		all.Go(func() { worker(i/2, 2*time.Second, true) })
 	}
 	all.Wait()

@@ -241,18 +241,7 @@ func trapDaemonisedExec(t *testing.T, n *lab.Node) {
 
 func trapEndlessExec(t *testing.T, n *lab.Node) {
 	_, _, id := runTrap(t, n, "endless", lab.Sleeper("main"))
-	rss := func() int {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.Berth.PID()))
-		must(t, err)
-		var kib int
-		for line := range strings.Lines(string(text)) {
-			if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-				_, err = fmt.Sscan(rest, &kib)
-				must(t, err)
-			}
-		}
-		return kib >> 10
-	}
+	rss := func() int { return peakKiB(t, n.Berth.PID()) >> 10 }
 	before := rss()
 	resp, err := n.CRI.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
 		ContainerId: id, Cmd: []string{"sh", "-c", "yes & sleep 5; kill $!"}, Timeout: 120,

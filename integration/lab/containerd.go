@@ -44,6 +44,9 @@ func (n *Node) startContainerd(ctx context.Context) error {
 	return p.ready(ctx, time.Minute, n.CRI.Ready)
 }
 
+// Containerd is the process of the node's containerd; nil where it runs something else.
+func (n *Node) Containerd() *Process { return n.containerd }
+
 // ContainerdSocket is where the node's containerd serves, or `berth serve` answers what cAdvisor asks of containerd. The
 // node's kubelet sees it at /run/containerd/containerd.sock.
 func (n *Node) ContainerdSocket() string { return filepath.Join(n.containerdRun(), "containerd.sock") }

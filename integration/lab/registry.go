@@ -46,6 +46,11 @@ func (n *Node) startRegistry(ctx context.Context, data string, readOnly bool) er
 		return err
 	}
 	n.processes = append(n.processes, p)
+	return n.UseRegistry(addr)
+}
+
+// UseRegistry makes a registry (HOST:PORT, plain HTTP) the mirror of the hosts that tests name.
+func (n *Node) UseRegistry(addr string) error {
 	n.Registry = addr
 	for _, host := range append([]string{addr}, mirrored...) {
 		if err := n.mirror(host); err != nil {

@@ -7,11 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -22,7 +20,7 @@ type Builder struct {
 	Work     string                           // an empty directory to work in
 	Log      func(format string, args ...any) // one line for each image; may be nil
 
-	packed map[digest.Digest][]byte
+	packed map[packedLayer][]byte
 }
 
 func (b *Builder) logf(format string, args ...any) {
@@ -37,7 +35,6 @@ const (
 	Nginx   = "registry.k8s.io/e2e-test-images/nginx:latest"
 	Httpd   = "registry.k8s.io/e2e-test-images/httpd:latest"
 	Pause   = "registry.k8s.io/pause:latest"
-	Layers  = "registry.k8s.io/lab/layers:latest"
 )
 
 const (
@@ -201,30 +198,4 @@ func (b *Builder) catalogue(ctx context.Context, base []byte) ([]Image, error) {
 		httpd,
 	})
 	return images, failed
-}
-
-// PushLayers pushes an image of several hundred megabytes in real layers, parts of this machine's file system, for
-// measurements of pulls.
-func (b *Builder) PushLayers(ctx context.Context) error {
-	goroot, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
-	if err != nil {
-		return fmt.Errorf("go env GOROOT: %w", err)
-	}
-	sdk := strings.TrimSpace(string(goroot))
-	im := Image{Repo: "lab/layers", Tags: []string{"latest"}, Config: config("", "/bin/true")}
-	for _, dir := range []string{
-		"/usr/lib/git-core", "/usr/share/perl", "/usr/lib/python3", "/usr/lib/gcc", "/usr/share/doc", "/usr/bin",
-		filepath.Join(sdk, "src/cmd"), filepath.Join(sdk, "pkg/tool"),
-	} {
-		if _, err := os.Stat(dir); err != nil {
-			continue // not on this machine
-		}
-		layer, err := tree(dir)
-		if err != nil {
-			return err
-		}
-		im.Layers = append(im.Layers, layer)
-	}
-	_, err = b.Push(ctx, im)
-	return err
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -28,7 +29,11 @@ type Image struct {
 
 // Push uploads the image under all its tags and returns the digest of its manifest.
 func (b *Builder) Push(ctx context.Context, im Image) (digest.Digest, error) {
-	d, err := b.push(ctx, im)
+	return b.pushAs(ctx, im, gzipped)
+}
+
+func (b *Builder) pushAs(ctx context.Context, im Image, form compression) (digest.Digest, error) {
+	d, err := b.push(ctx, im, form)
 	if err != nil {
 		return "", fmt.Errorf("push %s: %w", im.Repo, err)
 	}
@@ -36,7 +41,7 @@ func (b *Builder) Push(ctx context.Context, im Image) (digest.Digest, error) {
 	return d, nil
 }
 
-func (b *Builder) push(ctx context.Context, im Image) (digest.Digest, error) {
+func (b *Builder) push(ctx context.Context, im Image, form compression) (digest.Digest, error) {
 	created := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
 	config := ocispec.Image{
 		Created:  &created,
@@ -48,11 +53,11 @@ func (b *Builder) push(ctx context.Context, im Image) (digest.Digest, error) {
 	for _, layer := range im.Layers {
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(layer))
 		config.History = append(config.History, ocispec.History{Created: &created, CreatedBy: "berth integration tests"})
-		packed, err := b.compress(layer)
+		packed, err := b.compress(layer, form)
 		if err != nil {
 			return "", err
 		}
-		desc, err := b.blob(ctx, im.Repo, ocispec.MediaTypeImageLayerGzip, packed)
+		desc, err := b.blob(ctx, im.Repo, form.mediaType, packed)
 		if err != nil {
 			return "", err
 		}
@@ -91,14 +96,14 @@ func (b *Builder) PushRaw(ctx context.Context, repo, tag, mediaType string, docu
 	return nil
 }
 
-// compress is gzip, remembered: most images share their base layer.
-func (b *Builder) compress(layer []byte) ([]byte, error) {
-	id := digest.FromBytes(layer)
-	if packed, ok := b.packed[id]; ok {
+// compress remembers what it made: most images share their base layer.
+func (b *Builder) compress(layer []byte, form compression) ([]byte, error) {
+	key := packedLayer{digest.FromBytes(layer), form.mediaType}
+	if packed, ok := b.packed[key]; ok {
 		return packed, nil
 	}
 	var buf bytes.Buffer
-	w, err := gzip.NewWriterLevel(&buf, gzip.BestSpeed)
+	w, err := form.writer(&buf)
 	if err != nil {
 		return nil, err
 	}
@@ -109,11 +114,30 @@ func (b *Builder) compress(layer []byte) ([]byte, error) {
 		return nil, err
 	}
 	if b.packed == nil {
-		b.packed = map[digest.Digest][]byte{}
+		b.packed = map[packedLayer][]byte{}
 	}
-	b.packed[id] = buf.Bytes()
+	b.packed[key] = buf.Bytes()
 	return buf.Bytes(), nil
 }
+
+// packedLayer is a layer in one of its compressed forms.
+type packedLayer struct {
+	archive   digest.Digest
+	mediaType string
+}
+
+// compression is a form of layers.
+type compression struct {
+	mediaType string
+	writer    func(io.Writer) (io.WriteCloser, error)
+}
+
+var (
+	gzipped = compression{ocispec.MediaTypeImageLayerGzip, func(w io.Writer) (io.WriteCloser, error) {
+		return gzip.NewWriterLevel(w, gzip.BestSpeed)
+	}}
+	zstandard = compression{ocispec.MediaTypeImageLayerZstd, func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) }}
+)
 
 // blob uploads content unless the repository has it already.
 func (b *Builder) blob(ctx context.Context, repo, mediaType string, content []byte) (ocispec.Descriptor, error) {
