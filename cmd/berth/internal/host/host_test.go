@@ -113,6 +113,50 @@ func TestLockOfADeadDaemonIsWaitedFor(t *testing.T) {
 	}
 }
 
+// Whoever kills a daemon and starts another at once, as a supervisor does, is not told that the first is still there.
+func TestDying(t *testing.T) {
+	for stat, want := range map[string]bool{
+		"7 (berth) S 1 7 7 0 -1 4194560 5": false,
+		"7 (a) Z) S 1 7 7 0 -1 4194560 5":  false,
+		"7 (berth) Z 1 7 7 0 -1 4194560 5": true,
+		"7 (berth) X 1 7 7 0 -1 4194560 5": true,
+		"7 (berth) R 1 7 7 0 -1 4194564 5": true, // PF_EXITING
+		"7 (berth) S 1 7":                  false,
+		"":                                 false,
+	} {
+		if got := isExiting(stat); got != want {
+			t.Errorf("%q: %v", stat, got)
+		}
+	}
+	for status, want := range map[string]bool{
+		"Name:\tx\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\n": false,
+		"Name:\tx\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n": true,
+		"Name:\tx\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000100\n": true,
+		"SigBlk:\t0000000000000100\nSigPnd:\tzz\n":                         false,
+	} {
+		if got := isKilled(status); got != want {
+			t.Errorf("%q: %v", status, got)
+		}
+	}
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if dying(cmd.Process.Pid) {
+		t.Error("a process that lives is taken for dead")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if !dying(cmd.Process.Pid) {
+		t.Error("a process that was killed is taken for alive")
+	}
+	_ = cmd.Wait()
+	if !dying(cmd.Process.Pid) {
+		t.Error("a process that is gone is taken for alive")
+	}
+}
+
 func TestHolderOfAStrangeLockFile(t *testing.T) {
 	for content, want := range map[string]string{"12\n": "12", "": "unknown", "x": "unknown", strings.Repeat("9", 100): "unknown", "-1": "unknown"} {
 		f, err := os.CreateTemp(t.TempDir(), "lock")

@@ -71,21 +71,57 @@ func claim(name, dir string, mode os.FileMode) (*os.File, error) {
 	return f, nil
 }
 
-// lastChild is how long the last child of a daemon that was killed may hold its lock: a child that was just being started
-// has a copy of every descriptor, until it executes its program.
-const lastChild = 2 * time.Second
+// A daemon that was killed may hold its lock for a while: it gives its memory back first, and a child that was just being
+// started has a copy of every descriptor, until it executes its program.
+const dyingHolds = 2 * time.Second
 
-// lock locks a file. It waits only where whoever has the lock by its own account is dead.
+// lock locks a file. It waits only where whoever has the lock by its own account is dead or dying.
 func lock(f *os.File) error {
-	for end := time.Now().Add(lastChild); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(dyingHolds); ; time.Sleep(5 * time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
 			return err
 		}
-		if pid, perr := strconv.Atoi(holder(f)); perr != nil || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		if pid, perr := strconv.Atoi(holder(f)); perr != nil || !dying(pid) {
 			return err
 		}
 	}
+}
+
+// dying tells whether a process is gone, on its way, or told to go by a signal that it cannot refuse.
+func dying(pid int) bool {
+	for file, says := range map[string]func(string) bool{"stat": isExiting, "status": isKilled} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || err == nil && says(string(text)) {
+			return true
+		}
+	}
+	return false
+}
+
+// isExiting reads the state and the flags of proc_pid_stat(5), the first and the seventh field after the name in brackets.
+func isExiting(stat string) bool {
+	const exiting = 0x4 // PF_EXITING of the kernel's sched.h
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(fields[6], 10, 32)
+	return fields[0] == "Z" || fields[0] == "X" || err == nil && flags&exiting != 0
+}
+
+// isKilled reads the signals that wait, of the thread and of the process, from proc_pid_status(5).
+func isKilled(status string) bool {
+	for line := range strings.Lines(status) {
+		name, mask, _ := strings.Cut(line, ":")
+		if name != "SigPnd" && name != "ShdPnd" {
+			continue
+		}
+		if set, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64); err == nil && set&(1<<(unix.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func writePID(f *os.File) error {
