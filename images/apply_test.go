@@ -62,6 +62,9 @@ func TestHostileLayers(t *testing.T) {
 			if !c.Refused && err != nil {
 				t.Errorf("refused: %v", err)
 			}
+			if c.Refused && err != nil && c.Entry != "" && !strings.Contains(err.Error(), `entry "`+c.Entry) {
+				t.Errorf("it is refused for the entry %q, of which there is nothing in: %v", c.Entry, err)
+			}
 			if c.Check != nil && err == nil {
 				if err := c.Check(root); err != nil {
 					t.Error(err)

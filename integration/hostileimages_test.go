@@ -56,6 +56,9 @@ func hostileLayers(outside string) []hostileImage {
 		h := hostileImage{name: l.Name, image: imagestest.NewImage(imagestest.GzipLayer(l.Tar)), check: l.Check}
 		if l.Refused {
 			h.code, h.text = codes.FailedPrecondition, []string{layerFault, "not a valid image"}
+			if l.Entry != "" {
+				h.text = append(h.text, `entry "`+l.Entry)
+			}
 		}
 		list = append(list, h)
 	}

@@ -19,6 +19,8 @@ type HostileLayer struct {
 	Tar  []byte
 	// Refused: it must not unpack.
 	Refused bool
+	// Entry is the name, or how it begins, of the entry that it is refused for; "" where it is none in particular.
+	Entry string
 	// Check, if not nil, looks at the directory that it was unpacked to.
 	Check func(root string) error
 }
@@ -51,8 +53,8 @@ func Corpus(outside string) []HostileLayer {
 		{Name: "symlink parent, dangling", Tar: Tar(Symlink("var/run", "/run"), File("var/run/f", "x")), Check: isFile("run/f")},
 		{Name: "directory by two names", Tar: Tar(Symlink("a", "/"), Dir("b").With(at(5)), Dir("a/b").With(at(6)), Dir("c").With(at(7))), Check: all(hasTime("b", 6), hasTime("c", 7))},
 		{Name: "symlink chain, short", Tar: Tar(Symlink("a", "b"), Symlink("b", "../../c"), Dir("c"), File("a/f", "x")), Check: isFile("c/f")},
-		{Name: "symlink chain of 300", Tar: Tar(append(chain, Dir("l300"), File("l0/f", "x"))...), Refused: true},
-		{Name: "symlink loop", Tar: Tar(Symlink("a", "b"), Symlink("b", "a"), File("a/f", "x")), Refused: true},
+		{Name: "symlink chain of 300", Tar: Tar(append(chain, Dir("l300"), File("l0/f", "x"))...), Refused: true, Entry: "l0/f"},
+		{Name: "symlink loop", Tar: Tar(Symlink("a", "b"), Symlink("b", "a"), File("a/f", "x")), Refused: true, Entry: "a/f"},
 		{Name: "symlink overwritten by file", Tar: Tar(Symlink("a", outside+"/etc/passwd"), File("a", "x")), Check: isFile("a")},
 		{Name: "symlink overwritten by dir", Tar: Tar(Symlink("a", outside), Dir("a"), File("a/f", "x")), Check: all(isDir("a"), isFile("a/f"))},
 		{Name: "dir overwritten by symlink", Tar: Tar(Dir("a"), File("a/g", "x"), Symlink("a", outside), File("a/etc/passwd", "x")), Check: all(isLink("a", outside), isFile(outside+"/etc/passwd"))},
@@ -61,16 +63,16 @@ func Corpus(outside string) []HostileLayer {
 		{Name: "whiteout through symlink", Tar: Tar(Symlink("a", outside), File("a/.wh.tool", "")), Check: isWhiteout(outside + "/tool")},
 		{Name: "opaque through symlink", Tar: Tar(Symlink("a", up+"/dir"), File("a/.wh..wh..opq", "")), Check: isOpaque(filepath.Base(outside) + "/dir")},
 
-		{Name: "hard link to ..", Tar: Tar(HardLink("a", up+"/etc/passwd")), Refused: true},
-		{Name: "hard link, absolute", Tar: Tar(HardLink("a", outside+"/etc/shadow")), Refused: true},
-		{Name: "hard link through symlink", Tar: Tar(Symlink("s", outside+"/etc"), HardLink("a", "s/shadow")), Refused: true},
+		{Name: "hard link to ..", Tar: Tar(HardLink("a", up+"/etc/passwd")), Refused: true, Entry: "a"},
+		{Name: "hard link, absolute", Tar: Tar(HardLink("a", outside+"/etc/shadow")), Refused: true, Entry: "a"},
+		{Name: "hard link through symlink", Tar: Tar(Symlink("s", outside+"/etc"), HardLink("a", "s/shadow")), Refused: true, Entry: "a"},
 		{Name: "hard link to symlink, then written", Tar: Tar(Symlink("s", outside+"/etc/passwd"), HardLink("a", "s"), File("a", "x")), Check: all(isLink("s", outside+"/etc/passwd"), isFile("a"))},
 		{Name: "hard link to symlink", Tar: Tar(Symlink("s", "t"), HardLink("a", "s")), Check: isLink("a", "t")},
-		{Name: "hard link to root", Tar: Tar(HardLink("a", "/")), Refused: true},
-		{Name: "hard link to directory", Tar: Tar(Dir("d"), HardLink("a", "d")), Refused: true},
-		{Name: "hard link to nothing", Tar: Tar(HardLink("a", "b")), Refused: true},
+		{Name: "hard link to root", Tar: Tar(HardLink("a", "/")), Refused: true, Entry: "a"},
+		{Name: "hard link to directory", Tar: Tar(Dir("d"), HardLink("a", "d")), Refused: true, Entry: "a"},
+		{Name: "hard link to nothing", Tar: Tar(HardLink("a", "b")), Refused: true, Entry: "a"},
 		{Name: "hard link to itself", Tar: Tar(File("a", "x"), HardLink("a", "./a")), Check: isFile("a")},
-		{Name: "hard link to whiteout", Tar: Tar(File(".wh.w", ""), HardLink("a", "w")), Refused: true},
+		{Name: "hard link to whiteout", Tar: Tar(File(".wh.w", ""), HardLink("a", "w")), Refused: true, Entry: "a"},
 		{Name: "hard link", Tar: Tar(File("d/a", "x"), HardLink("b", "/d/a")), Check: isFile("b")},
 
 		{Name: "file, then its whiteout", Tar: Tar(File("f", "x"), File(".wh.f", "")), Check: isFile("f")},
@@ -83,11 +85,11 @@ func Corpus(outside string) []HostileLayer {
 		{Name: "opaque last", Tar: Tar(Dir("d"), File("d/f", "x"), File("d/.wh..wh..opq", "")), Check: all(isFile("d/f"), isOpaque("d"))},
 		{Name: "opaque 2000 times", Tar: Tar(opaques...), Check: all(isFile("d/f"), isOpaque("d"))},
 		{Name: "aufs plnk", Tar: Tar(Dir(".wh..wh.plnk"), File(".wh..wh.plnk/1.2", "x"), File(".wh..wh.aufs", "")), Check: isEmpty("")},
-		{Name: "whiteout of nothing", Tar: Tar(File("d/.wh.", "")), Refused: true},
-		{Name: "whiteout of .", Tar: Tar(File("d/.wh..", "")), Refused: true},
-		{Name: "whiteout of ..", Tar: Tar(File("d/.wh...", "")), Refused: true},
-		{Name: "whiteout as directory", Tar: Tar(File(".wh.d/f", "x")), Refused: true},
-		{Name: "char 0:0", Tar: Tar(Char("c", 0, 0)), Refused: true},
+		{Name: "whiteout of nothing", Tar: Tar(File("d/.wh.", "")), Refused: true, Entry: "d/.wh."},
+		{Name: "whiteout of .", Tar: Tar(File("d/.wh..", "")), Refused: true, Entry: "d/.wh.."},
+		{Name: "whiteout of ..", Tar: Tar(File("d/.wh...", "")), Refused: true, Entry: "d/.wh..."},
+		{Name: "whiteout as directory", Tar: Tar(File(".wh.d/f", "x")), Refused: true, Entry: ".wh.d/f"},
+		{Name: "char 0:0", Tar: Tar(Char("c", 0, 0)), Refused: true, Entry: "c"},
 
 		{Name: "overlay attributes", Tar: Tar(
 			File("f", "x").Xattr("trusted.overlay.redirect", "/etc").Xattr("user.overlay.redirect", "/etc").Xattr("trusted.other", "z").Xattr("user.mine", "kept"),
@@ -97,24 +99,24 @@ func Corpus(outside string) []HostileLayer {
 		{Name: "file capability", Tar: Tar(File("f", "x").Mode(0o755).Xattr("security.capability", "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")), Check: hasXattrs("f", "security.capability")},
 
 		{Name: "devices", Tar: Tar(Char("null", 1, 3), Block("sda", 8, 0), Fifo("p")), Check: all(hasMode("null", unix.S_IFCHR|0o666, 0, 0), hasMode("sda", unix.S_IFBLK|0o660, 0, 0), hasMode("p", unix.S_IFIFO|0o644, 0, 0))},
-		{Name: "device number beyond Linux", Tar: Tar(Char("c", 1<<20, 1)), Refused: true},
+		{Name: "device number beyond Linux", Tar: Tar(Char("c", 1<<20, 1)), Refused: true, Entry: "c"},
 		{Name: "setuid and sticky", Tar: Tar(File("su", "x").Mode(0o4755), File("sg", "x").Mode(0o2755).Owner(3, 4), Dir("t").Mode(0o1777)), Check: all(hasMode("su", unix.S_IFREG|0o4755, 0, 0), hasMode("sg", unix.S_IFREG|0o2755, 3, 4), hasMode("t", unix.S_IFDIR|0o1777, 0, 0))},
 		{Name: "uid 2^31", Tar: Tar(File("f", "x").Owner(1<<31, 1<<31)), Check: hasMode("f", unix.S_IFREG|0o644, 1<<31, 1<<31)},
-		{Name: "uid 2^32-1", Tar: Tar(File("f", "x").Owner(1<<32-1, 0)), Refused: true},
-		{Name: "uid 2^32", Tar: Tar(File("f", "x").Owner(1<<32, 0)), Refused: true},
-		{Name: "gid 2^32", Tar: Tar(Dir("d").Owner(0, 1<<32)), Refused: true},
-		{Name: "uid -1", Tar: Tar(Symlink("f", "x").With(func(h *tar.Header) { h.Uid, h.Format = -1, tar.FormatGNU })), Refused: true},
+		{Name: "uid 2^32-1", Tar: Tar(File("f", "x").Owner(1<<32-1, 0)), Refused: true, Entry: "f"},
+		{Name: "uid 2^32", Tar: Tar(File("f", "x").Owner(1<<32, 0)), Refused: true, Entry: "f"},
+		{Name: "gid 2^32", Tar: Tar(Dir("d").Owner(0, 1<<32)), Refused: true, Entry: "d"},
+		{Name: "uid -1", Tar: Tar(Symlink("f", "x").With(func(h *tar.Header) { h.Uid, h.Format = -1, tar.FormatGNU })), Refused: true, Entry: "f"},
 
 		{Name: "file, then a directory", Tar: Tar(File("a", "x"), Dir("a"), File("a/f", "y")), Check: isFile("a/f")},
-		{Name: "file, then one below", Tar: Tar(File("a", "x"), File("a/f", "y")), Refused: true},
+		{Name: "file, then one below", Tar: Tar(File("a", "x"), File("a/f", "y")), Refused: true, Entry: "a/f"},
 		{Name: "directory, then a file", Tar: Tar(File("a/b/c", "x"), File("a", "y")), Check: isFile("a")},
 		{Name: "duplicates", Tar: Tar(File("a", "one"), File("a", "two")), Check: contains("a", "two")},
-		{Name: "name of 256", Tar: Tar(File(long, "x")), Refused: true},
-		{Name: "path of 5000", Tar: Tar(File(strings.Repeat("d/", 2500)+"f", "x")), Refused: true},
-		{Name: "unknown type", Tar: Tar(File("f", "").With(func(h *tar.Header) { h.Typeflag = 'Z' })), Refused: true},
+		{Name: "name of 256", Tar: Tar(File(long, "x")), Refused: true, Entry: long},
+		{Name: "path of 5000", Tar: Tar(File(strings.Repeat("d/", 2500)+"f", "x")), Refused: true, Entry: strings.Repeat("d/", 150)},
+		{Name: "unknown type", Tar: Tar(File("f", "").With(func(h *tar.Header) { h.Typeflag = 'Z' })), Refused: true, Entry: "f"},
 		{Name: "sparse", Tar: Tar(GNUSparse("f", 400<<20, 300<<20, "data")), Check: isSparse("f", 400<<20)},
 		{Name: "cut off in a header", Tar: Tar(File("f", "x"))[:100], Refused: true},
-		{Name: "cut off in a file", Tar: Tar(File("f", strings.Repeat("x", 4000)))[:2048], Refused: true},
+		{Name: "cut off in a file", Tar: Tar(File("f", strings.Repeat("x", 4000)))[:2048], Refused: true, Entry: "f"},
 		{Name: "no archive", Tar: []byte(strings.Repeat("not a tar archive. ", 100)), Refused: true},
 		{Name: "empty archive", Tar: Tar(), Check: isEmpty("")},
 		{Name: "no bytes", Tar: []byte{}, Check: isEmpty("")},
