@@ -73,13 +73,15 @@ func (a *Auth) parse() (credentials, error) {
 // whose own authorizer sends a password to whatever realm a challenge names, also in the clear (CVE-2020-15157 and
 // its kin).
 type authorizer struct {
-	host   string // of the registry, as containerd knows it
-	cred   credentials
-	realms map[string]bool // host:port of token servers that may have the credentials
-	plain  map[string]bool // host:port that is configured to be plain http
-	client *http.Client
-	header http.Header // of hosts.toml: perhaps a secret, too
-	note   func(string)
+	host string // of the registry, as containerd knows it
+	cred credentials
+	// withheld says why cred has nothing, though there are credentials.
+	withheld string
+	realms   map[string]bool // host:port of token servers that may have the credentials
+	plain    map[string]bool // host:port that is configured to be plain http
+	client   *http.Client
+	header   http.Header // of hosts.toml: perhaps a secret, too
+	note     func(string)
 
 	mu      sync.Mutex
 	trusted docker.Authorizer // has the credentials
@@ -113,6 +115,9 @@ func (a *authorizer) AddResponses(ctx context.Context, responses []*http.Respons
 	}
 	if len(responses) >= 3 || a.cred.bearer != "" {
 		return fmt.Errorf("%s does not accept the credentials: %w", a.host, docker.ErrInvalidAuthorization)
+	}
+	if a.withheld != "" {
+		a.note(fmt.Sprintf("the credentials were not sent to %s: %s", a.host, a.withheld))
 	}
 	withCredentials := true
 	for _, c := range auth.ParseAuthHeader(last.Header) {

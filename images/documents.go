@@ -300,7 +300,7 @@ func platformsOf(index *ocispec.Index) []string {
 	var names []string
 	for _, desc := range index.Manifests {
 		if p := desc.Platform; p != nil && p.OS != "unknown" {
-			if name := strings.Trim(quote(platforms.Format(*p)), `"`); !slices.Contains(names, name) && len(names) < 32 {
+			if name := unquoted(platforms.Format(*p)); !slices.Contains(names, name) && len(names) < 32 {
 				names = append(names, name)
 			}
 		}

@@ -27,7 +27,7 @@ import (
 type Explanation struct {
 	// Reference is the image's name, normalised.
 	Reference string `json:"reference"`
-	// Searched is the directory of registry configuration; "" for none.
+	// Searched is the directory of registry configuration, or several, separated by colons; "" for none.
 	Searched string `json:"searched,omitempty"`
 	// Hosts are asked in this order.
 	Hosts []HostExplanation `json:"hosts"`
@@ -96,7 +96,7 @@ func (s *Store) Explain(ctx context.Context, ref string, auth *Auth) (*Explanati
 		}
 		defer src.close()
 		src.pace, src.hosts = explainPace, src.hosts[i:i+1]
-		found[i] = e.Hosts[i].ask(ctx, src, named, cred)
+		found[i] = e.Hosts[i].ask(ctx, src, named)
 		notes[i] = src.allNotes()
 		return nil
 	}
@@ -159,10 +159,10 @@ func describeHost(h docker.RegistryHost, from hostOrigin, cred credentials) Host
 	}
 	a, ok := h.Authorizer.(*authorizer)
 	switch {
-	case cred.empty():
+	case cred.empty() || !ok:
 		x.Credentials = "none are given"
-	case !ok || a.cred.empty():
-		x.Credentials = "not sent: they are for " + credentialsFor(cred)
+	case a.withheld != "":
+		x.Credentials = "not sent: " + a.withheld
 	default:
 		x.Credentials = "sent where it asks for them"
 		for realm := range maps.Keys(a.realms) {
@@ -173,23 +173,18 @@ func describeHost(h docker.RegistryHost, from hostOrigin, cred credentials) Host
 	return x
 }
 
-func credentialsFor(cred credentials) string {
-	if cred.server != "" {
-		return quote(cred.server)
-	}
-	return "the registry itself, and this is a mirror"
-}
-
 // ask asks the only host of src.
-func (x *HostExplanation) ask(ctx context.Context, src *source, named reference.Named, cred credentials) digest.Digest {
+func (x *HostExplanation) ask(ctx context.Context, src *source, named reference.Named) digest.Digest {
 	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
 	var seen requestLog
 	seen.follow(&src.hosts[0])
 	desc, err := src.resolve(ctx)
-	x.Requests = seen.lines()
+	for _, line := range seen.lines() {
+		x.Requests = append(x.Requests, src.redact(line))
+	}
 	if err != nil {
-		text := (&pull{named: named, src: src}).explain(context.WithoutCancel(ctx), cred, err).Error()
+		text := (&pull{named: named, src: src}).explain(context.WithoutCancel(ctx), err).Error()
 		text = strings.TrimPrefix(text, ErrRegistryUnavailable.Error()+": ")
 		x.Answer = strings.TrimPrefix(text, fmt.Sprintf("pull %s: ", named))
 		return ""

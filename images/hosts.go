@@ -73,6 +73,9 @@ type source struct {
 	connections slots
 	// transports are those of the hosts.
 	transports []*http.Transport
+	secrets    secrets
+	// fallen back to the configuration of registries that have none of their own.
+	fallen bool
 
 	mu    sync.Mutex
 	hosts []docker.RegistryHost
@@ -114,6 +117,7 @@ func (s *Store) source(named reference.Named, cred credentials) (*source, error)
 			if file, err = s.readHostsFile(dir); err != nil {
 				return nil, err
 			}
+			src.fallen = filepath.Base(dir) == defaultHosts
 		}
 	}
 	hosts, err := config.ConfigureHosts(clog.WithLogger(s.ctx, quiet), opts)(domain)
@@ -128,7 +132,12 @@ func (s *Store) source(named reference.Named, cred credentials) (*source, error)
 			return nil, fmt.Errorf("registry configuration of %s has fallback = false and no mirror: %w", domain, errdefs.ErrFailedPrecondition)
 		}
 	}
-	bound := boundHosts(domain, file.Server, cred.server)
+	src.secrets.addCredentials(cred)
+	server := file.Server
+	if src.fallen {
+		server = "" // of no registry in particular
+	}
+	bound := boundHosts(domain, server, cred.server)
 	for i := range hosts {
 		src.guard(&hosts[i], hosts, file, bound, cred)
 	}
@@ -184,7 +193,8 @@ func (s *Store) readHostsFile(dir string) (file hostsFile, err error) {
 }
 
 // boundHosts returns the hosts that credentials are for: the one they name, or the registry of the image, by the name
-// of the reference, of Docker Hub's service, or of the server that hosts.toml says is the registry. A mirror is none.
+// of the reference, of Docker Hub's service, or of the server that its own hosts.toml says is the registry. A mirror is
+// none, nor is the server of the configuration for all that have none: it would get the credentials of every registry.
 func boundHosts(domain, server, named string) map[string]bool {
 	if named != "" {
 		return map[string]bool{canonicalHost(named): true}
@@ -301,6 +311,9 @@ func (src *source) allNotes() []string {
 			}
 		}
 	}
+	for i, n := range notes {
+		notes[i] = src.redact(n)
+	}
 	return notes
 }
 
@@ -314,14 +327,20 @@ func (src *source) close() {
 // quietly gives the libraries a logger that says nothing.
 func quietly(ctx context.Context) context.Context { return clog.WithLogger(ctx, quiet) }
 
-// hostDir is the directory of a registry's configuration, "" where there is none.
+// defaultHosts is the directory of the configuration of registries that have none of their own.
+const defaultHosts = "_default"
+
+// hostDir is the directory of a registry's configuration, "" where there is none: of several directories the first that
+// has one counts.
 func hostDir(certsD, domain string) (string, error) {
-	dir, err := config.HostDirFromRoot(certsD)(domain)
-	if errdefs.IsNotFound(err) {
-		return "", nil
+	for _, root := range filepath.SplitList(certsD) {
+		dir, err := config.HostDirFromRoot(root)(domain)
+		if err == nil {
+			return dir, nil
+		}
+		if !errdefs.IsNotFound(err) {
+			return "", fmt.Errorf("registry configuration of %s: %w", domain, err)
+		}
 	}
-	if err != nil {
-		return "", fmt.Errorf("registry configuration of %s: %w", domain, err)
-	}
-	return dir, nil
+	return "", nil
 }

@@ -172,6 +172,54 @@ func TestContainerd12636_HostsFileIsNeverIgnored(t *testing.T) {
 	}
 }
 
+// TestContainerd12636_SeveralDirectories: the first that has a registry's configuration counts, as in containerd's
+// config_path, and none is left unread.
+func TestContainerd12636_SeveralDirectories(t *testing.T) {
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", smallImage("x"))
+	server := func(url string) string { return fmt.Sprintf("server = %q\n", url) }
+	first, second := &Options{}, &Options{}
+	certs(t, map[string]string{"one.example": server(reg.URL)})(first)
+	certs(t, map[string]string{"one.example": server("http://127.0.0.1:1"), "two.example": server(reg.URL)})(second)
+	s := quick(t, func(o *Options) { o.CertsD = "/no/such/directory:" + first.CertsD + ":" + second.CertsD })
+	mustPull(t, s, "one.example/a:b")
+	mustPull(t, s, "two.example/a:b")
+}
+
+// TestDefaultServerGetsNoCredentials: what is configured for all registries would see the passwords of all.
+func TestDefaultServerGetsNoCredentials(t *testing.T) {
+	auth := &Auth{Username: user, Password: secret}
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", smallImage("x"))
+	reg.RequireBasic(user, secret)
+	server := fmt.Sprintf("server = %q\n", reg.URL)
+	s := quick(t, certs(t, map[string]string{"_default": server}))
+	err := pullErr(t, s, "registry.example/a:b", auth)
+	if !errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "make it the server of registry.example/hosts.toml") {
+		t.Errorf("got %v, want ErrPermissionDenied and what to do", err)
+	}
+	e := explain(t, s, "registry.example/a:b", auth)
+	if got := e.Hosts[0].Credentials; !strings.Contains(got, "names this host for every registry") {
+		t.Errorf("explained: %s", got)
+	}
+	if reg.Saw(imagestest.Basic(user, secret)) {
+		t.Error("the server of _default saw the credentials")
+	}
+	for name, c := range map[string]struct {
+		hosts map[string]string
+		ref   string
+		auth  *Auth
+	}{
+		"the registry's own file":          {map[string]string{"registry.example": server}, "registry.example/a:b", auth},
+		"the registry itself":              {map[string]string{"_default": server}, reg.Host() + "/a:b", auth},
+		"credentials that name the server": {map[string]string{"_default": server}, "registry.example/a:b", &Auth{Username: user, Password: secret, ServerAddress: reg.URL}},
+	} {
+		if _, err := quick(t, certs(t, c.hosts)).Pull(context.Background(), c.ref, c.auth); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestSkipVerify(t *testing.T) {
 	reg := imagestest.NewTLSRegistry(t)
 	reg.Push("a", "b", smallImage("x"))

@@ -383,6 +383,7 @@ type layoutOrigin struct {
 
 func (o *layoutOrigin) resolve(context.Context) (ocispec.Descriptor, error) { return o.top, nil }
 func (o *layoutOrigin) allNotes() []string                                  { return nil }
+func (o *layoutOrigin) redact(text string) string                           { return text }
 func (o *layoutOrigin) close()                                              {}
 
 // layers implements origin: in place of a compressed layer that the layout has not, it takes the archive in it, if it has

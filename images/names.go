@@ -45,9 +45,18 @@ func parseReference(name string) (reference.Named, error) {
 // quote shows foreign text in errors and logs, bounded and without control characters.
 func quote(s string) string {
 	if len(s) > 300 {
-		s = s[:300] + "…"
+		s = s[:300] + cutMark
 	}
 	return fmt.Sprintf("%q", s)
+}
+
+// cutMark ends what quote has cut off.
+const cutMark = "…"
+
+// unquoted is what quote has between its quotation marks.
+func unquoted(s string) string {
+	s = quote(s)
+	return s[1 : len(s)-1]
 }
 
 // find returns the id of the image that a name means: a reference, an id, or a prefix of one id, with or without its

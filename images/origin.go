@@ -20,12 +20,19 @@ type origin interface {
 	layers(descs []ocispec.Descriptor, diffIDs []digest.Digest) []ocispec.Descriptor
 	// allNotes is what an error should be told with.
 	allNotes() []string
+	// redact takes out of a text what nobody may be told.
+	redact(text string) string
 	close()
 }
 
 // layers implements origin.
 func (src *source) layers(descs []ocispec.Descriptor, _ []digest.Digest) []ocispec.Descriptor {
 	return descs
+}
+
+// redact implements origin.
+func (src *source) redact(text string) string {
+	return src.secrets.redact(queries.ReplaceAllString(text, "$1?…")) // signed URLs open doors, too
 }
 
 // resolve implements origin.

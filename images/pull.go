@@ -127,7 +127,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 		p.named, p.names, p.src = named, []reference.Named{named}, src
 	})
 	if err != nil {
-		err = p.explain(ctx, cred, err)
+		err = p.explain(ctx, err)
 		if img := s.localInstead(named, err); img != nil {
 			s.track.pulled.Add(1)
 			return img, nil
@@ -148,7 +148,7 @@ func (s *Store) attempt(ctx context.Context, call, owner string, progress *pullP
 	for try := range 2 {
 		p = &pull{s: s, progress: progress, slots: newSlots(layersOfPull), again: try > 0}
 		set(p)
-		stack := &step.Stack{Call: call, Owner: owner, Observe: s.observe}
+		stack := &step.Stack{Call: call, Owner: owner, Observe: p.observe}
 		img, err = p.run(ctx, stack)
 		if err != nil {
 			err = errors.Join(err, stack.Unwind(ctx))
@@ -163,6 +163,17 @@ func (s *Store) attempt(ctx context.Context, call, owner string, progress *pullP
 		}
 	}
 	return p, img, err
+}
+
+// observe tells the end of a step.
+func (p *pull) observe(e step.Event) {
+	if p.s.observe == nil {
+		return
+	}
+	if e.Err != nil {
+		e.Err = errors.New(p.src.redact(e.Err.Error()))
+	}
+	p.s.observe(e)
 }
 
 // localInstead returns the image that a reference means on this node, where the registry did not answer and the store is

@@ -33,18 +33,12 @@ func (e *pullError) Unwrap() []error { return e.class }
 var queries = regexp.MustCompile(`(https?://[^\s"?]+)\?[^\s"]*`)
 
 // explain turns what went wrong into what is told.
-func (p *pull) explain(ctx context.Context, cred credentials, err error) error {
+func (p *pull) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("pull %s: %w", p.named, ctx.Err())
 	}
 	text := strings.Join(append([]string{err.Error()}, p.src.allNotes()...), "; ")
-	text = queries.ReplaceAllString(text, "$1?…") // signed URLs open doors, too
-	for _, secret := range []string{cred.secret, cred.bearer} {
-		if len(secret) > 3 {
-			text = strings.ReplaceAll(text, secret, "REDACTED")
-		}
-	}
-	e := &pullError{text: fmt.Sprintf("pull %s: %s", p.named, text)}
+	e := &pullError{text: fmt.Sprintf("pull %s: %s", p.named, p.src.redact(text))}
 	status, hasStatus := errors.AsType[remoteerrors.ErrUnexpectedStatus](err)
 	_, isURL := errors.AsType[*url.Error](err)
 	_, isNet := errors.AsType[net.Error](err)

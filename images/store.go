@@ -25,7 +25,8 @@ import (
 type Options struct {
 	// Root is the store's directory. It is made, and given mode 0700.
 	Root string
-	// CertsD is the directory of registry configuration (HOST/hosts.toml, containerd's format); "" for none.
+	// CertsD is the directory of registry configuration (HOST/hosts.toml, containerd's format), or several, separated by
+	// colons, of which the first that has a registry's counts; "" for none.
 	CertsD string
 	// LocalWhenUnavailable answers a pull with the image that its reference means on this node, where there is one and the
 	// registry could not be reached or was not fit to answer (ErrRegistryUnavailable). That is logged and counted. It means

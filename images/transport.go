@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/distribution/reference"
 )
 
 // pace is how slow a registry may be, and how long it may make us wait.
@@ -90,6 +91,9 @@ func (src *source) guard(h *docker.RegistryHost, all []docker.RegistryHost, file
 			plain[withPort(strings.ToLower(other.Host), "http")] = true
 		}
 	}
+	for _, values := range h.Header {
+		src.secrets.addHeaders(values...)
+	}
 	base := *h.Client
 	token := base
 	client := base
@@ -113,10 +117,26 @@ func (src *source) guard(h *docker.RegistryHost, all []docker.RegistryHost, file
 	for _, r := range append(knownTokenHosts[h.Host], file.TokenHosts...) {
 		a.realms[canonicalHost(r)] = true
 	}
-	if bound[self] {
+	switch {
+	case bound[self]:
 		a.cred = cred
+	case !cred.empty():
+		a.withheld = src.whyWithheld(cred)
 	}
 	h.Authorizer = a
+}
+
+// whyWithheld says why a host does not get the credentials.
+func (src *source) whyWithheld(cred credentials) string {
+	domain := reference.Domain(src.named)
+	switch {
+	case cred.server != "":
+		return "they are for " + quote(cred.server)
+	case src.fallen:
+		return fmt.Sprintf("they are for %s, and %s/hosts.toml names this host for every registry; if it is to have them, make it the server of %s/hosts.toml",
+			domain, defaultHosts, domain)
+	}
+	return "they are for the registry itself, and this is a mirror"
 }
 
 // checkRedirect follows a few redirects. What goes to another host goes without any header that could be a secret: Go
@@ -162,6 +182,7 @@ func (t *guardedTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 	req := in.Clone(ctx)
 	// Identity: a compressed answer could be of any length, and the digest is that of the stored form anyway.
 	req.Header.Set("Accept-Encoding", "identity")
+	t.src.secrets.addHeaders(req.Header.Values("Authorization")...) // also the tokens that a token server gave
 	var resp *http.Response
 	for try := 1; ; try++ {
 		if try > 1 && in.GetBody != nil {
@@ -190,6 +211,7 @@ func (t *guardedTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 			cancel(nil)
 			return nil, err
 		}
+		t.src.secrets.redactAnswer(resp)
 		if !isBusy(resp.StatusCode) {
 			break
 		}

@@ -60,6 +60,30 @@ func TestServeRefusesBadFlagsAndFilesInOneLine(t *testing.T) {
 	}
 }
 
+// Directories that are not there are told at the start, and not passed over as if nobody had named them.
+func TestContainerd12636_MissingRegistryConfigurationIsTold(t *testing.T) {
+	there := t.TempDir()
+	file := filepath.Join(there, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for certsD, want := range map[string]string{
+		"":                        "",
+		there:                     "",
+		config.Default().CertsD:   "",
+		"/no/such":                "/no/such",
+		there + ":/no/such":       "/no/such",
+		file:                      "not a directory",
+		"/no/such/a:/no/such/b/c": "/no/such/b/c",
+	} {
+		var out bytes.Buffer
+		warnOfCertsD(slog.New(slog.NewTextHandler(&out, nil)), certsD)
+		if got := out.String(); !strings.Contains(got, want) || want == "" && got != "" {
+			t.Errorf("%q: %q, want %q", certsD, got, want)
+		}
+	}
+}
+
 func TestServeHasAFlagForEveryField(t *testing.T) {
 	out, err := run(t, "serve", "--help")
 	if err != nil {

@@ -58,7 +58,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&c.Root, config.Flag("root"), c.Root, "`directory` of what survives a reboot: images, records, writable layers")
 	f.StringVar(&c.Run, config.Flag("run"), c.Run, "`directory` of what does not survive it, on a tmpfs")
 	f.StringVar(&c.Socket, config.Flag("socket"), "", "unix socket `path` for the kubelet (default berth.sock in --run)")
-	f.StringVar(&c.CertsD, config.Flag("certsD"), c.CertsD, "`directory` of HOST/hosts.toml, how to reach registries")
+	f.StringVar(&c.CertsD, config.Flag("certsD"), c.CertsD, "`directory` of HOST/hosts.toml, how to reach registries, or several, separated by colons: the first that has a registry's counts")
 	f.StringVar(&c.WhenRegistryDown, config.Flag("whenRegistryDown"), c.WhenRegistryDown, "`what` a pull does while its registry does not answer: fail, or take the image of that name that is local (with a warning)")
 	f.StringVar(&c.LayerBlobs, config.Flag("layerBlobs"), c.LayerBlobs, "`what` becomes of compressed layers once they are unpacked: drop, or keep, so that images are exported byte for byte as they were pulled")
 	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
@@ -134,6 +134,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	// is caught, not ignored: an ignored signal would stay so in every process that it starts, containers included.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
+	warnOfCertsD(log, c.CertsD)
 	store, err := images.Open(images.Options{
 		Root: filepath.Join(c.Root, "images"), CertsD: c.CertsD, LocalWhenUnavailable: c.WhenRegistryDown == config.Local,
 		KeepBlobs: c.LayerBlobs == config.Keep, Log: log, Observe: steps(log),
@@ -188,6 +189,22 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	notify(log, daemon.SdNotifyStopping)
 	log.Info("berth stops, pods go on running")
 	return err
+}
+
+// warnOfCertsD says which directories of registry configuration are none: pulls go past them without a word (containerd#12636).
+func warnOfCertsD(log *slog.Logger, certsD string) {
+	if certsD == config.Default().CertsD {
+		return // of most nodes, which have none
+	}
+	for _, dir := range filepath.SplitList(certsD) {
+		info, err := os.Stat(dir)
+		if err == nil && !info.IsDir() {
+			err = syscall.ENOTDIR
+		}
+		if err != nil {
+			log.Warn("there is no registry configuration in this directory", "certsD", dir, "error", err)
+		}
+	}
 }
 
 // shown is the configuration as a verbose Status shows it: every option, with the value in force. Tests of user namespaces

@@ -18,7 +18,8 @@ type Config struct {
 	Run string `json:"run,omitempty"`
 	// Socket is where the CRI is served; berth.sock in Run if empty.
 	Socket string `json:"socket,omitempty"`
-	// CertsD holds HOST/hosts.toml for registries, in containerd's format.
+	// CertsD holds HOST/hosts.toml for registries, in containerd's format. It may be several directories, separated by
+	// colons: the first that has a registry's counts.
 	CertsD string `json:"certsD,omitempty"`
 	// WhenRegistryDown is what a pull does while its registry does not answer: fail, or take the image of that name that is
 	// local, where there is one.
@@ -138,7 +139,7 @@ func (c *Config) fields() []field {
 		{name: "root", flag: "root", text: &c.Root},
 		{name: "run", flag: "run", text: &c.Run},
 		{name: "socket", flag: "socket", text: &c.Socket, optional: true},
-		{name: "certsD", flag: "certs-d", text: &c.CertsD, optional: true},
+		{name: "certsD", flag: "certs-d", text: &c.CertsD, optional: true, parse: directories},
 		{name: "whenRegistryDown", flag: "when-registry-down", text: &c.WhenRegistryDown, words: []string{Fail, Local}},
 		{name: "layerBlobs", flag: "layer-blobs", text: &c.LayerBlobs, words: []string{Drop, Keep}},
 		{name: "cniConf", flag: "cni-conf", text: &c.CNIConf},
@@ -244,6 +245,16 @@ func (f field) check(v string) error {
 		}
 	case !filepath.IsAbs(v) || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return fmt.Errorf("%q is not an absolute path", v)
+	}
+	return nil
+}
+
+// directories says what is wrong with paths separated by colons.
+func directories(s string) error {
+	for _, dir := range filepath.SplitList(s) {
+		if err := (field{}).check(dir); err != nil {
+			return err
+		}
 	}
 	return nil
 }

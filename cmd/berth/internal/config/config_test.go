@@ -90,6 +90,7 @@ func TestErrorsNameFileLineFieldAndValue(t *testing.T) {
 		"\n# x\ncni-conf: /x\n":          `c.yaml:3: unknown field "cni-conf", the nearest known is "cniConf"`,
 		"CNIBIN: [/x]\n":                 `c.yaml:1: unknown field "CNIBIN", the nearest known is "cniBin"`,
 		"certs_d: /x\n":                  `unknown field "certs_d", the nearest known is "certsD"`,
+		"certsD: /x:y\n":                 `c.yaml:1: certsD: "y" is not an absolute path`,
 		"\"log-levl\": info\n":           `c.yaml:1: unknown field "log-levl", the nearest known is "logLevel"`,
 		"{root: /r, rum: /x}":            `c.yaml:1: unknown field "rum", the nearest known is "run"`,
 		"Root: /r\n":                     `unknown field "Root", the nearest known is "root"`,
