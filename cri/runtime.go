@@ -98,12 +98,13 @@ func (s *Server) statusInfo(netErr error) (map[string]string, error) {
 	}
 	out := map[string]string{}
 	for key, value := range map[string]any{
-		"config":     s.info,
-		"version":    version.String(),
-		"golang":     runtime.Version(),
-		"goroutines": runtime.NumGoroutine(),                     // the first thing to look at where memory grows
-		"podCIDRs":   append([]netip.Prefix{}, s.cidrs.get()...), // none is [], not null
-		"network":    network,
+		"config":         s.info,
+		"version":        version.String(),
+		"golang":         runtime.Version(),
+		"goroutines":     runtime.NumGoroutine(),                            // the first thing to look at where memory grows
+		"podCIDRs":       append([]netip.Prefix{}, s.network.PodCIDRs()...), // none is [], not null
+		"network":        network,
+		"currentNetwork": s.network.Current(),
 	} {
 		data, err := json.Marshal(value)
 		if err != nil {
@@ -124,9 +125,9 @@ func (s *Server) RuntimeConfig(context.Context, *cri.RuntimeConfigRequest) (*cri
 	return &cri.RuntimeConfigResponse{Linux: &cri.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }
 
-// UpdateRuntimeConfig keeps the node's pod CIDRs. It always succeeds: an error would make the kubelet log and repeat it
+// UpdateRuntimeConfig hands the node's pod CIDRs to the network. It always succeeds: an error would make the kubelet log and repeat it
 // with every status update.
 func (s *Server) UpdateRuntimeConfig(_ context.Context, req *cri.UpdateRuntimeConfigRequest) (*cri.UpdateRuntimeConfigResponse, error) {
-	s.cidrs.set(req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr())
+	s.network.SetPodCIDRs(req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr())
 	return &cri.UpdateRuntimeConfigResponse{}, nil
 }

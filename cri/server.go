@@ -26,7 +26,7 @@ const maxMessage = 16 << 20
 // that never does holds up the end of the daemon.
 const helloTimeout = 5 * time.Second
 
-// Options of a [Server]. All fields but Info and PodCIDRFile are required.
+// Options of a [Server]. All fields but Info are required.
 type Options struct {
 	Pods      *pods.Manager
 	Images    *images.Store
@@ -38,8 +38,6 @@ type Options struct {
 	RecursiveReadOnly bool
 	// UserNamespaces says whether pods can have user namespaces of their own.
 	UserNamespaces bool
-	// PodCIDRFile keeps the pod CIDRs that the kubelet hands over once; "" keeps them in memory only.
-	PodCIDRFile string
 	// Info is shown by a verbose Status: the effective configuration, without secrets.
 	Info any
 	Log  *slog.Logger
@@ -57,7 +55,6 @@ type Server struct {
 	driver    cgroups.Driver
 	handlers  []*cri.RuntimeHandler
 	userns    bool
-	cidrs     *podCIDRs
 	info      any
 	rates     rates
 	log       *slog.Logger
@@ -71,7 +68,6 @@ func New(o Options) *Server {
 		driver:   o.CgroupDriver,
 		handlers: runtimeHandlers(o.RecursiveReadOnly, o.UserNamespaces),
 		userns:   o.UserNamespaces,
-		cidrs:    openPodCIDRs(o.PodCIDRFile, o.Log),
 		info:     o.Info,
 		log:      o.Log,
 		stopping: make(chan struct{}),

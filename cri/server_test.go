@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,6 +26,7 @@ import (
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/pods"
 	"github.com/berth-run/berth/internal/socket"
+	"github.com/berth-run/berth/network"
 )
 
 // logBuffer is a log that can be read while it is written to.
@@ -73,7 +73,12 @@ func connect(t *testing.T) (*grpc.ClientConn, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
 	dir := tempDir(t)
-	srv := New(Options{Log: log.logger(), RecursiveReadOnly: true, PodCIDRFile: filepath.Join(dir, "podcidr")})
+	net, err := network.Open(network.Options{ConfDir: filepath.Join(dir, "net.d"), BinDirs: []string{filepath.Join(dir, "bin")}, CacheDir: filepath.Join(dir, "cni")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = net.Close() })
+	srv := New(Options{Log: log.logger(), Network: net, RecursiveReadOnly: true})
 	path := filepath.Join(dir, "berth.sock")
 	l, err := socket.Listen(t.Context(), path)
 	if err != nil {
@@ -412,34 +417,6 @@ func TestDefaultHandlerIsListedByItsEmptyName(t *testing.T) {
 		h := runtimeHandlers(rro, !rro)
 		if len(h) != 1 || h[0].GetName() != "" || h[0].GetFeatures().GetRecursiveReadOnlyMounts() != rro || h[0].GetFeatures().GetUserNamespaces() == rro {
 			t.Errorf("%v", h)
-		}
-	}
-}
-
-func TestPodCIDRsSurviveARestart(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "podcidr")
-	log := slog.New(slog.DiscardHandler)
-	p := openPodCIDRs(file, log)
-	p.set("10.1.0.0/24,fd00:1::/64")
-	want := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:1::/64")}
-	p.set("")          // "not known yet" does not forget
-	p.set("nonsense")  // is ignored
-	p.set("10.0.0.0/") // too
-	if got := p.get(); !slices.Equal(got, want) {
-		t.Errorf("%v", got)
-	}
-	if got := openPodCIDRs(file, log).get(); !slices.Equal(got, want) {
-		t.Errorf("after a restart: %v", got)
-	}
-	if entries, err := os.ReadDir(filepath.Dir(file)); err != nil || len(entries) != 1 {
-		t.Errorf("files left: %v %v", entries, err)
-	}
-	for _, torn := range []string{"", "10.1.0", strings.Repeat("10.1.0.0/24,", 1000)} {
-		if err := os.WriteFile(file, []byte(torn), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got := openPodCIDRs(file, log).get(); len(got) != 0 {
-			t.Errorf("torn file %.20q: %v", torn, got)
 		}
 	}
 }

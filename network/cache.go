@@ -27,7 +27,7 @@ type attachment struct {
 // attachments reads the cache. A power cut leaves files of no bytes, or of some (containernetworking/cni#1055): these
 // still have the pod's id in their names.
 func (m *Manager) attachments() ([]attachment, error) {
-	dir := filepath.Join(m.opts.CacheDir, "results")
+	dir := m.resultsDir()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
@@ -37,12 +37,11 @@ func (m *Manager) attachments() ([]attachment, error) {
 	}
 	var all []attachment
 	for _, e := range entries {
-		// NETWORK-ID-IFNAME, where only the network may have dashes in berth's use.
-		parts := strings.Split(e.Name(), "-")
-		if len(parts) < 3 || !e.Type().IsRegular() {
+		_, id, ok := splitCacheName(e.Name())
+		if !ok || !e.Type().IsRegular() {
 			continue
 		}
-		a := attachment{file: filepath.Join(dir, e.Name()), id: parts[len(parts)-2]}
+		a := attachment{file: filepath.Join(dir, e.Name()), id: id}
 		err := a.read()
 		if errors.Is(err, os.ErrNotExist) {
 			continue // its pod has just been torn down
@@ -54,6 +53,30 @@ func (m *Manager) attachments() ([]attachment, error) {
 	}
 	return all, nil
 }
+
+// splitCacheName reads the name of a file of the cache: NETWORK-ID-IFNAME, where only the network may have dashes in berth's
+// use.
+func splitCacheName(name string) (network, id string, ok bool) {
+	parts := strings.Split(name, "-")
+	if len(parts) < 3 {
+		return "", "", false
+	}
+	return strings.Join(parts[:len(parts)-2], "-"), parts[len(parts)-2], true
+}
+
+// podsElsewhere counts the pods of other networks than this one, by the networks' names.
+func (m *Manager) podsElsewhere(name string) map[string]int {
+	entries, _ := os.ReadDir(m.resultsDir()) // not there: no pod yet
+	count := map[string]int{}
+	for _, e := range entries {
+		if network, _, ok := splitCacheName(e.Name()); ok && network != name {
+			count[network]++
+		}
+	}
+	return count
+}
+
+func (m *Manager) resultsDir() string { return filepath.Join(m.opts.CacheDir, "results") }
 
 func (a *attachment) read() error {
 	data, err := readBounded(a.file)
@@ -103,7 +126,7 @@ func (m *Manager) dropTornCache(c *conflist, rt *libcni.RuntimeConf) {
 	if _, err := m.cni.GetNetworkListCachedResult(c.NetworkConfigList, rt); err == nil {
 		return
 	}
-	file := filepath.Join(m.opts.CacheDir, "results", c.Name+"-"+rt.ContainerID+"-"+rt.IfName)
+	file := filepath.Join(m.resultsDir(), c.Name+"-"+rt.ContainerID+"-"+rt.IfName)
 	m.log.Warn("cached result of a plugin is torn and dropped", "file", file)
 	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
 		m.log.Warn("cached result of a plugin stays", "error", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,8 +23,21 @@ const maxConf = 1 << 20
 // conflist is a network configuration that is complete in itself: plugins of further files are in its bytes.
 type conflist struct {
 	*libcni.NetworkConfigList
-	file string // where it came from, for errors
+	file  string         // where it came from, for errors
+	cidrs []netip.Prefix // where it is the default network's instead
 }
+
+func (c *conflist) byDefault() bool { return len(c.cidrs) > 0 }
+
+// from says where it came from.
+func (c *conflist) from() string {
+	if c.byDefault() {
+		return "pod CIDR " + joinCIDRs(c.cidrs)
+	}
+	return c.file
+}
+
+var errNoConfiguration = errors.New("no network configuration")
 
 // loadDir reads the first configuration of dir, in lexical order of the file names.
 func loadDir(dir string) (*conflist, error) {
@@ -40,14 +54,14 @@ func loadDir(dir string) (*conflist, error) {
 		file := filepath.Join(dir, e.Name())
 		c, err := loadFile(file)
 		if err != nil {
-			return nil, fmt.Errorf("network configuration %s: %w", file, err)
+			return nil, fmt.Errorf("network configuration %w", inFile(file, err))
 		}
 		if len(c.Plugins) == 1 && c.Plugins[0].Network.Type == "loopback" {
 			continue // a file for runtimes that do not set up lo themselves
 		}
 		return c, nil
 	}
-	return nil, fmt.Errorf("no network configuration (*.conflist, *.conf, *.json) in %s", dir)
+	return nil, fmt.Errorf("%w (*.conflist, *.conf, *.json) in %s", errNoConfiguration, dir)
 }
 
 func loadFile(file string) (*conflist, error) {
@@ -73,8 +87,11 @@ func readPlugins(dir string) ([][]byte, error) {
 	var all [][]byte
 	for _, file := range files {
 		data, err := readBounded(file)
+		if err == nil {
+			err = checkPlugin(data)
+		}
 		if err != nil {
-			return nil, err
+			return nil, inFile(file, err)
 		}
 		all = append(all, data)
 	}
@@ -115,12 +132,21 @@ func parseConflist(data []byte, further func(network string) ([][]byte, error)) 
 		Plugins    []json.RawMessage `json:"plugins"`
 	}
 	if err := json.Unmarshal(data, &top); err != nil {
-		return nil, fmt.Errorf("not a configuration: %w", err)
+		return nil, inLine(lineOf(data, err), fmt.Errorf("not a configuration: %w", err))
 	}
 	if err := utils.ValidateNetworkName(top.Name); err != nil { // before it becomes a part of paths
 		return nil, err
 	}
+	at := linesOf(data)
+	for i, p := range top.Plugins {
+		if err := checkPlugin(p); err != nil {
+			return nil, inLine(at.plugin(i), fmt.Errorf("plugin %d: %w", i+1, err))
+		}
+	}
 	if top.Plugins == nil && top.Type != "" {
+		if err := checkPlugin(data); err != nil {
+			return nil, err
+		}
 		list := map[string]any{"name": top.Name, "cniVersion": top.CNIVersion, "plugins": []json.RawMessage{data}}
 		var err error
 		if data, err = json.Marshal(list); err != nil {
@@ -132,15 +158,41 @@ func parseConflist(data []byte, further func(network string) ([][]byte, error)) 
 	if err != nil {
 		return nil, err
 	}
+	if err := checkVersion(list); err != nil {
+		return nil, inLine(at.key("cniVersion"), err)
+	}
 	if further != nil && !list.LoadOnlyInlinedPlugins {
 		if list, err = inline(list, data, top.Plugins, further); err != nil {
 			return nil, err
 		}
 	}
-	if err := validate(list); err != nil {
-		return nil, err
+	if len(list.Plugins) == 0 {
+		return nil, fmt.Errorf("network %s has no plugins", list.Name)
+	}
+	for _, typ := range types(list) { // those of further files, too
+		if err := validType(typ); err != nil {
+			return nil, err
+		}
 	}
 	return &conflist{NetworkConfigList: list}, nil
+}
+
+// checkPlugin says what is wrong with the configuration of one plugin.
+func checkPlugin(data []byte) error {
+	p, err := libcni.NetworkPluginConfFromBytes(data)
+	if err != nil {
+		return inLine(lineOf(data, err), err)
+	}
+	if err := validType(p.Network.Type); err != nil {
+		return err
+	}
+	if p.Network.IPAM.Type == "" {
+		return nil
+	}
+	if err := validType(p.Network.IPAM.Type); err != nil {
+		return fmt.Errorf("%s: ipam: %w", p.Network.Type, err)
+	}
+	return nil
 }
 
 // inline puts plugins of further files into the list, so that its bytes alone are enough to tear down what it set up.
@@ -169,21 +221,13 @@ func inline(list *libcni.NetworkConfigList, data []byte, plugins []json.RawMessa
 	return libcni.NetworkConfFromBytes(data)
 }
 
-func validate(list *libcni.NetworkConfigList) error {
-	if len(list.Plugins) == 0 {
-		return fmt.Errorf("network %s has no plugins", list.Name)
-	}
+func checkVersion(list *libcni.NetworkConfigList) error {
 	v := list.CNIVersion
 	if v == "" {
 		v = "0.1.0" // as the specification says
 	}
-	if !slices.Contains(version.All.SupportedVersions(), v) {
-		return fmt.Errorf("network %s: CNI version %q is not supported", list.Name, v)
-	}
-	for _, typ := range types(list) {
-		if err := validType(typ); err != nil {
-			return fmt.Errorf("network %s: %w", list.Name, err)
-		}
+	if all := version.All.SupportedVersions(); !slices.Contains(all, v) {
+		return fmt.Errorf("network %s: CNI version %q is none of %s", list.Name, v, strings.Join(all, ", "))
 	}
 	return nil
 }

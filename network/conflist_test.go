@@ -1,10 +1,13 @@
 package network
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +28,7 @@ func TestFirstConfigurationIsUsed(t *testing.T) {
 		}, "a", ""},
 		"only loopback":          {map[string]string{"99-lo.conf": `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`}, "", "no network configuration"},
 		"none":                   {nil, "", "no network configuration"},
-		"bad one is not skipped": {map[string]string{"10-a.conflist": "{", "20-b.conflist": list("b", "x")}, "", "10-a.conflist: not a configuration"},
+		"bad one is not skipped": {map[string]string{"10-a.conflist": "{", "20-b.conflist": list("b", "x")}, "", "10-a.conflist:1: not a configuration"},
 		"empty file":             {map[string]string{"10-a.conflist": ""}, "", "not a configuration"},
 		"null":                   {map[string]string{"10-a.conflist": "null"}, "", "network name"},
 		"no name":                {map[string]string{"10-a.conflist": `{"plugins":[{"type":"x"}]}`}, "", "network name"},
@@ -64,6 +67,101 @@ func TestFirstConfigurationIsUsed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is wrong is told with the line, so that nobody has to look for it.
+func TestErrorsNameFileAndLine(t *testing.T) {
+	for name, tc := range map[string]struct{ content, want string }{
+		"syntax":                           {"{\n \"name\": \"a\",\n \"plugins\": [}\n}", "10-a.conflist:3: not a configuration: invalid character '}'"},
+		"cut off":                          {"{\n \"name\": \"a\",\n", "10-a.conflist:3: not a configuration: unexpected end"},
+		"more behind":                      {list("a", "x") + "\n\n{}", "10-a.conflist:3: not a configuration: invalid character '{' after"},
+		"a byte order mark":                {"\xef\xbb\xbf" + list("a", "x"), "10-a.conflist:1: not a configuration"},
+		"binary":                           {"\x00\x01\x02", "10-a.conflist:1: not a configuration"},
+		"name is a number":                 {"{\n\n\"name\": 1}", "10-a.conflist:3: not a configuration: json: cannot unmarshal number"},
+		"plugins are an object":            {"{\"name\": \"a\",\n\"plugins\": {}}", "10-a.conflist:2: not a configuration"},
+		"a plugin without a type":          {"{\"name\": \"a\", \"plugins\": [\n{\"type\": \"x\"},\n\n{\"mtu\": 1}]}", "10-a.conflist:4: plugin 2: "},
+		"a plugin that is null":            {"{\"name\": \"a\", \"plugins\": [\nnull]}", "10-a.conflist:2: plugin 1: "},
+		"a type that is a path":            {"{\"name\": \"a\", \"plugins\": [{\"type\": \"x\"},\n{\"type\": \"../y\"}]}", "10-a.conflist:2: plugin 2: plugin type \"../y\""},
+		"ipam that is a path":              {"{\"name\": \"a\", \"plugins\": [\n{\"type\": \"x\",\n\"ipam\": {\"type\": \"/y\"}}]}", "10-a.conflist:2: plugin 1: x: ipam: plugin type \"/y\""},
+		"inside of a plugin":               {"{\"name\": \"a\", \"plugins\": [\n{\n\"type\": \"x\",\n\"capabilities\": 1}]}", "10-a.conflist:4: plugin 1: "},
+		"a version to come":                {"{\"name\": \"a\",\n\"cniVersion\": \"9.0.0\", \"plugins\": [{\"type\": \"x\"}]}", "10-a.conflist:2: network a: CNI version \"9.0.0\" is none of 0.1.0"},
+		"a version that is none":           {"{\"name\": \"a\", \"cniVersion\": \"new\", \"plugins\": [{\"type\": \"x\"}]}", "10-a.conflist:1: network a: CNI version \"new\""},
+		"plugins before the error":         {"{\"plugins\": [{\"type\": \"x\"}],\n\n\"cniVersion\": \"9\", \"name\": \"a\"}", "10-a.conflist:3: network a: "},
+		"a single one without IPAM's name": {"{\"name\": \"a\", \"type\": \"x\",\n\"ipam\": 1}", "10-a.conflist:2: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.WriteFile(dir+"/10-a.conflist", []byte(tc.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := loadDir(dir); err == nil || !strings.Contains(err.Error(), "network configuration "+dir+"/"+tc.want) {
+				t.Errorf("%v, want %s", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestErrorsOfFurtherFilesNameThose(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/a", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for file, content := range map[string]string{
+		"10-a.conflist": "\n\n" + `{"cniVersion":"1.1.0","name":"a","plugins":[{"type":"x"}]}`, "a/10.conf": "{\n\"type\": 1}",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := loadDir(dir); err == nil || !strings.Contains(err.Error(), "network configuration "+dir+"/10-a.conflist: "+dir+"/a/10.conf:2: ") {
+		t.Errorf("%v", err)
+	}
+}
+
+// Tools replace a file by rename, and each read is of the one or of the other.
+func TestConfigurationThatIsReplacedWhileItIsRead(t *testing.T) {
+	dir := t.TempDir()
+	text := func(c string) []byte {
+		return fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":%q,%s"plugins":[{"type":%q}]}`, c, strings.Repeat(" ", maxConf/2), c)
+	}
+	replace := func(i int) error {
+		if err := os.WriteFile(dir+"/~", text(string("ab"[i%2])), 0o600); err != nil {
+			return err
+		}
+		return os.Rename(dir+"/~", dir+"/10-a.conflist")
+	}
+	if err := replace(0); err != nil {
+		t.Fatal(err)
+	}
+	var writer sync.WaitGroup
+	defer writer.Wait()
+	stop := make(chan struct{})
+	defer close(stop)
+	writer.Go(func() {
+		for i := 1; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := replace(i); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	read := map[string]int{}
+	for start := time.Now(); time.Since(start) < time.Second/2 || len(read) < 2 && time.Since(start) < time.Minute; {
+		c, err := loadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Name != c.Plugins[0].Network.Type {
+			t.Fatalf("network %s has the plugin of %s", c.Name, c.Plugins[0].Network.Type)
+		}
+		read[c.Name]++
+	}
+	t.Log(read)
 }
 
 // CNI 1.1 lets plugins be in files beside the list; Teardown has only the bytes that were stored.

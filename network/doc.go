@@ -4,13 +4,15 @@
 //   - the first configuration in lexical order is used; one that appears, changes or vanishes later, and a plugin that is
 //     installed later, is seen within seconds and without a restart, also when the directories were made anew; until then
 //     [Manager.Ready] says what is missing;
+//   - without a configuration the network is made of the node's pod CIDRs, as soon as they are known ([Manager.SetPodCIDRs]),
+//     unless the node has had one that may come back;
 //   - [Manager.Teardown] works where it matters: after a crash in [Manager.Setup], after a reboot (the namespace is gone),
 //     with a torn result cache, and with no configuration on the node any more, from the bytes that the caller kept;
 //   - a plugin that runs when the daemon is killed finishes, and the next daemon waits for it before it undoes its work;
 //   - a plugin that hangs ends with the caller's context, with all processes of its group; one that says too much is
 //     stopped; its type is a name, never a path (CVE-2021-20206);
-//   - errors name pod, network and plugin. Classes: errdefs.ErrUnavailable where the node is not ready for the pod (yet),
-//     errdefs.ErrInvalidArgument where the request is wrong.
+//   - errors name pod, network and plugin, or file and line of a configuration. Classes: errdefs.ErrUnavailable where the
+//     node is not ready for the pod (yet), errdefs.ErrInvalidArgument where the request is wrong.
 //
 // [Pin] makes network, IPC and UTS namespaces without starting a process and without leaving a thread in them, and keeps
 // them by bind mounts. A pin that exists is whole: hostname, loopback and sysctls are set before. [Unpin] releases the

@@ -88,9 +88,13 @@ func list(name string, types ...string) string {
 	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[%s]}`, name, strings.Join(plugins, ","))
 }
 
-func (n *node) open() *Manager {
+func (n *node) open(change ...func(*Options)) *Manager {
 	n.t.Helper()
-	m, err := Open(Options{ConfDir: n.conf, BinDirs: []string{n.bin}, CacheDir: n.cache, Log: slog.New(slog.NewTextHandler(&n.daemonLog, nil))})
+	o := Options{ConfDir: n.conf, BinDirs: []string{n.bin}, CacheDir: n.cache, Log: slog.New(slog.NewTextHandler(&n.daemonLog, nil))}
+	for _, f := range change {
+		f(&o)
+	}
+	m, err := Open(o)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -34,6 +35,12 @@ type Options struct {
 	BinDirs []string
 	// CacheDir keeps the results of plugins for their DEL, for this manager alone. Empty means DefaultCacheDir.
 	CacheDir string
+	// PodCIDRs are the ranges of the default network, one of a family. None: those that SetPodCIDRs is told.
+	PodCIDRs []netip.Prefix
+	// PodCIDRFile keeps what SetPodCIDRs is told; "" keeps it in memory only.
+	PodCIDRFile string
+	// NoDefault leaves pods without a network where ConfDir has no configuration.
+	NoDefault bool
 	// ExclusiveNetworks says that nobody else on this node uses the networks of ConfDir, so that GC may also tell the
 	// plugins (CNI 1.1) to release what belongs to none of our pods.
 	ExclusiveNetworks bool
@@ -47,6 +54,7 @@ type Manager struct {
 	log     *slog.Logger
 	cni     *libcni.CNIConfig
 	plugins *plugins
+	cidrs   *podCIDRs
 	linger  time.Duration
 	stop    chan struct{}
 	stopped sync.WaitGroup
@@ -54,6 +62,7 @@ type Manager struct {
 	mu       sync.Mutex
 	conflist *conflist // the current one, nil if none can be read
 	notReady error
+	last     *conflist // the last one that was ready
 }
 
 // Open starts to watch the configuration. It succeeds without one.
@@ -73,6 +82,7 @@ func Open(o Options) (*Manager, error) {
 		log:      o.Log,
 		cni:      libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, p),
 		plugins:  p,
+		cidrs:    openPodCIDRs(o.PodCIDRFile, o.PodCIDRs, o.Log),
 		linger:   lingerTime,
 		stop:     make(chan struct{}),
 		notReady: errors.New("network configuration not read yet"),
@@ -96,6 +106,16 @@ func (m *Manager) Ready() error {
 	return m.notReady
 }
 
+// SetPodCIDRs takes the address ranges of the node's pods as a kubelet hands them over, joined by commas. They are those of
+// the default network at once, unless Options.PodCIDRs has others. What is empty or no range is passed over.
+func (m *Manager) SetPodCIDRs(joined string) {
+	m.cidrs.set(joined)
+	m.refresh()
+}
+
+// PodCIDRs are the ranges in force, whether or not pods get their addresses from them.
+func (m *Manager) PodCIDRs() []netip.Prefix { return m.cidrs.get() }
+
 // Conflist returns the bytes of the configuration that a Setup would use now. Keep them with the pod's record before
 // Setup and pass them to it, and Teardown can do its work whatever happens in between.
 func (m *Manager) Conflist() ([]byte, error) {
@@ -104,6 +124,30 @@ func (m *Manager) Conflist() ([]byte, error) {
 		return nil, err
 	}
 	return slices.Clone(c.Bytes), nil
+}
+
+// Current says which network pods get, for people.
+type Current struct {
+	// Name is the network's, "" where there is none.
+	Name string `json:"name"`
+	// From is the file of its configuration, or what the default network is made of.
+	From string `json:"from"`
+	// PodsElsewhere counts the pods that are on other networks, by their names: they were made when that was the node's,
+	// and stay there until they are removed.
+	PodsElsewhere map[string]int `json:"podsElsewhere,omitempty"`
+}
+
+// Current says which network a Setup would use now.
+func (m *Manager) Current() Current {
+	m.mu.Lock()
+	c := m.conflist
+	m.mu.Unlock()
+	var now Current
+	if c != nil {
+		now.Name, now.From = c.Name, c.from()
+	}
+	now.PodsElsewhere = m.podsElsewhere(now.Name)
+	return now
 }
 
 // current is the configuration to use, if the network is ready. Whoever asks when it is not may know more than we do yet.
@@ -121,22 +165,45 @@ func (m *Manager) current() (*conflist, error) {
 
 // refresh reads the configuration and looks for its plugins.
 func (m *Manager) refresh() {
-	c, reason := loadDir(m.opts.ConfDir)
+	c, reason := m.choose()
 	if reason == nil {
 		reason = m.missing(c)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.report(c, reason)
+	m.conflist, m.notReady = c, reason
+	if reason == nil {
+		m.last = c
+	}
+}
+
+// choose is the configuration of the node, or else the default network.
+func (m *Manager) choose() (*conflist, error) {
+	c, err := loadDir(m.opts.ConfDir)
+	if errors.Is(err, errNoConfiguration) {
+		return m.defaultNetwork(err)
+	}
+	if err == nil {
+		m.noteConfigured(c.file)
+	}
+	return c, err
+}
+
+// report logs what has changed. The caller holds mu.
+func (m *Manager) report(c *conflist, reason error) {
 	was := m.notReady
 	switch {
-	case reason == nil && was != nil:
-		m.log.Info("network is ready", "network", c.Name, "file", c.file)
-	case reason == nil && m.conflist != nil && string(m.conflist.Bytes) != string(c.Bytes):
-		m.log.Info("network configuration changed", "network", c.Name, "file", c.file)
 	case reason != nil && (was == nil || was.Error() != reason.Error()):
 		m.log.Warn("network is not ready", "reason", reason)
+	case reason != nil:
+	case m.last != nil && m.last.byDefault() != c.byDefault():
+		m.log.Info("network changed from "+m.last.from()+" to "+c.from()+"; pods that were made before keep theirs", "network", c.Name, "before", m.last.Name)
+	case was != nil:
+		m.log.Info("network is ready", "network", c.Name, "from", c.from())
+	case m.conflist != nil && string(m.conflist.Bytes) != string(c.Bytes):
+		m.log.Info("network configuration changed", "network", c.Name, "from", c.from())
 	}
-	m.conflist, m.notReady = c, reason
 }
 
 // missing says which plugins of a network are not installed.
@@ -150,7 +217,7 @@ func (m *Manager) missing(c *conflist) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	return fmt.Errorf("network %s (%s): no plugin %s in %s", c.Name, c.file, strings.Join(missing, ", "), strings.Join(m.opts.BinDirs, ":"))
+	return fmt.Errorf("network %s (%s): no plugin %s in %s", c.Name, c.from(), strings.Join(missing, ", "), strings.Join(m.opts.BinDirs, ":"))
 }
 
 // watch refreshes when a directory changes, and now and then.

@@ -53,7 +53,7 @@ func TestConfigurationIsTakenUpWithoutRestart(t *testing.T) {
 	t.Log("plugin made executable:", readyWithin(t, m, limit, ""))
 
 	n.write(n.conf+"/10-a.conflist", "{")
-	t.Log("configuration spoilt:", readyWithin(t, m, time.Second, "10-a.conflist: not a configuration"))
+	t.Log("configuration spoilt:", readyWithin(t, m, time.Second, "10-a.conflist:1: not a configuration"))
 	n.write(n.conf+"/10-a.conflist", list("b", "x"))
 	t.Log("configuration mended:", readyWithin(t, m, time.Second, ""))
 	if c, err := m.Conflist(); err != nil || string(c) != list("b", "x") {

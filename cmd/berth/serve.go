@@ -63,6 +63,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&c.LayerBlobs, config.Flag("layerBlobs"), c.LayerBlobs, "`what` becomes of compressed layers once they are unpacked: drop, or keep, so that images are exported byte for byte as they were pulled")
 	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
 	f.StringVar(&cniBin, config.Flag("cniBin"), strings.Join(c.CNIBin, ":"), "`directories` of the CNI plugins, separated by colons")
+	f.StringVar(&c.PodCIDR, config.Flag("podCIDR"), c.PodCIDR, "`ranges` of addresses of the default network, which pods get where --cni-conf has none: "+config.Kubelet+", those that it hands over; or CIDR, or IPv4-CIDR,IPv6-CIDR; or \""+config.Disabled+"\"")
 	f.StringVar(&cdiDirs, config.Flag("cdiSpecDirs"), strings.Join(c.CDISpecDirs, ":"), "`directories` of CDI device specifications, separated by colons; none if empty")
 	f.StringVar(&c.CgroupDriver, config.Flag("cgroupDriver"), c.CgroupDriver, "`who` makes cgroups: cgroupfs, systemd, or auto, which is systemd where that is process 1")
 	f.StringSliceVar(&c.DefaultUlimits, config.Flag("defaultUlimits"), nil, "resource `limits` of containers, NAME=SOFT:HARD, separated by commas; those not named are the daemon's")
@@ -143,7 +144,10 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 		return err
 	}
 	defer closing("images", store.Close)
-	net, err := network.Open(network.Options{ConfDir: c.CNIConf, BinDirs: c.CNIBin, CacheDir: filepath.Join(c.Root, "cni"), Log: log})
+	net, err := network.Open(network.Options{
+		ConfDir: c.CNIConf, BinDirs: c.CNIBin, CacheDir: filepath.Join(c.Root, "cni"), Log: log,
+		PodCIDRs: c.PodCIDRs(), PodCIDRFile: filepath.Join(c.Root, "podcidr"), NoDefault: c.PodCIDR == "",
+	})
 	if err != nil {
 		return err
 	}
@@ -169,7 +173,6 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 		CgroupDriver:      driver,
 		RecursiveReadOnly: !kernel.Less(host.RecursiveReadOnly),
 		UserNamespaces:    manager.UserNamespaces() == nil,
-		PodCIDRFile:       filepath.Join(c.Root, "podcidr"),
 		Info:              shown(c, driver),
 		Log:               log,
 	})

@@ -11,7 +11,8 @@ import (
 )
 
 // StartBerth starts `berth serve` with the node's own roots, socket and network, and connects to it. Environment entries
-// (NAME=VALUE) arm fail points. It returns once the runtime answers and says that its network is ready.
+// (NAME=VALUE) arm fail points. It returns once the runtime answers and says that its network is ready; on a bare
+// node, whose network waits for a pod CIDR, once it answers.
 //
 // Where the node runs containerd instead, that is started; where it uses another runtime that is there
 // (BERTH_TEST_ENDPOINT), it only connects to it.
@@ -53,10 +54,11 @@ func (n *Node) StartBerth(ctx context.Context, env ...string) error {
 			return errors.Join(err, p.Kill())
 		}
 	}
-	if err := p.ready(ctx, 2*time.Minute, n.CRI.Ready); err != nil {
-		return err
+	probe := n.CRI.Ready
+	if n.bare {
+		probe = n.CRI.Answers
 	}
-	return nil
+	return p.ready(ctx, 2*time.Minute, probe)
 }
 
 // Foreign tells whether the node uses another runtime than `berth serve`.

@@ -56,6 +56,12 @@ func (c *Client) Ready(ctx context.Context) error {
 	return nil
 }
 
+// Answers is nil when the runtime answers, whatever it says.
+func (c *Client) Answers(ctx context.Context) error {
+	_, err := c.RuntimeServiceClient.Status(ctx, &runtimeapi.StatusRequest{})
+	return err
+}
+
 // Pull pulls an image and returns its reference.
 func (c *Client) Pull(ctx context.Context, image string) (string, error) {
 	resp, err := c.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}})

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -211,16 +213,17 @@ func (n *Node) lookLinks(s Snapshot) error {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return err
 	}
-	bridge := -1
-	for _, l := range links {
-		if l.Attrs().Name == n.Bridge() {
-			bridge = l.Attrs().Index
-		}
+	bridges, err := n.bridges()
+	if err != nil {
+		return err
+	}
+	onBridge := func(a *netlink.LinkAttrs) bool {
+		return slices.ContainsFunc(bridges, func(b netlink.Link) bool { return b.Attrs().Index == a.MasterIndex })
 	}
 	for _, l := range links {
 		a := l.Attrs()
 		// ifb0 and ifb1 come with the kernel module; the bandwidth plugin's own are named bwp....
-		if l.Type() == "veth" && (a.MasterIndex == 0 && !n.beside || a.MasterIndex == bridge) || l.Type() == "ifb" && !n.beside && !strings.HasPrefix(a.Name, "ifb") {
+		if l.Type() == "veth" && (a.MasterIndex == 0 && !n.beside || onBridge(a)) || l.Type() == "ifb" && !n.beside && !strings.HasPrefix(a.Name, "ifb") {
 			s[fmt.Sprintf("link %s (%s)", a.Name, l.Type())] = true
 		}
 	}
@@ -269,7 +272,11 @@ func (n *Node) lookFiles(s Snapshot) error {
 			if strings.HasPrefix(rel, "ipam/") && (base == "lock" || strings.HasPrefix(base, "last_reserved_ip") || base == n.Network()) {
 				return nil
 			}
-			if d.IsDir() && (rel == "root/cni" || filepath.Dir(rel) == "root/cni") { // made with the first pod
+			if rel == "root/cni" || filepath.Dir(rel) == "root/cni" && (d.IsDir() || base == "configured") { // made with the first pod, and network
+				return nil
+			}
+			// The default network's are there.
+			if pool := filepath.Dir(rel); pool == "root/cni/networks" || filepath.Dir(pool) == "root/cni/networks" && net.ParseIP(base) == nil {
 				return nil
 			}
 			if rel == "root/images/layers" || rel == "root/images/records" { // images are there to stay

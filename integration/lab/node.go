@@ -22,6 +22,7 @@ type Options struct {
 	Serve      []string                         // more arguments of `berth serve`
 	Bin        string                           // directory of berth and berth-shim; default bin/ of the repository
 	Tools      *Tools                           // default: all but the kubelet, built if need be
+	Bare       bool                             // without a network configuration: the pod CIDR alone makes the network
 	Beside     bool                             // others have pods on this machine meanwhile; default $BERTH_LAB_SHARED
 	Log        func(format string, args ...any) // what takes long is told here; may be nil
 }
@@ -47,6 +48,7 @@ type Node struct {
 	foreign    bool // another runtime than `berth serve`
 	shared     bool // with others: not all its pods are the node's
 	beside     bool // of others: not all that no pod owns is the node's
+	bare       bool // the network is made of the pod CIDR
 }
 
 // New makes a node's directory, network configuration and cgroup; it starts nothing.
@@ -54,7 +56,7 @@ func New(o Options) (*Node, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a node needs root: run the tests with sudo")
 	}
-	n := &Node{Tools: o.Tools, log: o.Log, bin: o.Bin, serve: o.Serve, Endpoint: o.Endpoint}
+	n := &Node{Tools: o.Tools, log: o.Log, bin: o.Bin, serve: o.Serve, Endpoint: o.Endpoint, bare: o.Bare}
 	if n.Endpoint == "" && !o.Containerd {
 		n.Endpoint = os.Getenv("BERTH_TEST_ENDPOINT")
 	}
@@ -176,8 +178,10 @@ func (n *Node) layout() error {
 	if err := os.WriteFile(filepath.Join(n.Dir, "resolv.conf"), []byte("nameserver 10.91.0.53\n"), 0o644); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(n.CNIConf(), "10-lab.conflist"), []byte(n.Conflist()), 0o644); err != nil {
-		return err
+	if !n.bare {
+		if err := os.WriteFile(filepath.Join(n.CNIConf(), "10-lab.conflist"), []byte(n.Conflist()), 0o644); err != nil {
+			return err
+		}
 	}
 	// An own configuration of crictl keeps it from reading /etc/crictl.yaml.
 	if err := os.WriteFile(filepath.Join(n.Dir, "crictl.yaml"), []byte("timeout: 60\n"), 0o644); err != nil {
@@ -230,13 +234,10 @@ func (n *Node) Close() error {
 // sweep removes what is left of the node by force: a failed test must not spoil the next one, nor this machine.
 func (n *Node) sweep() error {
 	errs := []error{killAll(n.processesLeft), unmountBelow(n.Dir), removeCgroup(n.Cgroup())}
-	link, err := netlink.LinkByName(n.Bridge())
-	var missing netlink.LinkNotFoundError
-	switch {
-	case err == nil:
+	bridges, err := n.bridges()
+	errs = append(errs, err)
+	for _, link := range bridges {
 		errs = append(errs, netlink.LinkDel(link))
-	case !errors.As(err, &missing):
-		errs = append(errs, err)
 	}
 	errs = append(errs, n.sweepLogLinks(), n.sweepFirewall(), n.removeAddress())
 	if os.Getenv("BERTH_KEEP") != "" {
@@ -244,6 +245,33 @@ func (n *Node) sweep() error {
 		return errors.Join(errs...)
 	}
 	return errors.Join(append(errs, os.RemoveAll(n.Dir))...)
+}
+
+// bridges are those of its networks: the one of its configuration, and any other that has an address of its pods'.
+func (n *Node) bridges() ([]netlink.Link, error) {
+	_, subnet, err := net.ParseCIDR(n.Subnet())
+	if err != nil {
+		return nil, err
+	}
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, err
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, err
+	}
+	var found []netlink.Link
+	for _, l := range links {
+		ours := l.Attrs().Name == n.Bridge()
+		for _, a := range addrs {
+			ours = ours || a.LinkIndex == l.Attrs().Index && subnet.Contains(a.IP)
+		}
+		if ours && l.Type() == "bridge" {
+			found = append(found, l)
+		}
+	}
+	return found, nil
 }
 
 // legacyLogs is where every kubelet puts links to the logs of its containers (a constant of Kubernetes).

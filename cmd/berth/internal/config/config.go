@@ -2,12 +2,14 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/berth-run/berth/cri/spec"
+	"github.com/berth-run/berth/network"
 )
 
 // Config of `berth serve`. A nil or empty field of a file leaves what is; the names are those of the flags.
@@ -31,6 +33,9 @@ type Config struct {
 	CNIConf string `json:"cniConf,omitempty"`
 	// CNIBin is where its plugins are.
 	CNIBin []string `json:"cniBin,omitempty"`
+	// PodCIDR is what the default network is made of, where CNIConf has no network: the ranges that the kubelet hands over,
+	// or those given here, one of IPv4, one of IPv6, or both, joined by a comma. To turn it off as CadvisorSocket.
+	PodCIDR string `json:"podCIDR,omitempty"`
 	// CDISpecDirs are the directories of CDI specifications, the later ones before the earlier; none turns CDI off.
 	CDISpecDirs []string `json:"cdiSpecDirs,omitempty"`
 	// CgroupDriver is auto (systemd where that is process 1), cgroupfs or systemd. The kubelet asks for it.
@@ -66,6 +71,7 @@ func Default() Config {
 		LayerBlobs:       Drop,
 		CNIConf:          "/etc/cni/net.d",
 		CNIBin:           []string{"/opt/cni/bin"},
+		PodCIDR:          Kubelet,
 		CDISpecDirs:      []string{"/etc/cdi", "/var/run/cdi"},
 		CgroupDriver:     "auto",
 		StreamIdle:       "4h",
@@ -118,8 +124,11 @@ type field struct {
 	off        string             // a word for empty: what it is for is not done
 }
 
-// Disabled turns off what has a path of its own.
+// Disabled turns off what is on by default.
 const Disabled = "disabled"
+
+// Kubelet has the default network made of what the kubelet hands over.
+const Kubelet = "kubelet"
 
 // What a pull does while its registry does not answer.
 const (
@@ -144,6 +153,7 @@ func (c *Config) fields() []field {
 		{name: "layerBlobs", flag: "layer-blobs", text: &c.LayerBlobs, words: []string{Drop, Keep}},
 		{name: "cniConf", flag: "cni-conf", text: &c.CNIConf},
 		{name: "cniBin", flag: "cni-bin", list: &c.CNIBin},
+		{name: "podCIDR", flag: "pod-cidr", text: &c.PodCIDR, optional: true, off: Disabled, parse: podCIDR},
 		{name: "cdiSpecDirs", flag: "cdi-spec-dirs", list: &c.CDISpecDirs, optional: true},
 		{name: "cgroupDriver", flag: "cgroup-driver", text: &c.CgroupDriver, words: []string{"auto", "cgroupfs", "systemd"}},
 		{name: "defaultUlimits", flag: "default-ulimits", list: &c.DefaultUlimits, optional: true, parse: ulimit},
@@ -262,6 +272,23 @@ func directories(s string) error {
 func ulimit(s string) error {
 	_, err := spec.ParseRlimit(s)
 	return err
+}
+
+func podCIDR(s string) error {
+	if s == Kubelet {
+		return nil
+	}
+	_, err := network.ParsePodCIDRs(s)
+	return err
+}
+
+// PodCIDRs are the ranges that PodCIDR gives, which Load has checked; none where it gives a word.
+func (c *Config) PodCIDRs() []netip.Prefix {
+	if c.PodCIDR == Kubelet {
+		return nil
+	}
+	cidrs, _ := network.ParsePodCIDRs(c.PodCIDR)
+	return cidrs
 }
 
 // idle says what is wrong with a time of silence. A second is less than people pause for.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -38,6 +39,18 @@ func TestDisabledIsEmpty(t *testing.T) {
 	c, err := Load([]string{file}, Config{NRISocket: Disabled}, func(name string) bool { return name == "nriSocket" })
 	if err != nil || c.CadvisorSocket != "" || c.NRISocket != "" {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestPodCIDRs(t *testing.T) {
+	for value, want := range map[string]string{"": "[]", Kubelet: "[]", Disabled: "[]", "10.1.0.0/24, fd00::/64": "[10.1.0.0/24 fd00::/64]"} {
+		c, err := Load(nil, Config{PodCIDR: value}, func(name string) bool { return name == "podCIDR" })
+		if err != nil || fmt.Sprint(c.PodCIDRs()) != want || (c.PodCIDR == "") != (value == "" || value == Disabled) {
+			t.Errorf("%q: %q, %v, %v", value, c.PodCIDR, c.PodCIDRs(), err)
+		}
+	}
+	if c, err := Load(nil, Config{}, none); err != nil || c.PodCIDR != Kubelet {
+		t.Errorf("without a word: %q, %v", c.PodCIDR, err)
 	}
 }
 
@@ -117,6 +130,8 @@ func TestErrorsNameFileLineFieldAndValue(t *testing.T) {
 		"streamIdle: soon\n":             `c.yaml:1: streamIdle: "soon" is no duration such as 4h or 90s`,
 		"streamIdle: 10ms\n":             `c.yaml:1: streamIdle: "10ms" is less than a second`,
 		"whenRegistryDown: x\n":          `c.yaml:1: whenRegistryDown: "x" is none of fail, local`,
+		"podCIDR: cluster\n":             `c.yaml:1: podCIDR: pod CIDR "cluster" is no address range`,
+		"podCIDR: 10.1.0.0/31\n":         `c.yaml:1: podCIDR: pod CIDR 10.1.0.0/31 is too small`,
 		"cgroupDriver: x\n":              `c.yaml:1: cgroupDriver: "x" is none of auto, cgroupfs, systemd`,
 		"defaultUlimits: [nofile=2:1]\n": `c.yaml:1: defaultUlimits: ulimit: "nofile=2:1" has a soft limit above the hard one`,
 	} {
