@@ -117,7 +117,7 @@ func parseBandwidth(annotations map[string]string) (bandwidth, error) {
 		}
 		rate, ok := parseRate(value)
 		if !ok {
-			return bandwidth{}, fmt.Errorf("annotation %s: %q is not a rate between 1k and 1P: %w", name, value, errdefs.ErrInvalidArgument)
+			return bandwidth{}, fmt.Errorf("annotation %s: %s is not a rate between 1k and 1P: %w", name, quote([]byte(value)), errdefs.ErrInvalidArgument)
 		}
 		*limit.rate, *limit.burst = rate, burst
 	}

@@ -80,7 +80,7 @@ func Open(o Options) (*Manager, error) {
 	m := &Manager{
 		opts:     o,
 		log:      o.Log,
-		cni:      libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, p),
+		cni:      libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, checked{p}),
 		plugins:  p,
 		cidrs:    openPodCIDRs(o.PodCIDRFile, o.PodCIDRs, o.Log),
 		linger:   lingerTime,

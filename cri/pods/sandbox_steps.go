@@ -319,6 +319,9 @@ func (p *pod) disconnect(ctx context.Context) error {
 	}
 	n := p.network()
 	rec := p.record()
+	if len(rec.Conflist) == 0 {
+		return nil // connect had not come to running a plugin: what the node has now, it was not added to
+	}
 	switch {
 	case rec.Boot != p.m.boot:
 		n.NetNS = "" // the node was restarted: no path of then may be given to a plugin now
