@@ -124,7 +124,15 @@ func (a *applier) count() error {
 	if a.entries++; a.entries > a.limit.entries {
 		return fmt.Errorf("layer has more than %d entries: %w", a.limit.entries, errdefs.ErrResourceExhausted)
 	}
-	return nil
+	return a.take(amount{inodes: 1})
+}
+
+// take asks for space before something is made.
+func (a *applier) take(want amount) error {
+	if a.limit.take == nil {
+		return nil
+	}
+	return a.limit.take(want)
 }
 
 func isRegular(t byte) bool {
@@ -297,6 +305,9 @@ func (a *applier) copy(ctx context.Context, fd int, hdr *tar.Header, r io.Reader
 			var m int
 			m, err = r.Read(a.buf[n:])
 			n += m
+		}
+		if err := a.take(amount{bytes: int64(n)}); err != nil {
+			return err
 		}
 		for chunk := a.buf[:n]; len(chunk) > 0; {
 			block := chunk

@@ -72,7 +72,7 @@ func (l *stagedLayer) fillArtifact(ctx context.Context, r io.Reader, desc ocispe
 	if err := a.entry(ctx, hdr, r); err != nil {
 		return blame(err)
 	}
-	l.rec = layerRecord{DiffID: id, File: filepath.Clean(name)}
+	l.rec, l.size = layerRecord{DiffID: id, File: filepath.Clean(name)}, int64(a.bytes)
 	return nil
 }
 

@@ -13,6 +13,8 @@
 //     layer (fetch, decompress, hash, unpack) run side by side;
 //   - pulls of one reference with the same credentials are one pull, and unpacks of one layer are one unpack, whoever
 //     asks; a caller who gives up gets its context's error at once, and the work ends when nobody waits for it any more;
+//   - a pull that failed, or was cancelled, is not in vain: the layers that were whole wait for the next one for some minutes,
+//     if there is space. A tenth of what is free is left, of bytes and inodes, whatever layers come to together;
 //   - credentials go to the registry that they are for, and to token servers on that host or listed for it; never to
 //     mirrors, redirect targets or foreign token realms;
 //   - reads ([Store.Image], [Store.Images], [Store.Usage]) come from memory and wait for no pull;

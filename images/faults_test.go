@@ -265,6 +265,7 @@ func TestPullsThroughFaults(t *testing.T) {
 	if right == 0 || wrong == 0 {
 		t.Errorf("%d pulls ended well, %d did not: this is no test", right, wrong)
 	}
+	s.unpacks.dropIdle() // what waits for the next pull
 	if left, err := os.ReadDir(s.path(tmpDir)); err != nil || len(left) != 0 {
 		t.Errorf("left in tmp: %v, %v", left, err)
 	}

@@ -16,7 +16,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/step"
 )
@@ -109,6 +108,7 @@ var errRemoved = fmt.Errorf("the image was removed while it was pulled again: %w
 // part is one layer of a pull: staged, or here already and held.
 type part struct {
 	staged  *stagedLayer
+	own     bool // unpacked by this pull
 	root    *os.File
 	release func()
 }
@@ -151,6 +151,7 @@ func (s *Store) attempt(ctx context.Context, call, owner string, progress *pullP
 		stack := &step.Stack{Call: call, Owner: owner, Observe: p.observe}
 		img, err = p.run(ctx, stack)
 		if err != nil {
+			p.forgo(err)
 			err = errors.Join(err, stack.Unwind(ctx))
 		}
 		p.releaseAll()
@@ -174,6 +175,18 @@ func (p *pull) observe(e step.Event) {
 		e.Err = errors.New(p.src.redact(e.Err.Error()))
 	}
 	p.s.observe(e)
+}
+
+// forgo gives up the layers of an image that the next try will not get, either, or of an import, for which they are at hand.
+func (p *pull) forgo(err error) {
+	if p.named != nil && !errors.Is(err, errImage) && !errdefs.IsResourceExhausted(err) {
+		return
+	}
+	for i := range p.parts {
+		if staged := p.parts[i].staged; staged != nil {
+			staged.forgone.Store(true)
+		}
+	}
 }
 
 // localInstead returns the image that a reference means on this node, where the registry did not answer and the store is
@@ -212,6 +225,10 @@ func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
 			return nil, err
 		}
 		defer root.Close()
+		if err := p.s.space.begin(); err != nil {
+			return nil, err
+		}
+		defer p.s.space.end()
 		if err := stack.RunAll(ctx, p.layerSteps()...); err != nil {
 			return nil, err
 		}
@@ -389,7 +406,7 @@ func (p *pull) layer(ctx context.Context, i int) error {
 		})
 		if err == nil {
 			// Let go of in this order: whoever finds the staged layer must find it held.
-			p.parts[i] = part{staged: staged, root: staged.root, release: func() { release(); p.s.unhold(chain) }}
+			p.parts[i] = part{staged: staged, own: own, root: staged.root, release: func() { release(); p.s.unhold(chain) }}
 			p.progress.setLayer(i, LayerUnpacked)
 			return nil
 		}
@@ -458,23 +475,24 @@ func (p *pull) inherit(context.Context) error {
 }
 
 // sync makes everything unpacked durable, in one go for all layers. The kernel tells that something could not be written
-// once to each open file (syncfs(2)), so root is this pull's own, opened before anything was written; and a layer that
-// another pull has unpacked may have been lost before that.
+// once to each open file, so root is this pull's own, opened before anything was written. What another pull has unpacked may
+// have been lost before that.
 func (p *pull) sync(root *os.File) error {
-	err := unix.Syncfs(int(root.Fd()))
-	for _, part := range p.parts {
-		switch {
-		case part.staged == nil:
-		case err != nil:
-			part.staged.lost.Store(true)
-		case part.staged.lost.Load():
-			err = unix.EIO
+	err := syncfs(root)
+	for i := range p.parts {
+		if part := &p.parts[i]; err == nil && part.staged != nil && !part.own {
+			err = part.staged.flush()
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("syncfs %s: %w", p.s.root, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	for i := range p.parts {
+		if staged := p.parts[i].staged; staged != nil {
+			staged.lost.Store(true)
+		}
+	}
+	return fmt.Errorf("not all layers could be written: %w", err)
 }
 
 // publish renames the staged layers into place. Nothing refers to them yet.

@@ -53,6 +53,8 @@ type Store struct {
 	db        *bolt.DB
 	pace      pace
 	bounds    bounds
+	space     space
+	linger    time.Duration // of layers of pulls that failed
 
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -131,7 +133,7 @@ func Open(o Options) (*Store, error) {
 	}
 	s := &Store{
 		root: root, rootDir: rootDir, certsD: o.CertsD, keepBlobs: o.KeepBlobs, local: o.LocalWhenUnavailable, log: log, observe: o.Observe, db: db,
-		pace: defaultPace, bounds: defaultBounds,
+		pace: defaultPace, bounds: defaultBounds, linger: lingerFor, space: space{dir: rootDir},
 		layersAtOnce: newSlots(max(layersOfPull, 2*runtime.GOMAXPROCS(0))), connections: newSlots(maxConnections),
 		trashed: make(chan struct{}, 1), emptied: make(chan struct{}),
 		images: map[digest.Digest]*imageRecord{}, refs: map[string]digest.Digest{}, layers: map[ChainID]*layerRecord{},
@@ -140,7 +142,7 @@ func Open(o Options) (*Store, error) {
 	s.early.every = writeEvery
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.pulls.destroy = func(*Image) {}
-	s.unpacks.destroy = s.discardStaged
+	s.unpacks.destroy, s.unpacks.linger = s.discardStaged, s.lingers
 	if err := s.recover(); err != nil {
 		s.stop()
 		db.Close()
@@ -157,7 +159,7 @@ func Open(o Options) (*Store, error) {
 func (s *Store) Close() error {
 	s.stop()
 	s.pulls.wait()
-	s.unpacks.wait()
+	s.unpacks.end()
 	s.workers.Wait()
 	return errors.Join(s.db.Close(), s.rootDir.Close())
 }
@@ -196,6 +198,23 @@ func makeRoot(root string) error {
 
 func (s *Store) path(parts ...string) string {
 	return filepath.Join(append([]string{s.root}, parts...)...)
+}
+
+// syncfs writes the file system of an open file to the disk.
+func syncfs(f *os.File) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// Control keeps the descriptor from being closed, and its number from being another file's, meanwhile.
+	var serr error
+	if err := conn.Control(func(fd uintptr) { serr = unix.Syncfs(int(fd)) }); err != nil {
+		return err
+	}
+	if serr != nil {
+		return &os.PathError{Op: "syncfs", Path: f.Name(), Err: serr}
+	}
+	return nil
 }
 
 // syncDir makes renames into a directory durable.

@@ -342,6 +342,7 @@ func TestPullRemoveListTogether(t *testing.T) {
 	}
 	s.pulls.wait()
 	s.unpacks.wait()
+	s.unpacks.dropIdle()
 	for _, img := range s.Images() { // what the last pulls brought
 		if err := s.Remove(context.Background(), string(img.ID)); err != nil {
 			t.Error(err)

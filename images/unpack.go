@@ -21,6 +21,7 @@ import (
 type bounds struct {
 	bytes   int64 // unpacked; free space less a tenth, if that is less
 	entries int64
+	take    func(amount) error // asks for space, of which other layers take as well; nil: there is enough
 }
 
 // stream bounds the archive itself: contents, and for each entry its headers and padding.
@@ -43,13 +44,35 @@ type stagedLayer struct {
 	inherit  sync.Once
 	err      error // of inherit
 	sealed   sync.Once
-	sealErr  error       // of seal
-	unsummed bool        // the tape does not know all contents
+	sealErr  error // of seal
+	unsummed bool  // the tape does not know all contents
+	size     int64 // about what it takes on the disk
+
+	flushing sync.Mutex
 	lost     atomic.Bool // not all of it could be written to the disk
+	forgone  atomic.Bool // it belongs to an image that no other try makes better
 
 	// placed are the renames that put it where it is published, for their undoing. Guarded by Store.change.
 	placed    []move
 	published bool // guarded by Store.change, and not changed any more when nobody holds the layer
+}
+
+// unfit tells that no other pull should have the layer. Nobody holds it.
+func (l *stagedLayer) unfit() bool { return l.err != nil || l.lost.Load() || l.forgone.Load() }
+
+// flush makes the layer durable, for a pull that did not unpack it. The kernel tells once to each open file that something could
+// not be written since it was opened (syncfs(2)): the layer's own was open before there was anything in it.
+func (l *stagedLayer) flush() error {
+	l.flushing.Lock()
+	defer l.flushing.Unlock()
+	if l.lost.Load() {
+		return unix.EIO
+	}
+	err := syncfs(l.root)
+	if err != nil {
+		l.lost.Store(true)
+	}
+	return err
 }
 
 // discardStaged gives a staged layer up. If it was published, nothing is left of it but the descriptor, and its blob where
@@ -71,6 +94,7 @@ func (s *Store) unpack(ctx context.Context, src origin, desc ocispec.Descriptor,
 	if err != nil {
 		return nil, err
 	}
+	limit.take = func(a amount) error { return s.take(ctx, a) }
 	l := &stagedLayer{chain: chain, progress: progress, unpacked: s.unpacked}
 	clean := func() {
 		if l.root != nil {
@@ -118,18 +142,21 @@ func (s *Store) unpack(ctx context.Context, src origin, desc ocispec.Descriptor,
 		clean()
 		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
 	}
+	if l.rec.Blob != nil {
+		l.size += l.rec.Blob.Size
+	}
 	return l, nil
 }
 
 // unpackLimit returns the bounds of a layer, with what the file system has left.
 func (s *Store) unpackLimit() (bounds, error) {
 	limit := s.bounds
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(s.rootDir.Fd()), &fs); err != nil {
-		return limit, fmt.Errorf("statfs %s: %w", s.root, err)
+	free, err := s.space.free()
+	if err != nil {
+		return limit, err
 	}
-	free := int64(fs.Bavail) * fs.Bsize
-	limit.bytes = min(limit.bytes, free-free/10)
+	// What lingers goes when the space is needed.
+	limit.bytes = min(limit.bytes, free.bytes-free.bytes/10+s.unpacks.lingering(sizeOf))
 	return limit, nil
 }
 
@@ -207,7 +234,7 @@ func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Di
 	if err != nil {
 		return "", err
 	}
-	l.implicit = a.implicitDirs()
+	l.implicit, l.size = a.implicitDirs(), int64(a.bytes)
 	return got, nil
 }
 
