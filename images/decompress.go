@@ -10,14 +10,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sync/semaphore"
 )
-
-// maxZstdWindow bounds the memory that a zstd frame may ask for: without it 134 KB took half a gigabyte.
-const maxZstdWindow = 128 << 20
-
-// zstdWindows bounds the memory of all windows of this process.
-var zstdWindows = semaphore.NewWeighted(2 * maxZstdWindow)
 
 // decompress returns the tar stream within r. What it is, is told by its first bytes, since media types are wrong in
 // many images. The decoders are in process: nothing from PATH gets to see a layer. It waits for memory, if need be.
@@ -34,16 +27,16 @@ func decompress(ctx context.Context, r *bufio.Reader) (io.ReadCloser, error) {
 		}
 		return z, nil
 	case len(head) == 4 && isZstd(binary.LittleEndian.Uint32(head)):
-		window := zstdWindow(r)
-		if err := zstdWindows.Acquire(ctx, window); err != nil {
+		frames := &zstdFrames{ctx: ctx, r: r}
+		if err := frames.header(); err != nil {
 			return nil, err
 		}
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
+		z, err := zstd.NewReader(frames, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
 		if err != nil {
-			zstdWindows.Release(window)
+			frames.free()
 			return nil, fmt.Errorf("zstd: %w", err)
 		}
-		return &zstdReader{z, window}, nil
+		return &zstdReader{z, frames}, nil
 	}
 	return io.NopCloser(r), nil
 }
@@ -62,30 +55,12 @@ func isZstd(magic uint32) bool { return magic == 0xfd2fb528 || magic&^0xf == 0x1
 // zstdReader gives its memory back when it is closed.
 type zstdReader struct {
 	*zstd.Decoder
-	window int64
+	frames *zstdFrames
 }
 
 // Close implements io.Closer.
 func (z *zstdReader) Close() error {
 	z.Decoder.Close()
-	zstdWindows.Release(z.window)
+	z.frames.free()
 	return nil
-}
-
-// zstdWindow returns the window of the first frame. Frames after it mostly have the same; where the first is to be
-// skipped, or is not what a header looks like, the largest is assumed.
-func zstdWindow(r *bufio.Reader) int64 {
-	head, err := r.Peek(zstd.HeaderMaxSize)
-	if err != nil && err != io.EOF {
-		return maxZstdWindow
-	}
-	var h zstd.Header
-	if h.Decode(head) != nil || h.Skippable {
-		return maxZstdWindow
-	}
-	window := h.WindowSize
-	if h.SingleSegment {
-		window = h.FrameContentSize
-	}
-	return int64(min(window, maxZstdWindow))
 }

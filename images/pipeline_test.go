@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -105,24 +106,9 @@ func (h *hang) Close() error {
 
 // TestZstdWindowsShareAMemory: of the windows that frames ask for only so many are there at a time.
 func TestZstdWindowsShareAMemory(t *testing.T) {
-	var frame bytes.Buffer
-	w, err := zstd.NewWriter(&frame, zstd.WithWindowSize(64<<20), zstd.WithSingleSegment(false))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 3 {
-		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Flush(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
+	frame := zstdFrame(t, 64<<20, make([]byte, 3<<20))
 	open := func(ctx context.Context) (io.ReadCloser, error) {
-		return decompress(ctx, bufio.NewReader(bytes.NewReader(frame.Bytes())))
+		return decompress(ctx, bufio.NewReader(bytes.NewReader(frame)))
 	}
 	var all []io.Closer
 	for range 2 * maxZstdWindow / (64 << 20) {
@@ -147,6 +133,91 @@ func TestZstdWindowsShareAMemory(t *testing.T) {
 	defer r.Close()
 	if n, err := io.Copy(io.Discard, r); n != 3<<20 || err != nil {
 		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// zstdFrame is a frame of its own, with a window of a size unless that is 0.
+func zstdFrame(t *testing.T, window int, data []byte, options ...zstd.EOption) []byte {
+	t.Helper()
+	var frame bytes.Buffer
+	if window > 0 {
+		options = append(options, zstd.WithWindowSize(window), zstd.WithSingleSegment(false))
+	}
+	w, err := zstd.NewWriter(&frame, options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for half := range slices.Chunk(data, len(data)/2+1) { // else it is one segment
+		if _, err := w.Write(half); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return frame.Bytes()
+}
+
+// TestZstdFramesAreUnderstood: whatever they are like, and wherever the stream ends, what comes out is what comes in, and the
+// windows are seen.
+func TestZstdFramesAreUnderstood(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	noise := make([]byte, 300_000)
+	for i := range noise {
+		noise[i] = byte(rnd.Uint32())
+	}
+	text := []byte(strings.Repeat("some words. ", 30_000))
+	skippable := append([]byte{0x5a, 0x2a, 0x4d, 0x18, 200, 0, 0, 0}, noise[:200]...)
+	var stream []byte
+	for _, part := range [][]byte{
+		skippable, zstdFrame(t, 1<<20, noise), zstdFrame(t, 0, nil), zstdFrame(t, 2<<20, make([]byte, 400_000), zstd.WithEncoderCRC(false)), skippable,
+		zstdFrame(t, 16<<20, text, zstd.WithEncoderLevel(zstd.SpeedBestCompression)), imagestest.Zstd(text), zstdFrame(t, 4<<20, noise),
+	} {
+		stream = append(stream, part...)
+	}
+	for _, n := range []int{len(stream), 0, 3, 7, 8, 100, 208, 209, 215, 217, 5000, len(stream) / 2, len(stream) - 5, len(stream) - 1} {
+		z := &zstdFrames{ctx: context.Background(), r: bufio.NewReader(bytes.NewReader(stream[:n]))}
+		got, err := io.ReadAll(z)
+		if err != nil || !bytes.Equal(got, stream[:n]) {
+			t.Errorf("of %d bytes came %d, or others: %v", n, len(got), err)
+		}
+		if n == len(stream) && (z.first != usualZstdWindow || z.window != 16<<20 || z.inFrame || z.left != math.MaxInt64) {
+			t.Errorf("the windows were %d and %d; in a frame: %v, at a header %v", z.first, z.window, z.inFrame, z.left)
+		}
+		z.free()
+	}
+}
+
+// TestLaterZstdFramesCount: of the windows of later frames that want more than the first one has, one is there at a time.
+func TestLaterZstdFramesCount(t *testing.T) {
+	text := []byte(strings.Repeat("some words. ", 30_000))
+	stream := append(zstdFrame(t, 1<<10, text), zstdFrame(t, 64<<20, text)...)
+	open := func(ctx context.Context) io.ReadCloser {
+		r, err := decompress(ctx, bufio.NewReader(bytes.NewReader(stream)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	one := open(context.Background())
+	if n, err := io.Copy(io.Discard, one); n != int64(2*len(text)) || err != nil {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	two := open(ctx)
+	if n, err := io.Copy(io.Discard, two); n != int64(len(text)) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("beside another: %d bytes, %v; want the second frame to wait", n, err)
+	}
+	two.Close()
+	one.Close()
+	three := open(context.Background())
+	defer three.Close()
+	if n, err := io.Copy(io.Discard, three); n != int64(2*len(text)) || err != nil {
+		t.Errorf("after it: %d bytes, %v", n, err)
 	}
 }
 
