@@ -113,7 +113,7 @@ func (a *applier) charge(hdr *tar.Header) error {
 		// Rounded up as file systems do; a hole counts, so that a small archive cannot claim without end.
 		a.bytes += (uint64(hdr.Size) + 4095) &^ 4095
 		if a.bytes > uint64(max(a.limit.bytes, 0)) {
-			return fmt.Errorf("layer unpacks to more than %d bytes: %w", a.limit.bytes, errdefs.ErrResourceExhausted)
+			return fmt.Errorf("with it the layer has %d bytes: %w", a.bytes, a.limit.tooLarge())
 		}
 	}
 	return nil
@@ -122,7 +122,7 @@ func (a *applier) charge(hdr *tar.Header) error {
 func (a *applier) count() error {
 	a.inodes++
 	if a.entries++; a.entries > a.limit.entries {
-		return fmt.Errorf("layer has more than %d entries: %w", a.limit.entries, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("layer has more than %d entries (maxLayerEntries): %w", a.limit.entries, errdefs.ErrResourceExhausted)
 	}
 	return a.take(amount{inodes: 1})
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/berth-run/berth/images/imagestest"
 )
 
+var defaultBounds = bounds{bytes: DefaultMaxLayerBytes, entries: DefaultMaxLayerEntries}
+
 // applyTar unpacks an archive to base/root.
 func applyTar(t testing.TB, base string, data []byte, limit bounds) (*applier, string, error) {
 	t.Helper()

@@ -39,6 +39,9 @@ type download struct {
 	err         error    // once there is nothing more to read
 }
 
+// worthwhile is how much a connection has to bring for its end not to count as a failure.
+const worthwhile = 32 << 10
+
 // errShort says that an answer ended before the blob did.
 var errShort = errors.New("the answer is too short")
 
@@ -137,7 +140,7 @@ func (d *download) again(err error) error {
 	if !passing(err) || errors.Is(err, errShort) && d.brought == 0 {
 		return &transferError{err} // where two answers end at the same byte there is no more
 	}
-	if d.brought >= d.src.pace.Floor {
+	if d.brought >= min(worthwhile, d.src.pace.Floor) {
 		d.failed = 0
 	}
 	d.failed++

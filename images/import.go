@@ -189,7 +189,7 @@ func (s *Store) spool(ctx context.Context, r *bufio.Reader) (string, func(), err
 	n, err := io.Copy(f, io.LimitReader(&contextReader{ctx, plain}, limit.bytes+1))
 	err = errors.Join(err, f.Close())
 	if err == nil && n > limit.bytes {
-		err = fmt.Errorf("archive has more than %d bytes: %w", limit.bytes, errdefs.ErrResourceExhausted)
+		err = fmt.Errorf("archive: %w", limit.tooLarge())
 	}
 	if err != nil {
 		done()

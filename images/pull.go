@@ -317,7 +317,10 @@ func (p *pull) documents(ctx context.Context) error {
 		p.id = found.digest // configurations of artifacts are often the same two bytes
 	}
 	p.size = found.manifest.Config.Size
-	for _, l := range p.layers {
+	for i, l := range p.layers {
+		if l.Size > p.s.bounds.bytes {
+			return fmt.Errorf("layer %d of %d: layer %s: %d bytes compressed: %w", i+1, len(p.layers), l.Digest, l.Size, p.s.bounds.tooLarge())
+		}
 		p.size += l.Size
 	}
 	chain := identity.ChainIDs(append([]digest.Digest(nil), p.diffIDs...))

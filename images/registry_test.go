@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -562,6 +563,52 @@ func TestStuckDownloadEnds(t *testing.T) {
 				t.Errorf("%v after %v", err, time.Since(start))
 			}
 		})
+	}
+}
+
+// TestMinimumRate: what brings less than a third of the default is given up, and what brings more is not. The setting is named.
+func TestMinimumRate(t *testing.T) {
+	const scale = 100 // of window and bytes, so that nobody waits half a minute
+	reg := imagestest.NewRegistry(t)
+	img := imagestest.NewImage(imagestest.PlainLayer(imagestest.Tar(imagestest.File("f", strings.Repeat("x", 40_000)))))
+	blob := img.Layers[0].Blob
+	reg.Push("a", "b", img)
+	for _, c := range []struct {
+		name    string
+		rate    int64 // of the setting
+		percent int64 // that come of the default
+		ok      bool
+	}{
+		{"a third", 0, 33, false}, {"three times as much", 0, 300, true}, {"a third, where less is asked for", DefaultMinPullRate / 10, 33, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := openStore(t, func(o *Options) { o.MinPullRate = c.rate })
+			s.pace.Window /= scale
+			s.pace.Floor /= scale
+			s.pace.BackOff = time.Millisecond
+			reg.Hook(blobsOf(img.Layers, func(w http.ResponseWriter, r *http.Request) {
+				var from int
+				if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err == nil {
+					w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(blob)-1, len(blob)))
+					w.WriteHeader(http.StatusPartialContent)
+				}
+				const pause = 10 * time.Millisecond
+				for chunk := range slices.Chunk(blob[from:], int(DefaultMinPullRate*c.percent/100/int64(time.Second/pause))) {
+					if _, err := w.Write(chunk); err != nil {
+						return
+					}
+					_ = http.NewResponseController(w).Flush()
+					time.Sleep(pause)
+				}
+			}))
+			_, err := s.Pull(context.Background(), reg.Host()+"/a:b", nil)
+			if c.ok && err != nil || !c.ok && (!errors.Is(err, ErrRegistryUnavailable) || !strings.Contains(err.Error(), "minPullRate")) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	if p := paceOf(DefaultMinPullRate); p.Window != 30*time.Second || p.Floor < 100<<10 || p.Floor > 3<<20 {
+		t.Errorf("by default %d bytes in %v; want it to be kilobytes a second, and less than a slow line has", p.Floor, p.Window)
 	}
 }
 

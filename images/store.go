@@ -1,6 +1,7 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,12 @@ type Options struct {
 	// KeepBlobs keeps the compressed layers of what is pulled from now on, so that it can be exported as it came; it takes
 	// about half as much disk again.
 	KeepBlobs bool
+	// MaxLayerBytes and MaxLayerEntries are what a layer may unpack to; 0 for the defaults. Errors name them as settings,
+	// maxLayerBytes and maxLayerEntries.
+	MaxLayerBytes, MaxLayerEntries int64
+	// MinPullRate is how many bytes a second a connection to a registry must bring, over half a minute; 0 for the default. Errors
+	// name it minPullRate.
+	MinPullRate int64
 	// Log may be nil.
 	Log *slog.Logger
 	// Observe, if not nil, is told the end of each step of a pull.
@@ -89,6 +96,13 @@ type Store struct {
 	usage   map[string]Usage // of the writable layers, as last counted
 }
 
+// Defaults of Options.
+const (
+	DefaultMaxLayerBytes   = 100 << 30
+	DefaultMaxLayerEntries = 1_000_000
+	DefaultMinPullRate     = 10 << 10
+)
+
 var discardLog = slog.New(slog.DiscardHandler)
 
 // Names of the directories and files of a store.
@@ -133,7 +147,7 @@ func Open(o Options) (*Store, error) {
 	}
 	s := &Store{
 		root: root, rootDir: rootDir, certsD: o.CertsD, keepBlobs: o.KeepBlobs, local: o.LocalWhenUnavailable, log: log, observe: o.Observe, db: db,
-		pace: defaultPace, bounds: defaultBounds, linger: lingerFor, space: space{dir: rootDir},
+		pace: paceOf(cmp.Or(o.MinPullRate, DefaultMinPullRate)), bounds: bounds{bytes: cmp.Or(o.MaxLayerBytes, DefaultMaxLayerBytes), entries: cmp.Or(o.MaxLayerEntries, DefaultMaxLayerEntries)}, linger: lingerFor, space: space{dir: rootDir},
 		layersAtOnce: newSlots(max(layersOfPull, 2*runtime.GOMAXPROCS(0))), connections: newSlots(maxConnections),
 		trashed: make(chan struct{}, 1), emptied: make(chan struct{}),
 		images: map[digest.Digest]*imageRecord{}, refs: map[string]digest.Digest{}, layers: map[ChainID]*layerRecord{},

@@ -466,6 +466,28 @@ func TestSecondStoreOnOneRootIsRefused(t *testing.T) {
 	}
 }
 
+// TestBoundsOfLayersAreSettings: and errors name them.
+func TestBoundsOfLayersAreSettings(t *testing.T) {
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "files", imagestest.NewImage(sizedLayer("files", 20, 20)))
+	reg.Push("a", "bytes", imagestest.NewImage(sizedLayer("bytes", 100_000, 1)))
+	reg.Push("a", "blob", imagestest.NewImage(imagestest.PlainLayer(imagestest.Tar(imagestest.File("f", strings.Repeat("x", 100_000))))))
+	for _, c := range []struct {
+		ref            string
+		bytes, entries int64
+		said           string
+	}{
+		{"files", 0, 21, ""}, {"files", 0, 20, "20 entries (maxLayerEntries)"}, {"bytes", 102_400, 0, ""}, {"bytes", 102_399, 0, "102399 bytes are not allowed (maxLayerBytes)"},
+		{"blob", 50_000, 0, "50000 bytes are not allowed (maxLayerBytes)"},
+	} {
+		s := openStore(t, func(o *Options) { o.MaxLayerBytes, o.MaxLayerEntries = c.bytes, c.entries })
+		_, err := s.Pull(context.Background(), reg.Host()+"/a:"+c.ref, nil)
+		if c.said == "" && err != nil || c.said != "" && (!errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), c.said)) {
+			t.Errorf("%s within %d bytes and %d entries: %v", c.ref, c.bytes, c.entries, err)
+		}
+	}
+}
+
 func TestStepsAreObserved(t *testing.T) {
 	var mu sync.Mutex
 	var names []string

@@ -29,7 +29,16 @@ type pace struct {
 	BackOff time.Duration
 }
 
-var defaultPace = pace{Window: 30 * time.Second, Floor: 32 << 10, RetryAfter: time.Minute, BackOff: 500 * time.Millisecond}
+// paceOf is the pace of pulls whose connections bring so many bytes a second.
+func paceOf(rate int64) pace {
+	const window = 30 * time.Second
+	return pace{Window: window, Floor: rate * int64(window/time.Second), RetryAfter: time.Minute, BackOff: 500 * time.Millisecond}
+}
+
+// slow is the error about a connection that brought less than Floor.
+func (p pace) slow() error {
+	return fmt.Errorf("%w: less than %d bytes in %v (minPullRate)", errTooSlow, p.Floor, p.Window)
+}
 
 // backOff returns how long to wait before the nth try more: not all nodes of a cluster at once.
 func (p pace) backOff(n int) time.Duration {
@@ -376,7 +385,7 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	}
 	if err != nil && err != io.EOF && errors.Is(context.Cause(b.ctx), errTooSlow) {
 		*b.meter = meter{}
-		return n, errTooSlow
+		return n, b.pace.slow()
 	}
 	if err == io.ErrUnexpectedEOF {
 		err = errCut // containerd's reader would go on by itself, without an end and without asking whether the range is right
@@ -386,7 +395,7 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 		slow := b.meter.got < b.pace.Floor
 		*b.meter = meter{}
 		if slow && err == nil {
-			return n, errTooSlow
+			return n, b.pace.slow()
 		}
 	}
 	return n, err

@@ -19,17 +19,23 @@ import (
 
 // bounds are what a layer may grow to.
 type bounds struct {
-	bytes   int64 // unpacked; free space less a tenth, if that is less
+	bytes   int64 // unpacked
 	entries int64
+	scarce  bool               // bytes is nine tenths of what the disk has free
 	take    func(amount) error // asks for space, of which other layers take as well; nil: there is enough
 }
 
 // stream bounds the archive itself: contents, and for each entry its headers and padding.
 func (b bounds) stream() int64 { return b.bytes + 4096*b.entries + 1<<20 }
 
-const maxUnpacked = 100 << 30
-
-var defaultBounds = bounds{bytes: maxUnpacked, entries: 1_000_000}
+// tooLarge is the error about a layer that has more bytes.
+func (b bounds) tooLarge() error {
+	why := "maxLayerBytes"
+	if b.scarce {
+		why = "nine tenths of what is free"
+	}
+	return fmt.Errorf("more than %d bytes are not allowed (%s): %w", b.bytes, why, errdefs.ErrResourceExhausted)
+}
 
 // stagedLayer is a layer that is unpacked but not recorded yet.
 type stagedLayer struct {
@@ -108,7 +114,7 @@ func (s *Store) unpack(ctx context.Context, src origin, desc ocispec.Descriptor,
 			l.path = ""
 		}
 	}
-	err = src.blob(ctx, desc, maxUnpacked, func(r io.Reader) error {
+	err = src.blob(ctx, desc, s.bounds.bytes, func(r io.Reader) error {
 		clean() // what an earlier try left
 		progress.fetched.Store(0)
 		progress.unpacked.Store(0)
@@ -156,7 +162,9 @@ func (s *Store) unpackLimit() (bounds, error) {
 		return limit, err
 	}
 	// What lingers goes when the space is needed.
-	limit.bytes = min(limit.bytes, free.bytes-free.bytes/10+s.unpacks.lingering(sizeOf))
+	if most := free.bytes - free.bytes/10 + s.unpacks.lingering(sizeOf); most < limit.bytes {
+		limit.bytes, limit.scarce = most, true
+	}
 	return limit, nil
 }
 
@@ -196,7 +204,7 @@ func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Di
 	}
 	plain = archive
 	hash := diffID.Algorithm().Hash()
-	bounded := &counter{r: &streamBound{r: archive, left: limit.stream()}, count: l.count}
+	bounded := &counter{r: &streamBound{r: archive, left: limit.stream(), limit: limit}, count: l.count}
 	out := p.through(p.ahead(bounded), func(b []byte) { hash.Write(b) })
 	a := newApplier(l.root, limit)
 	defer a.close()
@@ -290,15 +298,16 @@ func blame(err error) error {
 
 // streamBound bounds the unpacked stream.
 type streamBound struct {
-	r    io.Reader
-	left int64
+	r     io.Reader
+	left  int64
+	limit bounds
 }
 
 // Read implements io.Reader.
 func (c *streamBound) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	if c.left -= int64(n); c.left < 0 {
-		return 0, fmt.Errorf("unpacks to more than is allowed: %w", errdefs.ErrResourceExhausted)
+		return 0, fmt.Errorf("unpacked: %w", c.limit.tooLarge())
 	}
 	return n, err
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cmd/berth/internal/config"
+	"github.com/berth-run/berth/images"
 	"github.com/berth-run/berth/internal/version"
 )
 
@@ -33,6 +34,17 @@ func TestVersionCommand(t *testing.T) {
 		if out, err := run(t, arg); err != nil || out != "berth "+version.String()+"\n" {
 			t.Errorf("%s: %q %v", arg, out, err)
 		}
+	}
+}
+
+func TestBoundsOfPullsReachTheStore(t *testing.T) {
+	c := config.Default()
+	if o := storeOptions(&c, nil); o.MaxLayerBytes != images.DefaultMaxLayerBytes || o.MaxLayerEntries != images.DefaultMaxLayerEntries || o.MinPullRate != images.DefaultMinPullRate {
+		t.Errorf("defaults of the command and of the store differ: %+v", o)
+	}
+	c.MaxLayerBytes, c.MaxLayerEntries, c.MinPullRate = "1Gi", "20", "30Ki"
+	if o := storeOptions(&c, nil); o.MaxLayerBytes != 1<<30 || o.MaxLayerEntries != 20 || o.MinPullRate != 30<<10 {
+		t.Errorf("got %+v", o)
 	}
 }
 

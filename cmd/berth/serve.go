@@ -61,6 +61,9 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&c.CertsD, config.Flag("certsD"), c.CertsD, "`directory` of HOST/hosts.toml, how to reach registries, or several, separated by colons: the first that has a registry's counts")
 	f.StringVar(&c.WhenRegistryDown, config.Flag("whenRegistryDown"), c.WhenRegistryDown, "`what` a pull does while its registry does not answer: fail, or take the image of that name that is local (with a warning)")
 	f.StringVar(&c.LayerBlobs, config.Flag("layerBlobs"), c.LayerBlobs, "`what` becomes of compressed layers once they are unpacked: drop, or keep, so that images are exported byte for byte as they were pulled")
+	f.StringVar(&c.MaxLayerBytes, config.Flag("maxLayerBytes"), c.MaxLayerBytes, "`bytes` that a layer of an image may unpack to")
+	f.StringVar(&c.MaxLayerEntries, config.Flag("maxLayerEntries"), c.MaxLayerEntries, "`number` of files, directories and links that a layer of an image may have")
+	f.StringVar(&c.MinPullRate, config.Flag("minPullRate"), c.MinPullRate, "`bytes` a second that a connection to a registry must bring, over half a minute; one that brings less is given up")
 	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
 	f.StringVar(&cniBin, config.Flag("cniBin"), strings.Join(c.CNIBin, ":"), "`directories` of the CNI plugins, separated by colons")
 	f.StringVar(&c.PodCIDR, config.Flag("podCIDR"), c.PodCIDR, "`ranges` of addresses of the default network, which pods get where --cni-conf has none: "+config.Kubelet+", those that it hands over; or CIDR, or IPv4-CIDR,IPv6-CIDR; or \""+config.Disabled+"\"")
@@ -136,10 +139,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
 	warnOfCertsD(log, c.CertsD)
-	store, err := images.Open(images.Options{
-		Root: filepath.Join(c.Root, "images"), CertsD: c.CertsD, LocalWhenUnavailable: c.WhenRegistryDown == config.Local,
-		KeepBlobs: c.LayerBlobs == config.Keep, Log: log, Observe: steps(log),
-	})
+	store, err := images.Open(storeOptions(c, log))
 	if err != nil {
 		return err
 	}
@@ -207,6 +207,16 @@ func warnOfCertsD(log *slog.Logger, certsD string) {
 		if err != nil {
 			log.Warn("there is no registry configuration in this directory", "certsD", dir, "error", err)
 		}
+	}
+}
+
+func storeOptions(c *config.Config, log *slog.Logger) images.Options {
+	return images.Options{
+		Root: filepath.Join(c.Root, "images"), CertsD: c.CertsD, LocalWhenUnavailable: c.WhenRegistryDown == config.Local,
+		KeepBlobs:     c.LayerBlobs == config.Keep,
+		MaxLayerBytes: config.Amount(c.MaxLayerBytes), MaxLayerEntries: config.Amount(c.MaxLayerEntries),
+		MinPullRate: config.Amount(c.MinPullRate),
+		Log:         log, Observe: steps(log),
 	}
 }
 

@@ -2,9 +2,11 @@ package config
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,6 +31,13 @@ type Config struct {
 	// LayerBlobs says what becomes of the compressed layers of an image once they are unpacked: drop or keep. Kept, they take
 	// about half as much disk again, and images are exported byte for byte as they were pulled.
 	LayerBlobs string `json:"layerBlobs,omitempty"`
+	// MaxLayerBytes is how much a layer of an image may unpack to: "100Gi".
+	MaxLayerBytes string `json:"maxLayerBytes,omitempty"`
+	// MaxLayerEntries is how many files, directories and links it may have.
+	MaxLayerEntries string `json:"maxLayerEntries,omitempty"`
+	// MinPullRate is how many bytes a second a connection to a registry must bring, over half a minute: "10Ki". One that brings
+	// less is given up, and another is tried.
+	MinPullRate string `json:"minPullRate,omitempty"`
 	// CNIConf is where the network's conflist is.
 	CNIConf string `json:"cniConf,omitempty"`
 	// CNIBin is where its plugins are.
@@ -69,6 +78,9 @@ func Default() Config {
 		CertsD:           "/etc/berth/certs.d",
 		WhenRegistryDown: Fail,
 		LayerBlobs:       Drop,
+		MaxLayerBytes:    "100Gi",
+		MaxLayerEntries:  "1000000",
+		MinPullRate:      "10Ki",
 		CNIConf:          "/etc/cni/net.d",
 		CNIBin:           []string{"/opt/cni/bin"},
 		PodCIDR:          Kubelet,
@@ -151,6 +163,9 @@ func (c *Config) fields() []field {
 		{name: "certsD", flag: "certs-d", text: &c.CertsD, optional: true, parse: directories},
 		{name: "whenRegistryDown", flag: "when-registry-down", text: &c.WhenRegistryDown, words: []string{Fail, Local}},
 		{name: "layerBlobs", flag: "layer-blobs", text: &c.LayerBlobs, words: []string{Drop, Keep}},
+		{name: "maxLayerBytes", flag: "max-layer-bytes", text: &c.MaxLayerBytes, parse: amount},
+		{name: "maxLayerEntries", flag: "max-layer-entries", text: &c.MaxLayerEntries, parse: amount},
+		{name: "minPullRate", flag: "min-pull-rate", text: &c.MinPullRate, parse: amount},
 		{name: "cniConf", flag: "cni-conf", text: &c.CNIConf},
 		{name: "cniBin", flag: "cni-bin", list: &c.CNIBin},
 		{name: "podCIDR", flag: "pod-cidr", text: &c.PodCIDR, optional: true, off: Disabled, parse: podCIDR},
@@ -307,6 +322,29 @@ func idle(s string) error {
 func (c *Config) Idle() time.Duration {
 	d, _ := time.ParseDuration(c.StreamIdle)
 	return d
+}
+
+// amount says what is wrong with a number.
+func amount(s string) error {
+	if Amount(s) < 1 {
+		return fmt.Errorf("%q is no number such as 1000000, 512Mi or 100Gi", s)
+	}
+	return nil
+}
+
+// Amount is the number that a text means, as Kubernetes writes it; 0 if it means none.
+func Amount(s string) int64 {
+	digits, shift := s, 0
+	for i, unit := range []string{"Ki", "Mi", "Gi", "Ti"} {
+		if rest, ok := strings.CutSuffix(s, unit); ok {
+			digits, shift = rest, 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 || n > math.MaxInt64>>20>>shift { // what is computed from it must fit, too
+		return 0
+	}
+	return n << shift
 }
 
 // AdminSocket is where operators' tools reach the daemon, in a directory of its own: that of Run is passed through by others.

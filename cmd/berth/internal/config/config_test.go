@@ -129,6 +129,8 @@ func TestErrorsNameFileLineFieldAndValue(t *testing.T) {
 		"root: /x/root\nrun: /x\n":       `c.yaml:2: run: "/x": must be neither inside nor around root "/x/root"`,
 		"streamIdle: soon\n":             `c.yaml:1: streamIdle: "soon" is no duration such as 4h or 90s`,
 		"streamIdle: 10ms\n":             `c.yaml:1: streamIdle: "10ms" is less than a second`,
+		"maxLayerBytes: much\n":          `c.yaml:1: maxLayerBytes: "much" is no number such as 1000000, 512Mi or 100Gi`,
+		"minPullRate: 0\n":               `c.yaml:1: minPullRate: "0" is no number`,
 		"whenRegistryDown: x\n":          `c.yaml:1: whenRegistryDown: "x" is none of fail, local`,
 		"podCIDR: cluster\n":             `c.yaml:1: podCIDR: pod CIDR "cluster" is no address range`,
 		"podCIDR: 10.1.0.0/31\n":         `c.yaml:1: podCIDR: pod CIDR 10.1.0.0/31 is too small`,
@@ -140,6 +142,21 @@ func TestErrorsNameFileLineFieldAndValue(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), file) {
 			t.Errorf("%q:\n got %v\nwant %s", content, err, want)
 		}
+	}
+}
+
+func TestAmounts(t *testing.T) {
+	for text, want := range map[string]int64{
+		"1": 1, "1000000": 1_000_000, "10Ki": 10 << 10, "512Mi": 512 << 20, "100Gi": 100 << 30, "2Ti": 2 << 40,
+		"": 0, "Ki": 0, "0": 0, "-1": 0, "1.5Gi": 0, "1 Gi": 0, "1G": 0, "0x10": 0, "9000000Ti": 0, "9223372036854775807": 0,
+	} {
+		if got := Amount(text); got != want {
+			t.Errorf("%q: %d, want %d", text, got, want)
+		}
+	}
+	c, err := Load([]string{write(t, filepath.Join(t.TempDir(), "c.yaml"), "maxLayerEntries: 3000000\nmaxLayerBytes: 1Ti\n")}, Config{MinPullRate: "1"}, func(name string) bool { return name == "minPullRate" })
+	if err != nil || c.MaxLayerEntries != "3000000" || c.MaxLayerBytes != "1Ti" || c.MinPullRate != "1" {
+		t.Errorf("%+v, %v", c, err)
 	}
 }
 
