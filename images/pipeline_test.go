@@ -10,9 +10,13 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"os"
+	"path"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -227,32 +231,26 @@ func TestPullsShareTheNodesBounds(t *testing.T) {
 	s.layersAtOnce, s.connections = newSlots(4), newSlots(6)
 	reg := imagestest.NewRegistry(t)
 	const pulls, layers = 8, 5
+	var all []imagestest.LayerBlob
 	for i := range pulls {
 		var blobs []imagestest.LayerBlob
 		for j := range layers {
 			blobs = append(blobs, imagestest.Layer(imagestest.File(fmt.Sprintf("f%d-%d", i, j), strings.Repeat("x", 1000))))
 		}
 		reg.Push(fmt.Sprintf("a%d", i), "b", imagestest.NewImage(blobs...))
+		all = append(all, blobs...)
 	}
-	var mu sync.Mutex
-	var now, most, all, mostAll int
+	isLayer := map[string]bool{}
+	for _, l := range all {
+		isLayer[digest.FromBytes(l.Blob).String()] = true
+	}
+	var layer, any load
 	reg.Hook(func(w http.ResponseWriter, r *http.Request) bool {
-		blob := strings.Contains(r.URL.Path, "/blobs/")
-		mu.Lock()
-		all++
-		mostAll = max(mostAll, all)
-		if blob {
-			now++
-			most = max(most, now)
+		defer any.begin()()
+		if isLayer[path.Base(r.URL.Path)] {
+			defer layer.begin()()
 		}
-		mu.Unlock()
 		time.Sleep(2 * time.Millisecond) // so that they meet
-		mu.Lock()
-		defer mu.Unlock()
-		all--
-		if blob {
-			now--
-		}
 		return false
 	})
 	var wg sync.WaitGroup
@@ -264,11 +262,134 @@ func TestPullsShareTheNodesBounds(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if most < 2 || mostAll > 6 {
-		t.Errorf("%d blobs and %d requests at a time, of 4 layers and 6 connections", most, mostAll)
+	if layer.most < 2 || layer.most > 4 || any.most > 6 {
+		t.Errorf("%d layers and %d requests at a time, of 4 layers and 6 connections", layer.most, any.most)
 	}
 	if len(s.layersAtOnce) != 0 || len(s.connections) != 0 {
 		t.Errorf("not given back: %d layers, %d connections", len(s.layersAtOnce), len(s.connections))
+	}
+}
+
+// load counts how much of something there is at a time.
+type load struct {
+	mu        sync.Mutex
+	now, most int
+}
+
+func (l *load) begin() (end func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.now++
+	l.most = max(l.most, l.now)
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.now--
+	}
+}
+
+// TestPullsShareAMemory: sixteen layers are pulled at once, gzip and zstd, and all that are under way have come half way.
+func TestPullsShareAMemory(t *testing.T) {
+	s := quick(t)
+	const atOnce = 4
+	s.layersAtOnce = newSlots(atOnce)
+	reg := imagestest.NewRegistry(t)
+	var all []imagestest.LayerBlob
+	for i := range 8 {
+		own := []imagestest.LayerBlob{imagestest.GzipLayer(noise(byte(2*i), 3<<20)), imagestest.ZstdLayer(noise(byte(2*i+1), 3<<20))}
+		reg.Push(fmt.Sprint("a", i), "b", imagestest.NewImage(own...))
+		all = append(all, own...)
+	}
+	blobs := map[string][]byte{}
+	for _, l := range all {
+		blobs[digest.FromBytes(l.Blob).String()] = l.Blob
+	}
+	var stuck atomic.Int32
+	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	defer open()
+	reg.Hook(blobsOf(all, func(w http.ResponseWriter, r *http.Request) {
+		blob := blobs[path.Base(r.URL.Path)]
+		w.Header().Set("Content-Length", fmt.Sprint(len(blob)))
+		_, _ = w.Write(blob[:len(blob)/2])
+		_ = http.NewResponseController(w).Flush()
+		stuck.Add(1)
+		<-gate
+		_, _ = w.Write(blob[len(blob)/2:])
+	}))
+	before := liveMemory()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if _, err := s.Pull(context.Background(), fmt.Sprintf("%s/a%d:b", reg.Host(), i), nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	until(t, func() bool { return stuck.Load() == atOnce })
+	time.Sleep(200 * time.Millisecond) // for what came to get through, and for more layers, if there are any
+	grown := liveMemory() - before
+	if n := stuck.Load(); n != atOnce || grown > atOnce*(4<<20+usualZstdWindow) {
+		t.Errorf("%d layers under way, and %d MiB more than before", n, grown>>20)
+	}
+	t.Logf("%d layers: %d KiB", stuck.Load(), grown>>10)
+	open()
+	wg.Wait()
+}
+
+// noise is an archive of a file that does not get smaller.
+func noise(seed byte, n int) []byte {
+	body := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(body)
+	return imagestest.Tar(imagestest.File("noise", string(body)))
+}
+
+// liveMemory is what is in use, and no garbage.
+func liveMemory() int64 {
+	for range 3 { // what pools keep goes with the second
+		runtime.GC()
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestLayersDoNotWaitForThoseBelow: the lowest one hangs, and the others are unpacked. What they have from it comes in time.
+func TestLayersDoNotWaitForThoseBelow(t *testing.T) {
+	s := quick(t)
+	reg := imagestest.NewRegistry(t)
+	layers := []imagestest.LayerBlob{
+		imagestest.Layer(imagestest.Dir("d").Mode(0o751)), imagestest.Layer(imagestest.File("d/2", "x")), imagestest.Layer(imagestest.File("d/3", "x")),
+	}
+	reg.Push("a", "b", imagestest.NewImage(layers...))
+	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	defer open()
+	reg.Hook(blobsOf(layers[:1], func(w http.ResponseWriter, _ *http.Request) {
+		<-gate
+		_, _ = w.Write(layers[0].Blob)
+	}))
+	pulled := make(chan *Image, 1)
+	go func() {
+		img, err := s.Pull(context.Background(), reg.Host()+"/a:b", nil)
+		if err != nil {
+			t.Error(err)
+		}
+		pulled <- img
+	}()
+	until(t, func() bool {
+		p := s.Pulls()
+		return len(p) == 1 && len(p[0].Layers) == 3 && p[0].Layers[0].State == LayerFetching && p[0].Layers[1].State == LayerUnpacked && p[0].Layers[2].State == LayerUnpacked
+	})
+	open()
+	img := <-pulled
+	if img == nil {
+		return
+	}
+	for _, chain := range img.Layers {
+		if st, err := os.Stat(s.path(layersDir, chain.dir(), "d")); err != nil || st.Mode().Perm() != 0o751 {
+			t.Errorf("d of layer %s: %v, %v", chain, st.Mode(), err)
+		}
 	}
 }
 

@@ -1,12 +1,14 @@
 package images
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +21,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/images/imagestest"
@@ -27,7 +30,7 @@ import (
 // envPowerCuts is how often the power is cut.
 const (
 	envPowerCuts = "BERTH_POWERCUTS"
-	envPowerRun  = "BERTH_TEST_POWER_RUN"
+	envOwnMounts = "BERTH_TEST_OWN_MOUNTS"
 	diskSize     = 96 << 20
 )
 
@@ -39,6 +42,8 @@ type disk struct {
 
 	mu  sync.Mutex
 	log []diskEvent
+	// bad tells which writes fail; nil: none.
+	bad func(data []byte) bool
 }
 
 // diskEvent is a write, a flush, or, with a note, something that the disk knows nothing of.
@@ -87,6 +92,9 @@ func (d *disk) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) 
 func (d *disk) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.bad != nil && d.bad(data) {
+		return 0, syscall.EIO
+	}
 	if _, err := d.file.WriteAt(data, off); err != nil {
 		return 0, syscall.EIO
 	}
@@ -103,58 +111,73 @@ func (d *disk) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
 // and removals finds, each time, a store in which nothing is wrong, every image that is listed whole, every image there whose
 // pull had returned, and none whose removal had.
 func TestPowerCut(t *testing.T) {
-	needRoot(t)
-	for _, file := range []string{"/dev/fuse", "/dev/loop-control"} {
-		if _, err := os.Stat(file); err != nil {
-			t.Skipf("a disk whose power can be cut needs %s", file)
-		}
-	}
-	mkfs, err := exec.LookPath("mkfs.ext4")
-	if err != nil {
-		t.Skip("needs mkfs.ext4")
-	}
 	cuts := 15
 	if n := os.Getenv(envPowerCuts); n != "" {
+		var err error
 		if cuts, err = strconv.Atoi(n); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if os.Getenv(envPowerRun) == "" {
-		// In mounts of its own, which go with it, whatever becomes of it.
-		cmd := exec.Command("/proc/self/exe", "-test.run=^TestPowerCut$", "-test.v")
-		cmd.Env = append(os.Environ(), envPowerRun+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-		out, err := cmd.CombinedOutput()
-		t.Logf("%s", out)
-		if err != nil || !strings.Contains(string(out), "--- PASS: TestPowerCut") {
-			t.Error(err)
-		}
+	if !inOwnMounts(t) {
 		return
 	}
 	dir := t.TempDir()
-	base := filepath.Join(dir, "disk")
-	f, err := os.Create(base)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(diskSize); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command(mkfs, "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", base).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.ext4: %s: %v", out, err)
-	}
+	d := newDisk(t, dir)
 	start := filepath.Join(dir, "start")
-	copySparse(t, base, start)
+	copySparse(t, d.file.Name(), start)
 
 	refs := powerImages(t)
 	for _, keep := range []bool{false, true} {
-		d := &disk{file: f}
+		d := &disk{file: d.file}
 		begin := powerHistory(t, d, dir, refs, keep, 30+cuts/4)
 		t.Logf("kept blobs %v: %d writes and flushes", keep, len(d.log))
 		powerCuts(t, d, begin, start, dir, refs, keep, cuts/2+1)
-		copySparse(t, start, base)
+		copySparse(t, start, d.file.Name())
 	}
+}
+
+// inOwnMounts tells whether the test is in mounts of its own, which go with it, whatever becomes of it. If not, it has run there
+// when this returns.
+func inOwnMounts(t *testing.T) bool {
+	t.Helper()
+	needRoot(t)
+	for _, file := range []string{"/dev/fuse", "/dev/loop-control"} {
+		if _, err := os.Stat(file); err != nil {
+			t.Skipf("a disk of the test's own needs %s", file)
+		}
+	}
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		t.Skip("needs mkfs.ext4")
+	}
+	if os.Getenv(envOwnMounts) != "" {
+		return true
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), envOwnMounts+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Error(err)
+	}
+	return false
+}
+
+// newDisk is a disk with an empty file system.
+func newDisk(t *testing.T, dir string) *disk {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := f.Truncate(diskSize); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", f.Name()).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %s: %v", out, err)
+	}
+	return &disk{file: f}
 }
 
 // powerImages are four images that share a layer.
@@ -186,8 +209,8 @@ func mountLoop(t *testing.T, file, at string) {
 	}
 }
 
-// powerHistory pulls and removes images on a disk, and returns where in its log the store was open.
-func powerHistory(t *testing.T, d *disk, dir string, refs []string, keep bool, ops int) (begin int) {
+// mount mounts the disk until unmount is called.
+func (d *disk) mount(t *testing.T, dir string) (at string, unmount func()) {
 	t.Helper()
 	fuseDir, at := filepath.Join(dir, "fuse"), filepath.Join(dir, "mount")
 	for _, p := range []string{fuseDir, at} {
@@ -205,17 +228,22 @@ func powerHistory(t *testing.T, d *disk, dir string, refs []string, keep bool, o
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := server.Unmount(); err != nil {
-			t.Error(err)
-		}
-	}()
 	mountLoop(t, filepath.Join(fuseDir, "disk"), at)
-	defer func() {
+	return at, func() {
 		if err := unix.Unmount(at, 0); err != nil {
 			t.Fatal(err)
 		}
-	}()
+		if err := server.Unmount(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// powerHistory pulls and removes images on a disk, and returns where in its log the store was open.
+func powerHistory(t *testing.T, d *disk, dir string, refs []string, keep bool, ops int) (begin int) {
+	t.Helper()
+	at, unmount := d.mount(t, dir)
+	defer unmount()
 	s, err := Open(Options{Root: filepath.Join(at, "images"), KeepBlobs: keep})
 	if err != nil {
 		t.Fatal(err)
@@ -400,4 +428,82 @@ func copySparse(t *testing.T, from, to string) {
 	if out, err := exec.Command("cp", "--sparse=always", from, to).CombinedOutput(); err != nil {
 		t.Fatalf("copy %s: %s: %v", from, out, err)
 	}
+}
+
+// TestLostWritesAreHeardOf: the disk fails to write what a layer has, and tells it once, to somebody else. Neither the pull that
+// has unpacked the layer nor one that came later and shares it makes an image of it; the next one fetches it again.
+func TestLostWritesAreHeardOf(t *testing.T) {
+	if !inOwnMounts(t) {
+		return
+	}
+	const mark = "lost and found "
+	dir := t.TempDir()
+	d := newDisk(t, dir)
+	at, unmount := d.mount(t, dir)
+	defer unmount()
+	s, err := Open(Options{Root: filepath.Join(at, "images")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	shared := imagestest.Layer(imagestest.File("f", strings.Repeat(mark, 20_000)))
+	own := []imagestest.LayerBlob{sizedLayer("one", 1000, 1), sizedLayer("two", 1000, 1)}
+	reg := imagestest.NewRegistry(t)
+	var refs []string
+	for i, l := range own {
+		reg.Push("a", fmt.Sprint(i), imagestest.NewImage(shared, l))
+		refs = append(refs, fmt.Sprintf("%s/a:%d", reg.Host(), i))
+	}
+	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	defer open()
+	reg.Hook(blobsOf(own[:1], func(w http.ResponseWriter, _ *http.Request) {
+		<-gate
+		_, _ = w.Write(own[0].Blob)
+	}))
+	fail := func(bad func([]byte) bool) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.bad = bad
+	}
+	fail(func(data []byte) bool { return bytes.Contains(data, []byte(mark)) })
+	other, err := os.Open(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	first := make(chan error, 1)
+	go func() {
+		_, err := s.Pull(context.Background(), refs[0], nil)
+		first <- err
+	}()
+	until(t, func() bool {
+		p := s.Pulls()
+		return len(p) == 1 && len(p[0].Layers) == 2 && p[0].Layers[0].State == LayerUnpacked
+	})
+	if err := syncfs(other); !errors.Is(err, unix.EIO) {
+		t.Fatalf("the disk lost nothing: %v", err)
+	}
+	fail(nil)
+	if _, err := s.Pull(context.Background(), refs[1], nil); err == nil || !strings.Contains(err.Error(), unix.EIO.Error()) {
+		t.Errorf("a pull that shares the layer: %v", err)
+	}
+	open()
+	if err := <-first; err == nil || !strings.Contains(err.Error(), unix.EIO.Error()) {
+		t.Errorf("the pull that unpacked it: %v", err)
+	}
+	if imgs := s.Images(); len(imgs) != 0 {
+		t.Errorf("there are %d images", len(imgs))
+	}
+	for _, ref := range refs {
+		mustPull(t, s, ref)
+	}
+	if n := reg.Count("GET", digest.FromBytes(shared.Blob).String()); n != 2 {
+		t.Errorf("the layer was fetched %d times, want it once more", n)
+	}
+	wantWhole(t, s)
 }

@@ -78,6 +78,7 @@ func TestBasicAndBearerAuthentication(t *testing.T) {
 		"bearer":                   {func(r *imagestest.Registry) { r.RequireToken("", user, secret) }, basic, true},
 		"bearer, wrong":            {func(r *imagestest.Registry) { r.RequireToken("", user, "other") }, basic, false},
 		"bearer, identity token":   {func(r *imagestest.Registry) { r.RequireToken("", user, secret) }, &Auth{IdentityToken: secret}, true},
+		"bearer, anonymous":        {anonymousTokens, nil, true},
 		"bearer, registry token":   {func(r *imagestest.Registry) { r.RequireToken("", user, secret) }, &Auth{RegistryToken: imagestest.Token}, true},
 		"bearer, bad registry tok": {func(r *imagestest.Registry) { r.RequireToken("", user, secret) }, &Auth{RegistryToken: secret}, false},
 	} {
@@ -100,6 +101,22 @@ func TestBasicAndBearerAuthentication(t *testing.T) {
 			}
 		})
 	}
+}
+
+// anonymousTokens has a registry give a token to whoever says nothing about himself, as Docker Hub does.
+func anonymousTokens(r *imagestest.Registry) {
+	r.RequireToken("", user, secret)
+	r.Hook(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.URL.Path != "/token" {
+			return false
+		}
+		if req.Method != http.MethodGet || req.Header.Get("Authorization") != "" || req.URL.Query().Get("scope") == "" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		fmt.Fprintf(w, `{"token":%q}`, imagestest.Token)
+		return true
+	})
 }
 
 func TestBadCredentialsAreInvalidArgument(t *testing.T) {
@@ -570,7 +587,7 @@ func TestStuckDownloadEnds(t *testing.T) {
 func TestMinimumRate(t *testing.T) {
 	const scale = 100 // of window and bytes, so that nobody waits half a minute
 	reg := imagestest.NewRegistry(t)
-	img := imagestest.NewImage(imagestest.PlainLayer(imagestest.Tar(imagestest.File("f", strings.Repeat("x", 40_000)))))
+	img := imagestest.NewImage(imagestest.PlainLayer(imagestest.Tar(imagestest.File("f", strings.Repeat("x", 9_000)))))
 	blob := img.Layers[0].Blob
 	reg.Push("a", "b", img)
 	for _, c := range []struct {
@@ -724,6 +741,39 @@ func TestIndexesByPlatform(t *testing.T) {
 	}
 	if _, err := s.Pull(context.Background(), reg.Host()+"/a:deep", nil); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("nested too deep: %v", err)
+	}
+}
+
+// TestWideIndexes: so many documents are fetched at most, and so many names read, of all indexes together.
+func TestWideIndexes(t *testing.T) {
+	reg := imagestest.NewRegistry(t)
+	foreign := func(i int) ocispec.Descriptor {
+		img := smallImage(fmt.Sprint(i))
+		img.Config.Architecture = "mips64le"
+		desc := reg.Push("a", "", img).Descriptor
+		desc.Platform = nil // so that each has to be looked at
+		return desc
+	}
+	var wide []ocispec.Descriptor
+	for i := range maxDocuments + 8 {
+		wide = append(wide, foreign(i))
+	}
+	reg.PushIndex("a", "wide", wide...)
+	named := wide[0]
+	named.Platform = &ocispec.Platform{OS: "linux", Architecture: "mips64le"}
+	var inner []ocispec.Descriptor
+	for i := range 3 {
+		inner = append(inner, reg.PushIndex("a", "", slices.Repeat([]ocispec.Descriptor{named}, 4*maxReferences/10+i)...))
+	}
+	reg.PushIndex("a", "names", inner...)
+	for ref, said := range map[string]string{"wide": "more than 32 indexes and manifests", "names": "more than 10000 manifests"} {
+		before := len(reg.Requests())
+		if err := pullErr(t, openStore(t), reg.Host()+"/a:"+ref, nil); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), said) {
+			t.Errorf("%s: got %v, want it to say %q", ref, err, said)
+		}
+		if n := len(reg.Requests()) - before; n > 2*maxDocuments+1 {
+			t.Errorf("%s: %d requests", ref, n)
+		}
 	}
 }
 

@@ -88,6 +88,7 @@ func TestLayersOfAFailedPullAreThereForTheNext(t *testing.T) {
 				t.Fatal("pulled")
 			}
 			s.pulls.wait()
+			s.unpacks.wait()
 			if n := len(staged(t, s)); n != 2 {
 				t.Errorf("%d layers are kept, want 2", n)
 			}
@@ -129,6 +130,7 @@ func TestLayersThatWaitGo(t *testing.T) {
 		}))
 		_ = pullErr(t, s, reg.Host()+"/a:b", nil)
 		s.pulls.wait()
+		s.unpacks.wait()
 	}
 	t.Run("after a while", func(t *testing.T) {
 		s := quick(t)
@@ -168,13 +170,20 @@ func TestLayersThatWaitGo(t *testing.T) {
 func smallDisk(t *testing.T, options string) *Store {
 	t.Helper()
 	needRoot(t)
+	dir := memoryDisk(t, options)
+	s := quick(t, func(o *Options) { o.Root = filepath.Join(dir, "images") })
+	t.Cleanup(func() { s.waitTrash(context.Background()) })
+	return s
+}
+
+// memoryDisk is a directory on a disk of its own.
+func memoryDisk(t *testing.T, options string) string {
+	t.Helper()
 	dir := mountPoint(t)
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
 		t.Skipf("needs a disk of its own: %v", err)
 	}
-	s := quick(t, func(o *Options) { o.Root = filepath.Join(dir, "images") })
-	t.Cleanup(func() { s.waitTrash(context.Background()) })
-	return s
+	return dir
 }
 
 // leastFree watches what is free on a store's disk; the returned function tells the least that was.
@@ -211,11 +220,11 @@ func leastFree(t *testing.T, s *Store) func() amount {
 // TestLayersShareTheDisk: layers each of which would fit do not fill the disk together, neither with bytes nor with files.
 func TestLayersShareTheDisk(t *testing.T) {
 	for name, layer := range map[string]func(name string) imagestest.LayerBlob{
-		"bytes": func(name string) imagestest.LayerBlob { return sizedLayer(name, 38<<20, 4) },
-		"files": func(name string) imagestest.LayerBlob { return sizedLayer(name, 3000, 3000) },
+		"bytes": func(name string) imagestest.LayerBlob { return sizedLayer(name, 14<<20, 4) },
+		"files": func(name string) imagestest.LayerBlob { return sizedLayer(name, 1200, 1200) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := smallDisk(t, "size=64m,nr_inodes=5000")
+			s := smallDisk(t, "size=24m,nr_inodes=2000")
 			start, err := s.space.free()
 			if err != nil {
 				t.Fatal(err)
@@ -225,9 +234,10 @@ func TestLayersShareTheDisk(t *testing.T) {
 			reg.Push("a", "small", imagestest.NewImage(sizedLayer("small", 1000, 1)))
 			least := leastFree(t, s)
 			err = pullErr(t, s, reg.Host()+"/a:b", nil)
-			if got := least(); !errdefs.IsResourceExhausted(err) || got.bytes < start.bytes/10-1<<20 || got.inodes < start.inodes/10-10 {
+			if got := least(); !errdefs.IsResourceExhausted(err) || got.bytes < start.bytes/10-256<<10 || got.inodes < start.inodes/10-10 {
 				t.Errorf("%v; free were %+v, and %+v in the worst moment; want a tenth", err, start, got)
 			}
+			s.unpacks.wait()
 			if left := leftovers(t, s); len(left) != 0 {
 				t.Errorf("left: %v", left)
 			}
@@ -239,12 +249,12 @@ func TestLayersShareTheDisk(t *testing.T) {
 
 // TestLayersThatWaitMakeRoom: they take a quarter of what is free at most, and go where that is needed.
 func TestLayersThatWaitMakeRoom(t *testing.T) {
-	for _, c := range []struct{ waits, kept int }{{12 << 20, 1}, {20 << 20, 0}} {
-		s := smallDisk(t, "size=64m")
+	for _, c := range []struct{ waits, kept int }{{3 << 20, 1}, {5 << 20, 0}} {
+		s := smallDisk(t, "size=16m")
 		reg := imagestest.NewRegistry(t)
 		bad := sizedLayer("bad", 1000, 1)
 		reg.Push("a", "fails", imagestest.NewImage(sizedLayer("waits", c.waits, 2), bad))
-		reg.Push("a", "large", imagestest.NewImage(sizedLayer("large", 50<<20, 5)))
+		reg.Push("a", "large", imagestest.NewImage(sizedLayer("large", 25<<19, 5)))
 		var unpacked atomic.Bool
 		reg.Hook(blobsOf([]imagestest.LayerBlob{bad}, func(w http.ResponseWriter, r *http.Request) {
 			until(t, func() bool { p := s.Pulls(); return len(p) == 1 && p[0].Layers[0].State == LayerUnpacked })
@@ -255,6 +265,7 @@ func TestLayersThatWaitMakeRoom(t *testing.T) {
 			t.Error(err)
 		}
 		s.pulls.wait()
+		s.unpacks.wait()
 		if n := len(staged(t, s)); n != c.kept {
 			t.Errorf("of %d bytes %d layers are kept, want %d", c.waits, n, c.kept)
 		}
