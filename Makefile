@@ -46,7 +46,8 @@ vet: setup ## static checks that need no tool: gofmt, go vet, import rules
 	@integration/progress.sh 'import rules' $(GO) test ./internal/archtest
 
 test-unit: setup ## unit tests of all packages, with the race detector
-	@CGO_ENABLED=1 integration/progress.sh test-unit integration/test.sh test-unit ./... -race -tags seccomp
+	@read -r _ BERTH_CNI_BIN < <(integration/tools/build.sh cni); export BERTH_CNI_BIN; \
+		CGO_ENABLED=1 integration/progress.sh test-unit integration/test.sh test-unit ./... -race -tags seccomp
 
 test-integration: build ## kubelet, crictl, critest, kill matrix, attacks: real peers; needs root
 	@integration/tools/build.sh > /dev/null

@@ -1,0 +1,140 @@
+package cni_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/network"
+	"github.com/berth-run/berth/network/cni"
+)
+
+// Programs and plugins in process work side by side on the same node: all at once they take different addresses, and either
+// undoes what the other did, to the last rule.
+func TestBesidePrograms(t *testing.T) {
+	const pods = 16
+	bin := binDir(t)
+	w := newWorld(t, bin, &inProcess{DefaultExec: reference(), plugins: cni.New(slog.New(slog.NewTextHandler(t.Output(), nil)))})
+	programs := libcni.NewCNIConfigWithCacheDir([]string{bin}, w.dir+"/cache", reference())
+	list, err := libcni.NetworkConfFromBytes([]byte(strings.ReplaceAll(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge","bridge":"br0","isGateway":true,"ipMasq":true,
+"ipam":{"type":"host-local","dataDir":"DIR/ipam","ranges":[[{"subnet":"10.88.0.0/27"}],[{"subnet":"fd00:88::/64"}]]}},
+{"type":"portmap","capabilities":{"portMappings":true}}]}`, "DIR", w.dir)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rt := func(n int) *libcni.RuntimeConf {
+		return &libcni.RuntimeConf{ContainerID: fmt.Sprintf("pod%d", n), IfName: "eth0", NetNS: w.pod(n), CapabilityArgs: map[string]any{
+			"portMappings": []map[string]any{{"hostPort": 8000 + n, "containerPort": 80, "protocol": "tcp"}},
+		}}
+	}
+	var mu sync.Mutex
+	var taken []string
+	each := func(f func(n int) error) {
+		t.Helper()
+		var wg sync.WaitGroup
+		for n := range pods {
+			wg.Go(func() {
+				if err := network.InNamespaces([]string{w.host}, func() error { return f(n) }); err != nil {
+					t.Errorf("pod %d: %v", n, err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	by := func(n int) *libcni.CNIConfig {
+		if n%2 == 0 {
+			return programs
+		}
+		return w.cni
+	}
+	for n := range pods {
+		w.namespace(fmt.Sprintf("pod%d", n))
+	}
+	// The first makes chains that all share. Reference plugins that race there fail: iptables has made the chain meanwhile.
+	if err := network.InNamespaces([]string{w.host}, func() error {
+		if _, err := programs.AddNetworkList(t.Context(), list, rt(0)); err != nil {
+			return err
+		}
+		return programs.DelNetworkList(t.Context(), list, rt(0))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	before := w.state(0)
+	each(func(n int) error {
+		res, err := by(n).AddNetworkList(t.Context(), list, rt(n))
+		if err != nil {
+			return err
+		}
+		r, err := types100.NewResultFromResult(res)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, ip := range r.IPs {
+			taken = append(taken, ip.Address.String())
+		}
+		return nil
+	})
+	slices.Sort(taken)
+	if got := len(slices.Compact(taken)); got != 2*pods {
+		t.Errorf("%d different addresses of %d pods", got, pods)
+	}
+	each(func(n int) error { return by(n+1).CheckNetworkList(t.Context(), list, rt(n)) })
+	each(func(n int) error { return by(n+1).DelNetworkList(t.Context(), list, rt(n)) })
+	after := w.state(0)
+	if d := diff(lasting(before), lasting(after)); d != "" || vethName.MatchString(after) {
+		t.Errorf("left:\n%s\n%s", d, vethName.FindString(after))
+	}
+}
+
+// lasting are rules and files, but for the one that says which address was taken last.
+func lasting(state string) string {
+	all := strings.Split(state, "\n")
+	return strings.Join(slices.DeleteFunc(all, func(l string) bool {
+		return !strings.Contains(l, " nft ") && !strings.HasPrefix(l, "file ") || strings.Contains(l, "last_reserved_ip")
+	}), "\n")
+}
+
+// Of a lock that another program does not give back the end of the context makes an error, and recovery of a panic.
+func TestNothingHangsOrPanics(t *testing.T) {
+	p := cni.New(slog.New(slog.NewTextHandler(t.Output(), nil)))
+	_, err := p.Run(t.Context(), "bridge", json.RawMessage(`{"cniVersion":"1.0.0","name":"net","type":"bridge","vlanTrunk":[null]}`),
+		[]string{"CNI_COMMAND=ADD", "CNI_CONTAINERID=x", "CNI_NETNS=/x", "CNI_IFNAME=eth0", "CNI_PATH=/"}, reference())
+	if err == nil || !strings.Contains(err.Error(), "panic") {
+		t.Errorf("%v", err)
+	}
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/net", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Create(dir + "/net/lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close() //nolint:errcheck // a test
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	for range 2 {
+		_, err = p.Run(ctx, "host-local", json.RawMessage(`{"cniVersion":"1.0.0","name":"net","type":"x","ipam":{"subnet":"10.0.0.0/24","dataDir":"`+dir+`"}}`),
+			[]string{"CNI_COMMAND=DEL", "CNI_CONTAINERID=x", "CNI_IFNAME=eth0", "CNI_PATH=/"}, reference())
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+	}
+}

@@ -1,0 +1,14 @@
+// Package cni answers CNI plugins of the reference project (github.com/containernetworking/plugins) in this process, over
+// netlink.
+//
+// [Plugins.Run] promises for the plugins that are [Known] what their programs, of version 1.9, do: the same results, errors
+// of the specification, state of the kernel and files on disk. What is different on purpose is listed, with reasons, in
+// differential_test.go, which runs both beside each other.
+//
+// Nothing is executed, but for what the configuration asks for:
+//   - macspoofchk and nftables as the backend of ipMasq are left to the reference project's packages, which run nft;
+//   - on a node whose iptables does not keep rules in nf_tables as this package does ("legacy"), its own program masquerades;
+//   - where portmap would need either, or conditions, another chain for marks, SCTP, it is [ErrProgram].
+//
+// The caller's thread is in the network namespace of the node. What is done in a pod's is done on threads that end with it.
+package cni

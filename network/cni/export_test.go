@@ -1,0 +1,85 @@
+package cni
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// RuleSet is all that nf_tables holds in the network namespace of this thread, byte for byte but for counts: a line for each
+// chain, and one for each of its rules that drop does not want dropped, with its number.
+func RuleSet(drop func(line string) bool) ([]string, error) {
+	c, err := openNFT()
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	var all []string
+	for _, family := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6, unix.NFPROTO_INET, unix.NFPROTO_BRIDGE} {
+		chains, err := c.get(nftMsg{kind: unix.NFT_MSG_GETCHAIN, flags: unix.NLM_F_DUMP, family: family})
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range chains {
+			lines, err := c.chainLines(family, m, drop)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, lines...)
+		}
+	}
+	slices.Sort(all)
+	return all, nil
+}
+
+const nftaChainUserdata = 12 // NFTA_CHAIN_USERDATA
+
+func (c *nftConn) chainLines(family byte, chain []byte, drop func(string) bool) ([]string, error) {
+	var table, name, base string
+	attrs(chain, func(kind uint16, content []byte) {
+		switch kind {
+		case unix.NFTA_CHAIN_TABLE:
+			table = strings.TrimRight(string(content), "\x00")
+		case unix.NFTA_CHAIN_NAME:
+			name = strings.TrimRight(string(content), "\x00")
+		case unix.NFTA_CHAIN_HOOK, unix.NFTA_CHAIN_POLICY, unix.NFTA_CHAIN_TYPE:
+			base += fmt.Sprintf(" %x", content)
+		case nftaChainUserdata:
+			base += fmt.Sprintf(" %q", content)
+		}
+	})
+	t := nftTable{nftConn: c, family: family, name: table}
+	rules, err := t.rules(name)
+	if err != nil {
+		return nil, err
+	}
+	where := fmt.Sprintf("nft %d %s %s", family, table, name)
+	var lines []string
+	if !drop(where) {
+		lines = append(lines, where+base)
+	}
+	number := 0
+	for _, r := range rules {
+		line := fmt.Sprintf("%s %q", exprLine(r.exprs), r.userdata)
+		if drop(where + " " + line) {
+			continue
+		}
+		lines = append(lines, fmt.Sprintf("%s rule %03d: %s", where, number, line))
+		number++
+	}
+	return lines, nil
+}
+
+func exprLine(exprs nftExprs) string {
+	var parts []string
+	for _, e := range exprs {
+		name, data := exprParts(e[4:])
+		parts = append(parts, fmt.Sprintf("%s%q", name, data))
+	}
+	return strings.Join(parts, " ")
+}
+
+// IPTablesDiffers says why rules of the node's iptables are not made here.
+func IPTablesDiffers(p *Plugins, v6 bool) error { return p.iptablesDiffers(v6) }

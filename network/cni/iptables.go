@@ -1,0 +1,218 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/thread"
+)
+
+// Whether the rules that this package makes over netlink are those that the node's own iptables would make: it keeps them in
+// nf_tables, or, as "legacy", elsewhere; and what a rule is in nf_tables has changed with its versions. So it is asked: it
+// makes a sample of rules in a namespace of their own, and they are compared.
+var iptables struct {
+	sync.Mutex
+	families [2]struct { // IPv4, IPv6
+		program string // which one was asked
+		differs error  // why its rules are not made here; nil if they are
+	}
+}
+
+// errNoIPTables says that the node has none.
+var errNoIPTables = errors.New("not installed")
+
+// askTime bounds what the node's iptables may take for the sample.
+const askTime = 10 * time.Second
+
+// iptablesDiffers says why rules of a family cannot be made over netlink; nil if they can.
+func (p *Plugins) iptablesDiffers(v6 bool) error {
+	iptables.Lock()
+	defer iptables.Unlock()
+	name, family := "iptables", &iptables.families[0]
+	if v6 {
+		name, family = "ip6tables", &iptables.families[1]
+	}
+	program, err := identify(name)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if program != family.program {
+		family.program, family.differs = program, compareSample(name, v6)
+		if family.differs != nil {
+			p.log.Info("firewall rules are made by running "+name, "reason", family.differs)
+		}
+	}
+	return family.differs
+}
+
+// identify tells one installation of a program from the next.
+func identify(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", errNoIPTables
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return "", err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s %d:%d %d %d.%09d", path, st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec), nil
+}
+
+// sampleRule is a rule in a chain of the sample.
+type sampleRule struct {
+	chain string
+	rule  xtRule
+}
+
+// sample has a rule of each kind.
+func sample(v6 bool) []sampleRule {
+	pod, node, local, others, home := "192.0.2.5/24", "192.0.2.9/32", "127.0.0.1/32", "224.0.0.0/4", "192.0.2.5:80"
+	if v6 {
+		pod, node, local, others, home = "2001:db8::5/64", "2001:db8::9/128", "2001:db8::/61", "ff00::/8", "[2001:db8::5]:80"
+	}
+	prefix := netip.MustParsePrefix
+	return []sampleRule{
+		{"POSTROUTING", xtRule{src: single(prefix(pod).Addr()), comment: `name: "n" id: "i"`, target: xtTo{chain: sampleOut}}},
+		{sampleOut, xtRule{dst: prefix(pod), comment: "c", target: xtTo{chain: "ACCEPT"}}},
+		{sampleOut, xtRule{dst: prefix(others), notDst: true, comment: "c", target: xtTo{masquerade: true}}},
+		{sampleOut, xtRule{mark: 1 << 13, target: xtTo{masquerade: true}}},
+		{"PREROUTING", xtRule{toLocal: true, target: xtTo{chain: sampleIn}}},
+		{"OUTPUT", xtRule{toLocal: true, target: xtTo{chain: sampleIn}}},
+		{sampleIn, xtRule{comment: "c", dports: []uint16{80, 65535}, proto: "udp", target: xtTo{chain: sampleMark}}},
+		{sampleIn, xtRule{proto: "tcp", dport: 8080, src: prefix(pod), target: xtTo{chain: sampleMark}}},
+		{sampleIn, xtRule{proto: "udp", dport: 53, dst: prefix(node), src: prefix(local), target: xtTo{chain: sampleMark}}},
+		{sampleIn, xtRule{proto: "tcp", dport: 8080, dst: prefix(node), target: xtTo{dnat: netip.MustParseAddrPort(home)}}},
+		{sampleMark, xtRule{comment: "c", target: xtTo{mark: 1 << 13}}},
+	}
+}
+
+// The chains of the sample.
+const (
+	sampleOut  = "OUT"
+	sampleIn   = "IN"
+	sampleMark = "SETMARK"
+)
+
+// compareSample has the node's iptables make the sample, and says what differs from what is made here.
+func compareSample(name string, v6 bool) error {
+	restore, err := exec.LookPath(name + "-restore")
+	if err != nil {
+		return fmt.Errorf("%s-restore: %w", name, errNoIPTables)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), askTime)
+	defer cancel()
+	return thread.Throwaway(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		if err := restoreSample(ctx, restore, sample(v6)); err != nil {
+			return err
+		}
+		t, err := openNAT(v6)
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		return t.compare(sample(v6))
+	})
+}
+
+func restoreSample(ctx context.Context, restore string, rules []sampleRule) error {
+	var in, out bytes.Buffer
+	in.WriteString("*nat\n")
+	for _, chain := range []string{sampleOut, sampleIn, sampleMark} {
+		in.WriteString(":" + chain + " - [0:0]\n")
+	}
+	for _, s := range rules {
+		in.WriteString("-A " + s.chain)
+		for _, a := range s.rule.args() {
+			in.WriteString(` "` + strings.ReplaceAll(a, `"`, `\"`) + `"`)
+		}
+		in.WriteByte('\n')
+	}
+	in.WriteString("COMMIT\n")
+	cmd := exec.CommandContext(ctx, restore, "--noflush")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = &in, &out, &out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w: %s", restore, err, bytes.TrimSpace(out.Bytes()))
+	}
+	return nil
+}
+
+// compare compares chains and rules that are there with a sample, and those that are there when the sample was made here, too.
+func (t *xtTable) compare(want []sampleRule) error {
+	if err := t.same(want); err != nil {
+		return err
+	}
+	bases, err := t.bases()
+	if err != nil {
+		return err
+	}
+	t.remove()
+	if err := t.apply(); err != nil {
+		return err
+	}
+	for _, chain := range []string{sampleOut, sampleIn, sampleMark} {
+		if _, err := t.ensureChain(chain); err != nil {
+			return err
+		}
+	}
+	for _, s := range want {
+		if err := t.ensureRule(s.chain, false, s.rule); err != nil {
+			return err
+		}
+	}
+	if err := t.apply(); err != nil {
+		return fmt.Errorf("the kernel does not take the rules: %w", err)
+	}
+	if ours, err := t.bases(); err != nil || ours != bases {
+		return errors.Join(errors.New("iptables makes its chains in another way"), err)
+	}
+	return t.same(want)
+}
+
+// bases is what says where the kernel comes to the chains.
+func (t *xtTable) bases() (string, error) {
+	var all []byte
+	for _, name := range []string{"PREROUTING", "OUTPUT", "POSTROUTING"} {
+		c, err := t.get(t.getChain(name))
+		if err != nil {
+			return "", fmt.Errorf("chain %s: %w", name, err)
+		}
+		attrs(bytes.Join(c, nil), func(kind uint16, content []byte) {
+			switch kind {
+			case unix.NFTA_CHAIN_HOOK, unix.NFTA_CHAIN_POLICY, unix.NFTA_CHAIN_TYPE:
+				all = append(all, attr(kind, content)...)
+			}
+		})
+	}
+	return string(all), nil
+}
+
+func (t *xtTable) same(want []sampleRule) error {
+	at := map[string]int{}
+	for _, s := range want {
+		rules, err := t.rules(s.chain)
+		if err != nil {
+			return err
+		}
+		if i := at[s.chain]; i >= len(rules) || !rules[i].exprs.equal(s.rule.exprs(t.v6)) {
+			return fmt.Errorf("iptables makes %q in another way", s.rule.args())
+		}
+		at[s.chain]++
+	}
+	return nil
+}

@@ -1,0 +1,162 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/ip"
+	"github.com/containernetworking/plugins/pkg/utils"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	backendIPTables = "iptables"
+	backendNFTables = "nftables"
+)
+
+// backend says which of both a configuration that does not say is for: iptables, unless the node has none that works.
+func (p *Plugins) backend(configured *string) string {
+	switch {
+	case configured != nil:
+		return *configured
+	case p.iptablesDiffers(false) == nil, utils.SupportsIPTables(), !utils.SupportsNFTables():
+		return backendIPTables
+	}
+	return backendNFTables
+}
+
+// masquerade has what a pod sends to the outside of its subnets masqueraded. nftables, and an iptables whose rules are not
+// made here, are left to the reference project's functions, which run nft and iptables.
+func (p *Plugins) masquerade(backend *string, nets []*net.IPNet, network, ifName, id string) error {
+	use := p.backend(backend)
+	comment := utils.FormatComment(network, id)
+	if use != backendIPTables || !p.madeHere(nets) || len(comment) >= commentSize {
+		return ip.SetupIPMasqForNetworks(&use, nets, network, ifName, id)
+	}
+	chain := utils.FormatChainName(network, id)
+	for v6, nets := range byFamily(nets) {
+		if err := masqueradeFamily(v6, nets, chain, comment); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// madeHere says whether rules of iptables are made here for all of these families.
+func (p *Plugins) madeHere(nets []*net.IPNet) bool {
+	for v6 := range byFamily(nets) {
+		if p.iptablesDiffers(v6) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// byFamily sorts networks, as prefixes with their host bits, by whether they are of IPv6.
+func byFamily(nets []*net.IPNet) map[bool][]netip.Prefix {
+	families := map[bool][]netip.Prefix{}
+	for _, n := range nets {
+		if p, ok := toPrefix(n); ok {
+			families[p.Addr().Is6()] = append(families[p.Addr().Is6()], p)
+		}
+	}
+	return families
+}
+
+func toPrefix(n *net.IPNet) (netip.Prefix, bool) {
+	addr, ok := netip.AddrFromSlice(n.IP)
+	ones, size := n.Mask.Size()
+	addr = addr.Unmap()
+	return netip.PrefixFrom(addr, ones-size+addr.BitLen()), ok && size > 0
+}
+
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func masqueradeFamily(v6 bool, nets []netip.Prefix, chain, comment string) error {
+	t, err := openNAT(v6)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	multicast := netip.MustParsePrefix("224.0.0.0/4")
+	if v6 {
+		multicast = netip.MustParsePrefix("ff00::/8")
+	}
+	for _, n := range nets {
+		if err := errors.Join(
+			t.ensureRule(chain, false, xtRule{dst: n, comment: comment, target: xtTo{chain: "ACCEPT"}}),
+			t.ensureRule(chain, false, xtRule{dst: multicast, notDst: true, comment: comment, target: xtTo{masquerade: true}}),
+			t.ensureRule("POSTROUTING", false, xtRule{src: single(n.Addr()), comment: comment, target: xtTo{chain: chain}}),
+		); err != nil {
+			return err
+		}
+	}
+	return t.apply()
+}
+
+// unmasquerade undoes masquerade, also where nobody knows the addresses any more, or which of both made the rules.
+func (p *Plugins) unmasquerade(nets []*net.IPNet, network, ifName, id string) error {
+	here := true
+	for _, v6 := range []bool{false, true} {
+		switch differs := p.iptablesDiffers(v6); {
+		case differs == nil:
+			if err := unmasqueradeFamily(v6, utils.FormatChainName(network, id)); err != nil {
+				return err
+			}
+		case !errors.Is(differs, errNoIPTables):
+			here = false
+		}
+	}
+	if !here {
+		return ip.TeardownIPMasqForNetworks(nets, network, ifName, id)
+	}
+	return unmasqueradeNFT(network, ifName, id)
+}
+
+func unmasqueradeFamily(v6 bool, chain string) error {
+	t, err := openNAT(v6)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	if err := t.removeChain(chain, "POSTROUTING"); err != nil {
+		return err
+	}
+	return t.apply()
+}
+
+// unmasqueradeNFT deletes the rules that the reference project's functions have made with nftables.
+func unmasqueradeNFT(network, ifName, id string) error {
+	conn, err := openNFT()
+	if err != nil {
+		return err
+	}
+	defer conn.close()
+	const chain, hashSize = "masq_checks", 16
+	t := nftTable{nftConn: conn, family: unix.NFPROTO_INET, name: "cni_plugins_masquerade"}
+	rules, err := t.rules(chain)
+	if err != nil {
+		return err
+	}
+	whose := fmt.Sprintf("%s-%s", utils.MustFormatHashWithPrefix(hashSize, "", network), utils.MustFormatHashWithPrefix(hashSize, "", ifName+":"+id))
+	for _, r := range rules {
+		if strings.HasPrefix(r.comment(), whose) {
+			t.deleteRule(chain, r.handle)
+		}
+	}
+	return t.apply()
+}
+
+// comment is what nft shows as a rule's comment: of the user data, which are types, lengths and values of a byte each.
+func (r nftRule) comment() string {
+	const comment, head = 0, 2 // NFTNL_UDATA_RULE_COMMENT
+	for d := r.userdata; len(d) >= head && len(d) >= head+int(d[1]); d = d[head+int(d[1]):] {
+		if d[0] == comment {
+			return strings.TrimRight(string(d[head:head+int(d[1])]), "\x00")
+		}
+	}
+	return ""
+}

@@ -1,0 +1,35 @@
+package cni
+
+import (
+	"errors"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+
+	"github.com/berth-run/berth/internal/thread"
+)
+
+// inside runs f on a thread of its own in a namespace.
+func inside(netns ns.NetNS, f func() error) error {
+	return thread.Throwaway(func() error {
+		if err := netns.Set(); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// insidePath is inside for a path.
+func insidePath(path string, f func() error) error {
+	netns, err := ns.GetNS(path)
+	if err != nil {
+		return err
+	}
+	defer netns.Close() //nolint:errcheck // opened for reading
+	return inside(netns, f)
+}
+
+// gone says that the path of a namespace does not exist, which is no error to whoever takes things down.
+func gone(err error) bool {
+	var e ns.NSPathNotExistErr
+	return errors.As(err, &e)
+}

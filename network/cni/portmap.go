@@ -1,0 +1,309 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/version"
+	"github.com/containernetworking/plugins/pkg/utils"
+	"github.com/containernetworking/plugins/pkg/utils/sysctl"
+	"github.com/vishvananda/netlink"
+)
+
+func init() {
+	plugins["portmap"] = plugin{versions: version.All, add: portmapAdd, del: portmapDel, check: portmapCheck}
+}
+
+// The chains of the portmap plugin that all pods share; the reference plugin has the same.
+const (
+	chainDNAT    = "CNI-HOSTPORT-DNAT"
+	chainSetMark = "CNI-HOSTPORT-SETMARK"
+	chainMasq    = "CNI-HOSTPORT-MASQ"
+	chainOldSNAT = "CNI-HOSTPORT-SNAT" // of versions before 0.8
+)
+
+// portmapHere says whether the plugin is answered here for the rules of some families.
+func (c *call) portmapHere(families iter.Seq[bool]) error {
+	for v6 := range families {
+		if err := c.iptablesDiffers(v6); err != nil {
+			return fmt.Errorf("%w: %w", ErrProgram, err)
+		}
+	}
+	return nil
+}
+
+var errNotPlain = fmt.Errorf("%w: a backend, conditions, externalSetMarkChain, or a port mapping of another kind", ErrProgram)
+
+func portmapAdd(c *call) error {
+	conf, err := loadPortmapConf(c.config, c.ifName)
+	switch {
+	case err != nil:
+		return fmt.Errorf("failed to parse config: %w", err)
+	case conf.PrevResult == nil:
+		return errors.New("must be called as chained plugin")
+	case len(conf.RuntimeConfig.PortMaps) == 0:
+		return c.print(conf.PrevResult, conf.CNIVersion)
+	}
+	if err := c.portmapHere(maps.Keys(conf.pods)); err != nil {
+		return err
+	}
+	for _, v6 := range []bool{false, true} {
+		if pod, ok := conf.pods[v6]; ok {
+			if err := c.forwardPorts(conf, pod); err != nil {
+				return err
+			}
+		}
+	}
+	return c.print(conf.PrevResult, conf.CNIVersion)
+}
+
+// forwardPorts makes the rules of one address of the pod.
+func (c *call) forwardPorts(conf *portmapConf, pod netip.Prefix) error {
+	v6 := pod.Addr().Is6()
+	t, err := openNAT(v6)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	if conf.snat() {
+		if err := ensureMasquerading(t, 1<<conf.markBit()); err != nil {
+			return err
+		}
+	}
+	if _, err := t.ensureChain(chainDNAT); err != nil {
+		return err
+	}
+	for _, from := range []string{"PREROUTING", "OUTPUT"} {
+		if err := t.ensureRule(from, false, xtRule{toLocal: true, target: xtTo{chain: chainDNAT}}); err != nil {
+			return err
+		}
+	}
+	chain, rules, entries := c.portRules(conf, pod)
+	if _, err := t.ensureChain(chain); err != nil {
+		return err
+	}
+	for _, r := range rules {
+		if err := t.ensureRule(chain, false, r); err != nil {
+			return err
+		}
+	}
+	for _, r := range entries {
+		r.target = xtTo{chain: chain}
+		if err := t.ensureRule(chainDNAT, false, r); err != nil {
+			return err
+		}
+	}
+	if err := t.apply(); err != nil {
+		return fmt.Errorf("unable to setup DNAT: %v", err)
+	}
+	c.forgetConnections(conf, v6)
+	if v6 || !conf.snat() {
+		return nil
+	}
+	return routeLocalnet(pod.Addr())
+}
+
+// ensureMasquerading has packets with a mark masqueraded. Its jump is the first in POSTROUTING: others end there.
+func ensureMasquerading(t *xtTable, mark uint32) error {
+	return errors.Join(
+		t.ensureRule(chainSetMark, false, xtRule{comment: "CNI portfwd masquerade mark", target: xtTo{mark: mark}}),
+		t.ensureRule(chainMasq, false, xtRule{mark: mark, target: xtTo{masquerade: true}}),
+		t.ensureRule("POSTROUTING", true, xtRule{comment: "CNI portfwd requiring masquerade", target: xtTo{chain: chainMasq}}),
+	)
+}
+
+// portRules are the rules of an address of the pod: a chain, what is in it, and what leads to it from the chain of all pods.
+func (c *call) portRules(conf *portmapConf, pod netip.Prefix) (chain string, rules, entries []xtRule) {
+	v6 := pod.Addr().Is6()
+	chain = utils.MustFormatChainNameWithPrefix(conf.Name, c.containerID, "DN-")
+	comment := fmt.Sprintf(`dnat name: "%s" id: "%s"`, conf.Name, c.containerID)
+	if len(comment) >= commentSize {
+		comment = comment[:commentSize-3] + "..."
+	}
+	ports := map[string][]uint16{}
+	for _, m := range conf.RuntimeConfig.PortMaps {
+		ports[m.Protocol] = append(ports[m.Protocol], uint16(m.HostPort))
+	}
+	for _, proto := range slices.Sorted(maps.Keys(ports)) {
+		for some := range slices.Chunk(ports[proto], maxPorts) {
+			entries = append(entries, xtRule{comment: comment, proto: proto, dports: some})
+		}
+	}
+	own, loopback := pod, single(netip.MustParseAddr("127.0.0.1"))
+	if conf.MasqAll {
+		own = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if v6 {
+			own = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+	}
+	for _, m := range conf.RuntimeConfig.PortMaps {
+		to, ok := m.forFamily(v6)
+		if !ok {
+			continue
+		}
+		r := xtRule{proto: m.Protocol, dport: uint16(m.HostPort)}
+		if to.IsValid() {
+			r.dst = single(to)
+		}
+		marked := r
+		marked.target = xtTo{chain: chainSetMark}
+		if conf.snat() {
+			marked.src = own
+			rules = append(rules, marked)
+		}
+		if conf.snat() && !v6 && !conf.MasqAll {
+			marked.src = loopback
+			rules = append(rules, marked)
+		}
+		r.target = xtTo{dnat: netip.AddrPortFrom(pod.Addr(), uint16(m.ContainerPort))}
+		rules = append(rules, r)
+	}
+	return chain, rules, entries
+}
+
+// forgetConnections has the kernel forget UDP connections to the ports: they would go on to where the port led before.
+func (c *call) forgetConnections(conf *portmapConf, v6 bool) {
+	family := netlink.InetFamily(netlink.FAMILY_V4)
+	if v6 {
+		family = netlink.FAMILY_V6
+	}
+	for _, m := range conf.RuntimeConfig.PortMaps {
+		if m.Protocol != "udp" {
+			continue
+		}
+		if err := utils.DeleteConntrackEntriesForDstPort(uint16(m.HostPort), utils.PROTOCOL_UDP, family); err != nil {
+			c.log.Warn("cni plugin portmap: connections to a port stay", "pod", c.containerID, "port", m.HostPort, "error", err)
+			return
+		}
+	}
+}
+
+// routeLocalnet lets packets from the node's loopback address out of the interface that leads to an address.
+func routeLocalnet(to netip.Addr) error {
+	routes, err := netlink.RouteGet(to.AsSlice())
+	if err != nil {
+		return nil //nolint:nilerr // no way there, nothing to let out
+	}
+	for _, r := range routes {
+		l, err := netlink.LinkByIndex(r.LinkIndex)
+		if err != nil {
+			continue
+		}
+		if _, err := sysctl.Sysctl("net/ipv4/conf/"+l.Attrs().Name+"/route_localnet", "1"); err != nil {
+			return fmt.Errorf("unable to enable route_localnet: %v", err)
+		}
+		return nil
+	}
+	return nil
+}
+
+func portmapDel(c *call) error {
+	conf, err := loadPortmapConf(c.config, c.ifName)
+	switch {
+	case err != nil:
+		return fmt.Errorf("failed to parse config: %w", err)
+	case len(conf.RuntimeConfig.PortMaps) == 0:
+		return nil
+	}
+	// Nobody knows which addresses the pod had. A node that has iptables for one family alone made rules for that one.
+	var families []bool
+	for _, v6 := range []bool{false, true} {
+		switch err := c.iptablesDiffers(v6); {
+		case err == nil:
+			families = append(families, v6)
+		case !errors.Is(err, errNoIPTables):
+			return fmt.Errorf("%w: %w", ErrProgram, err)
+		}
+	}
+	if len(families) == 0 {
+		return fmt.Errorf("%w: iptables: %w", ErrProgram, errNoIPTables)
+	}
+	for _, v6 := range families {
+		if err := c.unforwardPorts(conf, v6); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *call) unforwardPorts(conf *portmapConf, v6 bool) error {
+	t, err := openNAT(v6)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	for prefix, from := range map[string]string{"DN-": chainDNAT, "SN-": chainOldSNAT} {
+		if err := t.removeChain(utils.MustFormatChainNameWithPrefix(conf.Name, c.containerID, prefix), from); err != nil {
+			return err
+		}
+	}
+	if err := t.apply(); err != nil {
+		return fmt.Errorf("could not teardown dnat: %v", err)
+	}
+	return nil
+}
+
+func portmapCheck(c *call) error {
+	conf, err := loadPortmapConf(c.config, c.ifName)
+	if err != nil {
+		return err
+	}
+	if conf.PrevResult == nil {
+		return errors.New("Required prevResult missing")
+	}
+	if len(conf.RuntimeConfig.PortMaps) == 0 {
+		return nil
+	}
+	if err := c.portmapHere(maps.Keys(conf.pods)); err != nil {
+		return err
+	}
+	for v6, family := range map[bool]string{false: "ipv4", true: "ipv6"} {
+		if pod, ok := conf.pods[v6]; ok {
+			if err := c.checkPorts(conf, pod); err != nil {
+				return fmt.Errorf("could not check %s dnat: %v", family, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *call) checkPorts(conf *portmapConf, pod netip.Prefix) error {
+	t, err := openNAT(pod.Addr().Is6())
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	chain, rules, entries := c.portRules(conf, pod)
+	there, err := t.hasChain(chain)
+	if err != nil {
+		return err
+	}
+	if !there {
+		return fmt.Errorf("chain %s not found in iptables table nat", chain)
+	}
+	for _, r := range rules {
+		if there, err := t.contains(chain, r.exprs(t.v6)); err != nil || !there {
+			return fmt.Errorf("rule %s in chain %s not found in table nat", argsOf(rules), chain)
+		}
+	}
+	for _, r := range entries {
+		toPod := r
+		toPod.target = xtTo{chain: chain}
+		if there, err := t.contains(chainDNAT, toPod.exprs(t.v6)); err != nil || !there {
+			return fmt.Errorf("rule %s in chain %s not found in table nat", argsOf(entries), chainDNAT)
+		}
+	}
+	return nil
+}
+
+func argsOf(rules []xtRule) [][]string {
+	var all [][]string
+	for _, r := range rules {
+		all = append(all, r.args())
+	}
+	return all
+}
