@@ -100,6 +100,7 @@ func defaultOf(t *testing.T, m *Manager, joined string) {
 
 func TestBareNodeIsReadyWithThePodCIDR(t *testing.T) {
 	n := bare(t)
+	n.exec = []string{ExecAll} // so that they have to be installed
 	m := n.open()
 	readyWithin(t, m, 0, "no network configuration (*.conflist, *.conf, *.json) in "+n.conf+", and no pod CIDR from the kubelet")
 	m.SetPodCIDRs("")

@@ -91,10 +91,7 @@ func ask(ns, host string, port int) (answer string, err error) {
 
 // The default network as the reference plugins make it, for both families.
 func TestDefaultNetworkOfReferencePlugins(t *testing.T) {
-	bin := os.Getenv("BERTH_CNI_BIN")
-	if bin == "" {
-		t.Skip("BERTH_CNI_BIN does not name the directory of the reference plugins")
-	}
+	bin := referenceBin(t)
 	needRoot(t)
 	const (
 		mtu            = 1400

@@ -8,7 +8,10 @@
 //     unless the node has had one that may come back;
 //   - [Manager.Teardown] works where it matters: after a crash in [Manager.Setup], after a reboot (the namespace is gone),
 //     with a torn result cache, and with no configuration on the node any more, from the bytes that the caller kept;
-//   - a plugin that runs when the daemon is killed finishes, and the next daemon waits for it before it undoes its work;
+//   - plugins of the reference project are answered in process (package [cni]), unless their programs on the node are others
+//     or the options want these run; all others are run;
+//   - a plugin's program that runs when the daemon is killed finishes, and the next daemon waits for it before it undoes its
+//     work; one that is answered in process ends with it, and its DEL undoes all that it may have done;
 //   - a plugin that hangs ends with the caller's context, with all processes of its group; one that says too much is
 //     stopped; its type is a name, never a path (CVE-2021-20206);
 //   - errors name pod, network and plugin, or file and line of a configuration. Classes: errdefs.ErrUnavailable where the

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -17,6 +18,8 @@ import (
 	"github.com/containerd/errdefs"
 	cnitypes "github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/berth-run/berth/network/cni"
 )
 
 const (
@@ -28,17 +31,43 @@ const (
 	busyWait  = 200 * time.Millisecond
 )
 
-// plugins runs CNI plugins for libcni.
+// plugins runs CNI plugins for libcni: in this process where it can, and else their programs.
 type plugins struct {
 	version.PluginDecoder
-	log *slog.Logger
+	log       *slog.Logger
+	inProcess *cni.Plugins
+	exec      []string // types whose programs are run in any case; ExecAll is all
+	programs  programs
 }
 
-// FindInPath finds the program of a plugin. Unlike libcni's, it wants it executable.
-func (*plugins) FindInPath(typ string, dirs []string) (string, error) {
+// answered is what comes before the type of a plugin that is answered in process, where else is the path of its program.
+const answered = "in-process:"
+
+// FindInPath finds who answers a plugin.
+func (e *plugins) FindInPath(typ string, dirs []string) (string, error) {
 	if err := validType(typ); err != nil {
 		return "", fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
+	file, err := findProgram(typ, dirs)
+	if e.answers(typ, file) {
+		return answered + typ, nil
+	}
+	return file, err
+}
+
+// answers says whether a plugin is answered in process: unless the node's program, if it has one, may do something else.
+func (e *plugins) answers(typ, file string) bool {
+	if !cni.Known(typ) || slices.Contains(e.exec, typ) || slices.Contains(e.exec, ExecAll) {
+		return false
+	}
+	return file == "" || e.programs.reference(e.log, typ, file)
+}
+
+// InProcess are the types of plugins that are answered in process.
+func InProcess() []string { return cni.Types() }
+
+// findProgram finds the program of a plugin. Unlike libcni's FindInPath, it wants it executable.
+func findProgram(typ string, dirs []string) (string, error) {
 	for _, dir := range dirs {
 		file := filepath.Join(dir, typ)
 		if st, err := os.Stat(file); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
@@ -50,6 +79,37 @@ func (*plugins) FindInPath(typ string, dirs []string) (string, error) {
 
 // ExecPlugin runs a plugin until it ends or ctx does.
 func (e *plugins) ExecPlugin(ctx context.Context, program string, stdin []byte, environ []string) ([]byte, error) {
+	typ, ok := strings.CutPrefix(program, answered)
+	if !ok {
+		return e.execProgram(ctx, program, stdin, environ)
+	}
+	out, err := e.inProcess.Run(ctx, typ, stdin, environ, checked{e})
+	var spec *cnitypes.Error
+	switch {
+	case errors.Is(err, cni.ErrProgram):
+		file, ferr := findProgram(typ, binDirs(environ))
+		if ferr != nil {
+			return nil, fmt.Errorf("%w: %w", err, ferr)
+		}
+		e.log.Debug("program of a plugin is run", "plugin", file, "reason", err)
+		return e.execProgram(ctx, file, stdin, environ)
+	case errors.As(err, &spec):
+		return nil, specFailure(spec.Code, err)
+	}
+	return out, err
+}
+
+// binDirs are the directories of programs that plugins are told.
+func binDirs(environ []string) []string {
+	for _, kv := range environ {
+		if dirs, ok := strings.CutPrefix(kv, "CNI_PATH="); ok {
+			return filepath.SplitList(dirs)
+		}
+	}
+	return nil
+}
+
+func (e *plugins) execProgram(ctx context.Context, program string, stdin []byte, environ []string) ([]byte, error) {
 	for try := 1; ; try++ {
 		out, err := e.run(ctx, program, stdin, environ)
 		if !errors.Is(err, syscall.ETXTBSY) || try == busyTries {
@@ -112,10 +172,17 @@ func failure(err error, stdout, stderr []byte) error {
 		return fmt.Errorf("%w, no message%s", err, said("stderr", stderr))
 	case json.Unmarshal(stdout, &e) != nil || (e.Msg == "" && e.Code == 0):
 		return fmt.Errorf("%w%s%s", err, said("stdout", stdout), said("stderr", stderr))
-	case e.Code == cnitypes.ErrTryAgainLater, e.Code == cnitypes.ErrPluginNotAvailable, e.Code == cnitypes.ErrLimitedConnectivity:
-		return fmt.Errorf("%w (code %d): %w", &e, e.Code, errdefs.ErrUnavailable)
 	}
-	return fmt.Errorf("%w (code %d)%s", &e, e.Code, said("stderr", stderr))
+	return fmt.Errorf("%w%s", specFailure(e.Code, &e), said("stderr", stderr))
+}
+
+// specFailure gives an error of the specification its class.
+func specFailure(code uint, err error) error {
+	switch code {
+	case cnitypes.ErrTryAgainLater, cnitypes.ErrPluginNotAvailable, cnitypes.ErrLimitedConnectivity:
+		return fmt.Errorf("%w (code %d): %w", err, code, errdefs.ErrUnavailable)
+	}
+	return fmt.Errorf("%w (code %d)", err, code)
 }
 
 func said(where string, data []byte) string {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Plugins outlive a daemon that is killed. Were they killed with it, they would leave halves that no later DEL takes away:
+// Programs of plugins outlive a daemon that is killed. Were they killed with it, they would leave halves that no later DEL takes away:
 // the bridge plugin forgets its firewall rules once it has deleted the link (it learns the addresses from it), and no ADD
 // gets over a bridge without an address. So they finish, and the next daemon waits for them before it runs others for the
 // same pod: they hold the lock of a file, through a descriptor that they inherit.

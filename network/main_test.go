@@ -27,6 +27,7 @@ type node struct {
 	conf, bin, cache string
 	log              string // what the plugins were told, a line for each run
 	daemonLog        strings.Builder
+	exec             []string // types whose programs are run
 }
 
 func newNode(t *testing.T) *node {
@@ -90,7 +91,7 @@ func list(name string, types ...string) string {
 
 func (n *node) open(change ...func(*Options)) *Manager {
 	n.t.Helper()
-	o := Options{ConfDir: n.conf, BinDirs: []string{n.bin}, CacheDir: n.cache, Log: slog.New(slog.NewTextHandler(&n.daemonLog, nil))}
+	o := Options{ConfDir: n.conf, BinDirs: []string{n.bin}, CacheDir: n.cache, Exec: n.exec, Log: slog.New(slog.NewTextHandler(&n.daemonLog, nil))}
 	for _, f := range change {
 		f(&o)
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/berth-run/berth/network/cni"
 )
 
 // DefaultCacheDir is where the results of plugins are kept. It is not CNI's own /var/lib/cni: whatever is in there and
@@ -26,6 +28,9 @@ const (
 	// settle is how long a burst of changes (an installation) may take to be seen as one.
 	settle = 50 * time.Millisecond
 )
+
+// ExecAll in the list of types whose programs are run stands for all.
+const ExecAll = "all"
 
 // Options of a [Manager].
 type Options struct {
@@ -41,6 +46,9 @@ type Options struct {
 	PodCIDRFile string
 	// NoDefault leaves pods without a network where ConfDir has no configuration.
 	NoDefault bool
+	// Exec are types of plugins whose programs are run in any case; with ExecAll no plugin is answered in process. Else those
+	// that [cni] has are, unless the node's program of that name is not the reference plugin.
+	Exec []string
 	// ExclusiveNetworks says that nobody else on this node uses the networks of ConfDir, so that GC may also tell the
 	// plugins (CNI 1.1) to release what belongs to none of our pods.
 	ExclusiveNetworks bool
@@ -76,7 +84,7 @@ func Open(o Options) (*Manager, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &plugins{log: o.Log}
+	p := &plugins{log: o.Log, inProcess: cni.New(o.Log), exec: o.Exec}
 	m := &Manager{
 		opts:     o,
 		log:      o.Log,
@@ -206,6 +214,21 @@ func (m *Manager) report(c *conflist, reason error) {
 	}
 }
 
+// prepare has the plugins of the current network find out what the first pod would have to wait for.
+func (m *Manager) prepare() {
+	m.mu.Lock()
+	c := m.conflist
+	m.mu.Unlock()
+	if c == nil {
+		return
+	}
+	for _, typ := range types(c.NetworkConfigList) {
+		if who, err := m.plugins.FindInPath(typ, m.opts.BinDirs); err == nil && who == answered+typ {
+			m.plugins.inProcess.Prepare(typ)
+		}
+	}
+}
+
 // missing says which plugins of a network are not installed.
 func (m *Manager) missing(c *conflist) error {
 	var missing []string
@@ -236,8 +259,12 @@ func (m *Manager) watch() {
 			}
 		}
 	}
+	refresh := func() {
+		m.refresh()
+		m.prepare()
+	}
 	add()
-	m.refresh() // what changed between Open and the watch
+	refresh() // what changed between Open and the watch
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
 	var settled <-chan time.Time
@@ -253,10 +280,10 @@ func (m *Manager) watch() {
 			m.log.Debug("inotify", "error", err) // an overflow, at worst: the poll follows
 		case <-settled:
 			settled = nil
-			m.refresh()
+			refresh()
 		case <-poll.C:
 			add()
-			m.refresh()
+			refresh()
 		}
 	}
 }

@@ -14,13 +14,15 @@ import (
 
 // The reference plugins, on a bridge in a namespace that plays the host: bridge, host-local and portmap.
 func TestReferencePlugins(t *testing.T) {
-	bin := os.Getenv("BERTH_CNI_BIN")
-	if bin == "" {
-		t.Skip("BERTH_CNI_BIN does not name the directory of the reference plugins")
-	}
 	needRoot(t)
+	for name, exec := range map[string][]string{"in process": nil, "programs": {ExecAll}, "programs for addresses": {"host-local"}} {
+		t.Run(name, func(t *testing.T) { testReferencePlugins(t, exec) })
+	}
+}
+
+func testReferencePlugins(t *testing.T, exec []string) {
 	n := newNode(t)
-	n.bin = bin
+	n.bin, n.exec = referenceBin(t), exec
 	data := t.TempDir() + "/ipam"
 	n.write(n.conf+"/10-bt.conflist", fmt.Sprintf(`{"cniVersion":"1.0.0","name":"bt-net","plugins":[
 {"type":"bridge","bridge":"bt-br0","isGateway":true,"ipMasq":true,"hairpinMode":true,
@@ -136,4 +138,7 @@ func TestReferencePlugins(t *testing.T) {
 		t.Errorf("cache left: %v", c)
 	}
 	atHome(t)
+	if log := n.daemonLog.String(); strings.Contains(log, "by running") {
+		t.Errorf("iptables was run: %s", log)
+	}
 }

@@ -67,6 +67,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
 	f.StringVar(&cniBin, config.Flag("cniBin"), strings.Join(c.CNIBin, ":"), "`directories` of the CNI plugins, separated by colons")
 	f.StringVar(&c.PodCIDR, config.Flag("podCIDR"), c.PodCIDR, "`ranges` of addresses of the default network, which pods get where --cni-conf has none: "+config.Kubelet+", those that it hands over; or CIDR, or IPv4-CIDR,IPv6-CIDR; or \""+config.Disabled+"\"")
+	f.StringSliceVar(&c.CNIExec, config.Flag("cniExec"), nil, "`types` of CNI plugins whose programs are run, separated by commas, or "+network.ExecAll+"; else "+strings.Join(network.InProcess(), ", ")+" are answered in process, where their programs are the reference plugins or are not there")
 	f.StringVar(&cdiDirs, config.Flag("cdiSpecDirs"), strings.Join(c.CDISpecDirs, ":"), "`directories` of CDI device specifications, separated by colons; none if empty")
 	f.StringVar(&c.CgroupDriver, config.Flag("cgroupDriver"), c.CgroupDriver, "`who` makes cgroups: cgroupfs, systemd, or auto, which is systemd where that is process 1")
 	f.StringSliceVar(&c.DefaultUlimits, config.Flag("defaultUlimits"), nil, "resource `limits` of containers, NAME=SOFT:HARD, separated by commas; those not named are the daemon's")
@@ -145,7 +146,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	}
 	defer closing("images", store.Close)
 	net, err := network.Open(network.Options{
-		ConfDir: c.CNIConf, BinDirs: c.CNIBin, CacheDir: filepath.Join(c.Root, "cni"), Log: log,
+		ConfDir: c.CNIConf, BinDirs: c.CNIBin, Exec: c.CNIExec, CacheDir: filepath.Join(c.Root, "cni"), Log: log,
 		PodCIDRs: c.PodCIDRs(), PodCIDRFile: filepath.Join(c.Root, "podcidr"), NoDefault: c.PodCIDR == "",
 	})
 	if err != nil {

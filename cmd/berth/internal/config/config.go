@@ -45,6 +45,8 @@ type Config struct {
 	// PodCIDR is what the default network is made of, where CNIConf has no network: the ranges that the kubelet hands over,
 	// or those given here, one of IPv4, one of IPv6, or both, joined by a comma. To turn it off as CadvisorSocket.
 	PodCIDR string `json:"podCIDR,omitempty"`
+	// CNIExec are types of CNI plugins whose programs are run although berth answers them itself; all is every one.
+	CNIExec []string `json:"cniExec,omitempty"`
 	// CDISpecDirs are the directories of CDI specifications, the later ones before the earlier; none turns CDI off.
 	CDISpecDirs []string `json:"cdiSpecDirs,omitempty"`
 	// CgroupDriver is auto (systemd where that is process 1), cgroupfs or systemd. The kubelet asks for it.
@@ -169,6 +171,7 @@ func (c *Config) fields() []field {
 		{name: "cniConf", flag: "cni-conf", text: &c.CNIConf},
 		{name: "cniBin", flag: "cni-bin", list: &c.CNIBin},
 		{name: "podCIDR", flag: "pod-cidr", text: &c.PodCIDR, optional: true, off: Disabled, parse: podCIDR},
+		{name: "cniExec", flag: "cni-exec", list: &c.CNIExec, optional: true, words: append([]string{network.ExecAll}, network.InProcess()...)},
 		{name: "cdiSpecDirs", flag: "cdi-spec-dirs", list: &c.CDISpecDirs, optional: true},
 		{name: "cgroupDriver", flag: "cgroup-driver", text: &c.CgroupDriver, words: []string{"auto", "cgroupfs", "systemd"}},
 		{name: "defaultUlimits", flag: "default-ulimits", list: &c.DefaultUlimits, optional: true, parse: ulimit},

@@ -1,0 +1,77 @@
+package network
+
+import (
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+)
+
+// BenchmarkPod is the network of a pod, set up and torn down: bridge with masquerade, host-local, a host port; beside as many
+// other pods as the name says.
+func BenchmarkPod(b *testing.B) {
+	for _, bm := range []struct {
+		name   string
+		exec   []string
+		others int
+	}{{"InProcess", nil, 0}, {"InProcessBeside100", nil, 100}, {"Programs", []string{ExecAll}, 0}} {
+		b.Run(bm.name, func(b *testing.B) { benchmarkPod(b, bm.exec, bm.others) })
+	}
+}
+
+func benchmarkPod(b *testing.B, exec []string, others int) {
+	dir := b.TempDir()
+	if err := os.Mkdir(dir+"/conf", 0o700); err != nil {
+		b.Fatal(err)
+	}
+	conflist := `{"cniVersion":"1.0.0","name":"bench","plugins":[{"type":"bridge","bridge":"br0","isGateway":true,"ipMasq":true,"hairpinMode":true,
+"ipam":{"type":"host-local","dataDir":"` + dir + `/ipam","ranges":[[{"subnet":"10.90.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}},
+{"type":"portmap","capabilities":{"portMappings":true}}]}`
+	if err := os.WriteFile(dir+"/conf/10.conflist", []byte(conflist), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	m, err := Open(Options{ConfDir: dir + "/conf", BinDirs: []string{referenceBin(b)}, CacheDir: dir + "/cache", Exec: exec, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.Close() //nolint:errcheck // it tells no errors
+	host := dir + "/host"
+	namespace := func(path string) {
+		if err := Pin(NamespaceSet{Net: path}); err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = Unpin(path) })
+	}
+	namespace(host)
+	pod := func(n int) Pod {
+		return Pod{
+			ID: "pod" + itoa(n), Name: "web", Namespace: "shop", UID: "u", NetNS: dir + "/pod" + itoa(n),
+			PortMappings: []PortMapping{{Protocol: "tcp", ContainerPort: 80, HostPort: int32(8000 + n)}},
+		}
+	}
+	inHost := func(f func() error) time.Duration {
+		start := time.Now()
+		if err := InNamespaces([]string{host}, f); err != nil {
+			b.Fatal(err)
+		}
+		return time.Since(start)
+	}
+	add := func(n int) time.Duration {
+		return inHost(func() error { _, err := m.Setup(b.Context(), pod(n)); return err })
+	}
+	for n := range others {
+		namespace(pod(n).NetNS)
+		add(n)
+	}
+	var up, down time.Duration
+	rounds := 0
+	p := pod(others)
+	namespace(p.NetNS)
+	for b.Loop() {
+		up += add(others)
+		down += inHost(func() error { return m.Teardown(b.Context(), p) })
+		rounds++
+	}
+	b.ReportMetric(float64(up.Microseconds())/float64(rounds)/1000, "ms/up")
+	b.ReportMetric(float64(down.Microseconds())/float64(rounds)/1000, "ms/down")
+}
