@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-run/berth/images/imagestest"
 	"github.com/berth-run/berth/integration/lab"
 	"github.com/berth-run/berth/integration/testimages"
 )
@@ -220,6 +221,34 @@ func TestImagesTool(t *testing.T) {
 		if log := n.Berth.Tail(50); !strings.Contains(log, "level=WARN") || !strings.Contains(log, testimages.Httpd) {
 			t.Errorf("no warning in the log:\n%s", log)
 		}
+	})
+
+	t.Run("a pull that lasts is in the log", func(t *testing.T) {
+		reg := imagestest.NewRegistry(t)
+		reg.Push("slow", "1", imagestest.NewImage(imagestest.Layer(imagestest.File("f", "x"))))
+		gate := make(chan struct{})
+		reg.Hook(func(_ http.ResponseWriter, r *http.Request) bool {
+			if strings.Contains(r.URL.Path, "/blobs/") {
+				<-gate
+			}
+			return false
+		})
+		ref, done := reg.Host()+"/slow:1", make(chan error, 1)
+		go func() {
+			_, err := n.CRI.Pull(ctx, ref)
+			done <- err
+		}()
+		// Every ten seconds, of pulls that are as old as that.
+		err := lab.Eventually(ctx, 60*time.Second, "the line is in the log", func(context.Context) error {
+			for line := range strings.Lines(n.Berth.Tail(50)) {
+				if strings.Contains(line, `msg="image is being pulled"`) && strings.Contains(line, "image="+ref) && strings.Contains(line, "layersHere=0") {
+					return nil
+				}
+			}
+			return errors.New("it is not")
+		})
+		close(gate)
+		must(t, errors.Join(err, <-done))
 	})
 
 	t.Run("exit codes", func(t *testing.T) {
