@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet kube-apiserver kubectl etcd containerd crictl critest registry cni busybox gotestsum golangci-lint ...]
+#   build.sh [kubelet kube-apiserver kubectl etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
 #   default: what the tests need
 #
 # Standard output: a line "NAME PATH" for each (cni: the directory of the plugins). Progress goes to standard error.
@@ -110,6 +110,13 @@ containerd() {
   echo "containerd $out"
 }
 
+ctr() {
+  local out
+  out=$(slot containerd)/ctr
+  once "$out" gobuild containerd "$out" github.com/containerd/containerd/v2/cmd/ctr
+  echo "ctr $out"
+}
+
 # The runtime that berth is compared with. runc alone needs cgo (libcontainer's nsenter).
 build_containerd() {
   local out=$1
@@ -194,10 +201,10 @@ golangci-lint() {
   echo "golangci-lint $out"
 }
 
-[ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl etcd containerd
+[ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl etcd containerd ctr
 for tool; do
   case $tool in
-  kubelet | kube-apiserver | kubectl | etcd | containerd | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
+  kubelet | kube-apiserver | kubectl | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done
