@@ -14,6 +14,10 @@ RUN ?= .
 VM_RUN ?= ^(TestCritest|TestUserNamespaces|TestEachLimit|TestOOMKilled|TestPidsLimit)$$
 VM_SYSTEMD_RUN ?= ^TestSystemdDriver$$
 
+# Which fuzz targets to run, and for how long each.
+FUZZ ?= .
+export FUZZTIME ?= 1m
+
 STAMP := -X github.com/berth-run/berth/internal/version.Version=$(VERSION) -X github.com/berth-run/berth/internal/version.Commit=$(COMMIT)
 # osusergo and netgo: static programs must not ask glibc's loadable modules; runc_nocriu: nothing here checkpoints.
 SHIM_TAGS := seccomp osusergo netgo runc_nocriu
@@ -76,6 +80,9 @@ test-powercut: setup ## the power of a disk with images is cut at 150 moments of
 test-faults: setup ## 500 pulls from a registry of which a third of the answers goes wrong (BERTH_FAULTS_SEED=1: which)
 	@BERTH_FAULTS=500 integration/progress.sh test-faults $(GO) test -count=1 -timeout 60m -v -run '^TestPullsThroughFaults$$' ./images
 
+fuzz: setup ## each fuzz target for FUZZTIME (1m); FUZZ=Layer: those whose names match; a table of inputs and findings
+	@integration/progress.sh fuzz integration/fuzz.sh '$(FUZZ)'
+
 bench: build ## measure berth: pod start, exec, removal, density, log; pulls beside containerd
 	@integration/tools/build.sh registry cni crictl busybox containerd > /dev/null
 	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench '$(RUN)' -benchtime 1x ./integration
@@ -94,4 +101,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-oom test-faults test-powercut bench lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-oom test-faults test-powercut fuzz bench lint fmt install clean
