@@ -27,6 +27,9 @@ func (s *Server) CreateContainer(ctx context.Context, req *cri.CreateContainerRe
 	if err := spec.ValidateContainer(sb.Config, req.GetConfig()); err != nil {
 		return nil, err
 	}
+	if err := s.checkHandler("config.image.runtime_handler", req.GetConfig().GetImage().GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	id, err := s.pods.CreateContainer(ctx, sb.ID, req.GetConfig())
 	if err != nil {
 		return nil, err

@@ -21,6 +21,9 @@ func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri
 	if err != nil {
 		return nil, err
 	}
+	if err := s.checkHandler("image.runtime_handler", req.GetImage().GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	// The one credential that goes into a header as it is; the text of the error that comes of it is a registry's.
 	if token := req.GetAuth().GetRegistryToken(); strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 		return nil, fmt.Errorf("auth.registry_token: holds control characters: %w", errdefs.ErrInvalidArgument)

@@ -81,13 +81,14 @@ func runtimeHandlers(recursiveReadOnly, userns bool) []*cri.RuntimeHandler {
 	}}
 }
 
-func (s *Server) checkHandler(name string) error {
+// checkHandler refuses the name of a handler, which a field has, unless there is one.
+func (s *Server) checkHandler(field, name string) error {
 	for _, h := range s.handlers {
 		if h.GetName() == name {
 			return nil
 		}
 	}
-	return invalid("runtime_handler", name, "there is no such handler, only the default (\"\")")
+	return invalid(field, name, "there is no such handler, only the default (\"\")")
 }
 
 // statusInfo is what `crictl info` shows beside the conditions.

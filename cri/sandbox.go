@@ -17,7 +17,7 @@ func (s *Server) RunPodSandbox(ctx context.Context, req *cri.RunPodSandboxReques
 	if err := spec.ValidateSandbox(req.GetConfig()); err != nil {
 		return nil, err
 	}
-	if err := s.checkHandler(req.GetRuntimeHandler()); err != nil {
+	if err := s.checkHandler("runtime_handler", req.GetRuntimeHandler()); err != nil {
 		return nil, err
 	}
 	id, err := s.pods.RunSandbox(ctx, req.GetConfig(), req.GetRuntimeHandler())

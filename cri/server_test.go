@@ -258,10 +258,10 @@ func TestBadRequestsNameFieldAndValue(t *testing.T) {
 
 func TestUnknownHandlerIsRefused(t *testing.T) {
 	s := New(Options{Log: slog.New(slog.DiscardHandler)})
-	if err := s.checkHandler(""); err != nil {
+	if err := s.checkHandler("runtime_handler", ""); err != nil {
 		t.Errorf("the default: %v", err)
 	}
-	if err := s.checkHandler("kata"); code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), `runtime_handler: "kata"`) {
+	if err := s.checkHandler("runtime_handler", "kata"); code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), `runtime_handler: "kata"`) {
 		t.Errorf("%v", err)
 	}
 }

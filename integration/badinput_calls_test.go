@@ -188,6 +188,9 @@ func badCalls() []badRequest {
 	call("PullImage: nothing said", wrong, func(ctx context.Context, b *badInput) error {
 		return drop(b.CRI.PullImage(ctx, &runtimeapi.PullImageRequest{}))
 	}, "image")
+	call("PullImage: for a handler that there is not", wrong, func(ctx context.Context, b *badInput) error {
+		return drop(b.CRI.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "example.com/x:1", RuntimeHandler: "kata"}}))
+	}, "image.runtime_handler", "kata")
 	call("PullImage: token with a line break", wrong, func(ctx context.Context, b *badInput) error {
 		return drop(b.CRI.PullImage(ctx, &runtimeapi.PullImageRequest{
 			Image: &runtimeapi.ImageSpec{Image: "example.com/x:1"}, Auth: &runtimeapi.AuthConfig{RegistryToken: "a\r\nHost: x"},

@@ -98,11 +98,18 @@ func imageFields() []fieldGroup {
 			}
 			wantCode(t, err, codes.NotFound, "example.com/no/such:1")
 		}},
-		{"what else is said of it configures nothing", "ImageSpec.annotations ImageSpec.user_specified_image ImageSpec.runtime_handler", func(t *testing.T, f *fields) {
+		{"what else is said of it configures nothing", "ImageSpec.annotations ImageSpec.user_specified_image", func(t *testing.T, f *fields) {
 			cfg := f.ctr("echo runs")
 			cfg.Image.Annotations = map[string]string{"org.systemd.property.TasksMax": "1", "a": "b"}
-			cfg.Image.UserSpecifiedImage, cfg.Image.RuntimeHandler = "busybox", ""
+			cfg.Image.UserSpecifiedImage = "busybox"
 			f.says(t, f.pod(t, plainPod), cfg, "runs\n")
+		}},
+		{"for a handler that there is not", "ImageSpec.runtime_handler", func(t *testing.T, f *fields) {
+			if f.peer {
+				t.Skip("containerd takes its default")
+			}
+			f.refused(t, f.pod(t, plainPod), f.ctr("true", func(c *runtimeapi.ContainerConfig) { c.Image.RuntimeHandler = "kata" }),
+				codes.InvalidArgument, "config.image.runtime_handler", "kata")
 		}},
 	}}}
 }
@@ -126,15 +133,37 @@ func resourceFields() []fieldGroup {
 				t.Errorf("status has %v, want %v", got, asked)
 			}
 		}},
-		{"huge pages of which there are none", "LinuxContainerResources.hugepage_limits HugepageLimit.page_size HugepageLimit.limit", func(t *testing.T, f *fields) {
+		{"huge pages of which there are none", "LinuxContainerResources.hugepage_limits HugepageLimit.page_size", func(t *testing.T, f *fields) {
 			f.says(t, f.pod(t, plainPod), f.ctr("echo runs", func(c *runtimeapi.ContainerConfig) {
 				c.Linux.Resources.HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}
 			}), "runs\n")
 		}},
+		{"huge pages", "HugepageLimit.limit", func(t *testing.T, f *fields) {
+			limits := []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}, {PageSize: "1GB"}}
+			id := f.start(t, f.pod(t, plainPod), f.idleWith(func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.HugepageLimits = limits }))
+			if !f.peer && hasController("hugetlb") {
+				f.wantLimit(t, id, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max", "4194304", "4194304")
+			}
+			if got := f.status(t, id).GetResources().GetLinux().GetHugepageLimits(); !f.peer && (len(got) != 2 || !proto.Equal(got[0], limits[0])) {
+				t.Errorf("status has %v, want %v", got, limits)
+			}
+		}},
 		{"swap as much as memory is none", "LinuxContainerResources.memory_swap_limit_in_bytes", func(t *testing.T, f *fields) {
-			f.says(t, f.pod(t, plainPod), f.ctr("echo runs", func(c *runtimeapi.ContainerConfig) {
-				c.Linux.Resources.MemoryLimitInBytes, c.Linux.Resources.MemorySwapLimitInBytes = 64<<20, 64<<20
-			}), "runs\n")
+			const memory = 64 << 20
+			id := f.start(t, f.pod(t, plainPod), f.idleWith(func(c *runtimeapi.ContainerConfig) {
+				c.Linux.Resources.MemoryLimitInBytes, c.Linux.Resources.MemorySwapLimitInBytes = memory, memory
+			}))
+			if !f.peer {
+				f.wantLimit(t, id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max", fmt.Sprint(memory), "0")
+			}
+		}},
+		{"some swap beside memory", "LinuxContainerResources.memory_swap_limit_in_bytes", func(t *testing.T, f *fields) {
+			id := f.start(t, f.pod(t, plainPod), f.idleWith(func(c *runtimeapi.ContainerConfig) {
+				c.Linux.Resources.MemoryLimitInBytes, c.Linux.Resources.MemorySwapLimitInBytes = 64<<20, 80<<20
+			}))
+			if !f.peer {
+				f.wantLimit(t, id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max", fmt.Sprint(80<<20), fmt.Sprint(16<<20))
+			}
 		}},
 		{"unified names a file of cgroup v2", "LinuxContainerResources.unified", func(t *testing.T, f *fields) {
 			if f.peer {
@@ -157,4 +186,18 @@ func resourceFields() []fieldGroup {
 			f.says(t, p, f.ctr("echo "+fmt.Sprint(1)), "1\n")
 		}},
 	}}}
+}
+
+// wantLimit wants a file of a container's cgroup to say that, where the kernel has the file.
+func (f *fields) wantLimit(t *testing.T, id, controller, v1, v2, on1, on2 string) {
+	t.Helper()
+	cgroup, _, err := cgroupOf(t.Context(), f.Node, id)
+	must(t, err)
+	want := on1
+	if onCgroup2() {
+		want = on2
+	}
+	if got := limitOf(t, cgroup, controller, v1, v2); got != want && got != "" {
+		t.Errorf("%s has %q, want %q", cgroupFile(cgroup, controller, v1, v2), got, want)
+	}
 }

@@ -143,7 +143,7 @@ func mountFields() []fieldGroup {
 				must(t, os.WriteFile(dir+"/sub/x", []byte("below\n"), 0o644))
 				f.says(t, f.pod(t, plainPod), f.ctr("cat /data/sub/x", withMount(bindMount(dir, "/data"))), "below\n")
 			}},
-			{"status has what was asked for and nothing else", "ContainerConfig.mounts Mount.selinux_relabel Mount.uidMappings Mount.gidMappings", func(t *testing.T, f *fields) {
+			{"status has what was asked for and nothing else", "ContainerConfig.mounts Mount.selinux_relabel", func(t *testing.T, f *fields) {
 				list := []*runtimeapi.Mount{bindMount(f.volume(t), "/a"), bindMount(f.volume(t), "/etc/hosts.d"), bindMount(f.volume(t), "/b/../c")}
 				list[0].Readonly = true
 				list[1].SelinuxRelabel = true

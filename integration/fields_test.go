@@ -5,14 +5,17 @@ package integration
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -69,6 +72,7 @@ func TestFields(t *testing.T) {
 	must(t, err)
 	s.busybox = imagestest.Layer(busyboxEntries(program)...)
 	f := &fields{s, n.Foreign()}
+	sent := fieldsSent(n)
 	f.pod(t, plainPod)
 	before, err := n.Snapshot()
 	must(t, err)
@@ -82,9 +86,72 @@ func TestFields(t *testing.T) {
 		})
 	}
 	t.Logf("%d cases in %d groups", count, len(fieldGroups()))
+	if !strings.Contains(flag.Lookup("test.run").Value.String(), "/") { // all cases ran
+		sent.wantAll(t)
+	}
 	s.removePods(t)
 	if !f.peer {
 		s.settle(t, before)
+	}
+}
+
+// sentFields notes which fields of requests were set, by all cases together: some are about what holds without.
+type sentFields struct {
+	runtimeapi.RuntimeServiceClient
+
+	mu  sync.Mutex
+	set map[string]bool
+}
+
+// fieldsSent notes what a node's runtime is asked for from now on.
+func fieldsSent(n *lab.Node) *sentFields {
+	s := &sentFields{RuntimeServiceClient: n.CRI.RuntimeServiceClient, set: map[string]bool{}}
+	n.CRI.RuntimeServiceClient = s
+	return s
+}
+
+// RunPodSandbox implements runtimeapi.RuntimeServiceClient.
+func (s *sentFields) RunPodSandbox(ctx context.Context, in *runtimeapi.RunPodSandboxRequest, o ...grpc.CallOption) (*runtimeapi.RunPodSandboxResponse, error) {
+	s.note(in.ProtoReflect())
+	return s.RuntimeServiceClient.RunPodSandbox(ctx, in, o...)
+}
+
+// CreateContainer implements runtimeapi.RuntimeServiceClient.
+func (s *sentFields) CreateContainer(ctx context.Context, in *runtimeapi.CreateContainerRequest, o ...grpc.CallOption) (*runtimeapi.CreateContainerResponse, error) {
+	s.note(in.ProtoReflect())
+	return s.RuntimeServiceClient.CreateContainer(ctx, in, o...)
+}
+
+func (s *sentFields) note(m protoreflect.Message) {
+	m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		s.mu.Lock()
+		s.set[string(m.Descriptor().Name())+"."+string(field.Name())] = true
+		s.mu.Unlock()
+		switch {
+		case field.IsMap() || field.Message() == nil:
+		case field.IsList():
+			for i := range v.List().Len() {
+				s.note(v.List().Get(i).Message())
+			}
+		default:
+			s.note(v.Message())
+		}
+		return true
+	})
+}
+
+// wantAll wants every field that a case is about to have had a value in some request.
+func (s *sentFields) wantAll(t *testing.T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, g := range fieldGroups() {
+		for _, c := range g.cases {
+			for field := range strings.FieldsSeq(c.about) {
+				if !s.set[field] && field != "ImageSpec.image_ref" { // which only a status has
+					t.Errorf("%s/%s is said to be about %s, which no request had set", g.name, c.name, field)
+				}
+			}
+		}
 	}
 }
 
@@ -94,11 +161,13 @@ var elsewhere = map[string]string{
 	"ContainerConfig.windows":     "TestBadInput",
 	"ContainerConfig.CDI_devices": "TestCDI",
 	"CDIDevice.name":              "TestCDI",
-	"UserNamespace.uids":          "TestBadInput", // refused wherever the interface says so
-	"UserNamespace.gids":          "TestBadInput",
-	"IDMapping.host_id":           "TestBadInput",
-	"IDMapping.container_id":      "TestBadInput",
-	"IDMapping.length":            "TestBadInput",
+	"Mount.uidMappings":           "TestUserNamespaces",
+	"Mount.gidMappings":           "TestUserNamespaces",
+	"UserNamespace.uids":          "TestUserNamespaces",
+	"UserNamespace.gids":          "TestUserNamespaces",
+	"IDMapping.host_id":           "TestUserNamespaces",
+	"IDMapping.container_id":      "TestUserNamespaces",
+	"IDMapping.length":            "TestUserNamespaces",
 }
 
 // TestEveryFieldHasATest walks the messages that make pods and containers, and demands of every field that a case is about
