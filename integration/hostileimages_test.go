@@ -188,7 +188,7 @@ func TestHostileImages(t *testing.T) {
 	t.Run("indexes", h.indexes)
 	peak := peakKiB(t, n.Berth.PID())
 	t.Logf("the daemon's memory was %d MiB at most", peak>>10)
-	if peak > 400<<10 {
+	if peak > 96<<10 {
 		t.Errorf("the daemon had %d MiB at a time", peak>>10)
 	}
 }
