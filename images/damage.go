@@ -150,7 +150,8 @@ type retiredLayer struct {
 	rec   *layerRecord
 }
 
-// sweepRetired gives up the retired directories that no root file system and no view was made from.
+// sweepRetired gives up the retired directories that no root file system and no view was made from. The caller holds
+// s.change.
 func (s *Store) sweepRetired() {
 	s.mu.Lock()
 	var gone []retiredLayer

@@ -322,13 +322,16 @@ func (s *Store) letGo(rec *rootfsRecord) error {
 	s.mu.RLock()
 	there, retired := s.images[rec.Image] != nil, len(s.retired) > 0
 	s.mu.RUnlock()
-	if retired {
-		s.sweepRetired()
+	if there && !retired {
+		return nil
 	}
+	s.change.Lock()
+	defer s.change.Unlock()
+	s.sweepRetired()
 	if there {
 		return nil
 	}
-	return s.collectUnused()
+	return s.collect()
 }
 
 // Keys returns the keys of all prepared root file systems, sorted.

@@ -280,6 +280,38 @@ func TestRepairOfALayerInUse(t *testing.T) {
 	}
 }
 
+// TestRetiredLayersGoBetweenChanges: beside one, it could be the blob that was just put in its place that goes.
+func TestRetiredLayersGoBetweenChanges(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", imagestest.NewImage(imagestest.Layer(imagestest.File("f", "right"))))
+	img := mustPull(t, s, reg.Host()+"/a:b")
+	first := s.path(layersDir, img.Layers[0].dir())
+	if err := errors.Join(s.Prepare("k", img.ID, nil), overwrite(filepath.Join(first, "f"), 0)); err != nil {
+		t.Fatal(err)
+	}
+	if r := mustVerify(t, s, VerifyOptions{Deep: true, Repair: true}); len(r.Findings) == 0 || r.Damaged() {
+		t.Fatalf("found %v, want it repaired", r.Findings)
+	}
+	s.change.Lock()
+	released := make(chan error, 1)
+	go func() { released <- s.Release("k") }()
+	waitFor(t, "the root file system is given up", func() bool { return len(s.Keys()) == 0 })
+	select {
+	case err := <-released:
+		t.Errorf("released beside a change: %v", err)
+		released <- err
+	case <-time.After(100 * time.Millisecond):
+	}
+	if gone(first) {
+		t.Error("the directory went beside a change")
+	}
+	s.change.Unlock()
+	if err := <-released; err != nil || !gone(first) {
+		t.Errorf("after the change: %v, the directory is gone: %v", err, gone(first))
+	}
+}
+
 // TestRepairFetchesJustWhatIsBroken, and says what it cannot.
 func TestRepairFetchesJustWhatIsBroken(t *testing.T) {
 	s := openStore(t)
