@@ -22,20 +22,18 @@ var errDamaged = fmt.Errorf("damaged on this node, pull the image again: %w", er
 // rest of its layers is given up.
 const forgetDamaged = time.Hour
 
-// markDamaged puts damage on record.
-func (s *Store) markDamaged(chain ChainID, why string) error {
+// markDamaged puts damage on record that was seen in a layer as seen has it. One that has been mended since, or is marked
+// already, stays as it is.
+func (s *Store) markDamaged(chain ChainID, seen *layerRecord, why string) error {
 	s.change.Lock()
 	defer s.change.Unlock()
 	s.mu.RLock()
-	var rec layerRecord
-	known := s.layers[chain]
-	if known != nil {
-		rec = *known
-	}
+	still := s.layers[chain] == seen
 	s.mu.RUnlock()
-	if known == nil || rec.Damaged != "" {
+	if !still || seen.Damaged != "" {
 		return nil
 	}
+	rec := *seen
 	rec.Damaged, rec.Since = why, time.Now().UTC().Truncate(time.Second)
 	if err := s.apply(changes{putLayers: map[ChainID]*layerRecord{chain: &rec}}); err != nil {
 		return fmt.Errorf("mark layer %s as damaged: %w", chain, err)
@@ -86,8 +84,7 @@ func (s *Store) onDisk(chains []ChainID) bool {
 	return whole
 }
 
-// openLayer opens a layer's directory. Is it not there, or not readable, then the layer is damaged, and the error is
-// errDamaged.
+// openLayer opens a layer's directory.
 func (s *Store) openLayer(chain ChainID) (*os.File, error) {
 	s.mu.RLock()
 	rec := s.layers[chain]
@@ -95,6 +92,12 @@ func (s *Store) openLayer(chain ChainID) (*os.File, error) {
 	if rec == nil {
 		return nil, fmt.Errorf("layer %s: %w", chain, errdefs.ErrNotFound)
 	}
+	return s.openLayerAs(chain, rec)
+}
+
+// openLayerAs opens the directory that a layer has by rec. Is it not there, or not readable, then the layer is damaged, and
+// the error is errDamaged.
+func (s *Store) openLayerAs(chain ChainID, rec *layerRecord) (*os.File, error) {
 	if rec.Damaged != "" {
 		return nil, fmt.Errorf("layer %s: %s: %w", chain, rec.Damaged, errDamaged)
 	}
@@ -106,7 +109,7 @@ func (s *Store) openLayer(chain ChainID) (*os.File, error) {
 	if !isDamage(err) {
 		return nil, fmt.Errorf("layer %s: %s", chain, what)
 	}
-	return nil, errors.Join(fmt.Errorf("layer %s: %s: %w", chain, what, errDamaged), s.markDamaged(chain, what))
+	return nil, errors.Join(fmt.Errorf("layer %s: %s: %w", chain, what, errDamaged), s.markDamaged(chain, rec, what))
 }
 
 // isDamage tells errors of a file system that lost something, or was damaged itself, from those of a node that is short of

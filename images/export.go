@@ -394,7 +394,7 @@ func (e *exporter) soleFile(chain ChainID, rec *layerRecord, desc ocispec.Descri
 	if e.written[desc.Digest] {
 		return nil
 	}
-	root, err := e.s.openLayer(chain)
+	root, err := e.s.openLayerAs(chain, rec)
 	if err != nil {
 		return err
 	}
@@ -437,7 +437,7 @@ func (e *exporter) archive(chain ChainID, rec *layerRecord, desc ocispec.Descrip
 
 // play writes a layer's archive. Damage that it finds is put on record.
 func (e *exporter) play(chain ChainID, rec *layerRecord, w io.Writer) error {
-	root, err := e.s.openLayer(chain)
+	root, err := e.s.openLayerAs(chain, rec)
 	if err != nil {
 		return err
 	}
@@ -449,7 +449,7 @@ func (e *exporter) play(chain ChainID, rec *layerRecord, w io.Writer) error {
 	defer tape.Close()
 	err = playTape(e.ctx, root, tape, w, nil)
 	if damage, ok := errors.AsType[*damageError](err); ok {
-		return errors.Join(fmt.Errorf("layer %s: %w: %w", chain, damage, errDamaged), e.s.markDamaged(chain, damage.Error()))
+		return errors.Join(fmt.Errorf("layer %s: %w: %w", chain, damage, errDamaged), e.s.markDamaged(chain, rec, damage.Error()))
 	}
 	return err
 }

@@ -257,7 +257,7 @@ func (v *verification) layer(chain ChainID) error {
 		return err
 	}
 	blobs := found
-	root, err := s.openLayer(chain)
+	root, err := s.openLayerAs(chain, rec)
 	if errors.Is(err, errDamaged) {
 		tell(FoundLayer, "", err.Error())
 		return nil // it is marked
@@ -280,7 +280,7 @@ func (v *verification) layer(chain ChainID) error {
 	}
 	if found > blobs || found > 0 && v.o.Repair {
 		last := v.report.Findings[len(v.report.Findings)-1]
-		return s.markDamaged(chain, strings.TrimSpace(quotePath(last.Path)+" "+last.What))
+		return s.markDamaged(chain, rec, strings.TrimSpace(quotePath(last.Path)+" "+last.What))
 	}
 	return nil
 }

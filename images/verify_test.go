@@ -469,6 +469,39 @@ func TestDamagedImagesAreForgotten(t *testing.T) {
 	wantWhole(t, s)
 }
 
+// TestDamageOfALayerThatWasMended: an export that reads a layer which is mended meanwhile finds what was wrong with it, and
+// does not say it of the one that is there now.
+func TestDamageOfALayerThatWasMended(t *testing.T) {
+	s := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", imagestest.NewImage(imagestest.PlainLayer(imagestest.Tar(imagestest.File("long", strings.Repeat("x", 2<<20)), imagestest.File("short", "y")))))
+	img := mustPull(t, s, reg.Host()+"/a:b")
+	written, mended := 0, false
+	_, err := s.Export(context.Background(), []string{string(img.ID)}, onWrite(func(p []byte) (int, error) {
+		if written += len(p); written > 1<<20 && !mended {
+			mended = true
+			if err := os.Truncate(s.path(layersDir, img.Layers[0].dir(), "short"), 0); err != nil {
+				t.Fatal(err)
+			}
+			if r := mustVerify(t, s, VerifyOptions{Repair: true}); len(r.Findings) == 0 || r.Damaged() {
+				t.Fatalf("found %v, want it repaired", r.Findings)
+			}
+		}
+		return len(p), nil
+	}))
+	if !mended || !errors.Is(err, errDamaged) {
+		t.Errorf("the export ends with %v, mended meanwhile: %v", err, mended)
+	}
+	if _, err := s.Image(string(img.ID)); err != nil {
+		t.Errorf("after it was mended: %v", err)
+	}
+	wantWhole(t, s)
+}
+
+type onWrite func([]byte) (int, error)
+
+func (f onWrite) Write(p []byte) (int, error) { return f(p) }
+
 // TestStoreOfAnEarlierVersion opens, runs its images, says what it cannot verify, and knows as much as others after the
 // next pulls.
 func TestStoreOfAnEarlierVersion(t *testing.T) {
