@@ -44,27 +44,28 @@ func (s *Store) blobFile(d digest.Digest) string { return s.path(blobsDir, Chain
 type move struct{ from, to string }
 
 // moves are the renames that put a staged layer into its place, the directory last. A blob that another layer has, too, is
-// there already.
-func (s *Store) moves(l *stagedLayer) []move {
+// there already: recorded, or among those that were placed before it.
+func (s *Store) moves(l *stagedLayer, placed map[digest.Digest]bool) []move {
 	m := []move{{l.path + treeExt, s.recordFile(l.chain, &l.rec, treeExt)}}
 	if l.rec.Tape != "" {
 		m = append(m, move{l.path + tapeExt, s.recordFile(l.chain, &l.rec, tapeExt)})
 	}
-	if l.rec.Blob != nil && !s.keepsBlob(l.rec.Blob.Digest) {
-		m = append(m, move{l.path + blobExt, s.blobFile(l.rec.Blob.Digest)})
+	if b := l.rec.Blob; b != nil && !placed[b.Digest] && !s.keepsBlob(b.Digest) {
+		m = append(m, move{l.path + blobExt, s.blobFile(b.Digest)})
 	}
 	return append(m, move{l.path, s.layerDir(l.chain, &l.rec)})
 }
 
-// place puts a staged layer into its place. The caller holds s.change.
-func (s *Store) place(l *stagedLayer) error {
+// place puts a staged layer into its place. blobs are those that were placed for the same commit; its own is added. The
+// caller holds s.change.
+func (s *Store) place(l *stagedLayer, blobs map[digest.Digest]bool) error {
 	s.mu.RLock()
 	l.rec.Generation = 0
 	if old := s.layers[l.chain]; old != nil {
 		l.rec.Generation = old.Generation + 1
 	}
 	s.mu.RUnlock()
-	for _, m := range s.moves(l) {
+	for _, m := range s.moves(l, blobs) {
 		if err := s.trash(m.to); err != nil { // what a failed publish may have left
 			return errors.Join(err, s.unplace(l))
 		}
@@ -74,6 +75,9 @@ func (s *Store) place(l *stagedLayer) error {
 		l.placed = append(l.placed, m)
 	}
 	l.published = true
+	if l.rec.Blob != nil {
+		blobs[l.rec.Blob.Digest] = true
+	}
 	return nil
 }
 

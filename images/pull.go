@@ -500,7 +500,7 @@ func (p *pull) sync(root *os.File) error {
 
 // publish renames the staged layers into place. Nothing refers to them yet.
 func (p *pull) publish(context.Context) error {
-	renamed := false
+	renamed, blobs := false, map[digest.Digest]bool{}
 	for i, part := range p.parts {
 		if part.staged == nil || part.staged.published {
 			continue
@@ -511,7 +511,7 @@ func (p *pull) publish(context.Context) error {
 		if there {
 			continue // another pull was first
 		}
-		if err := p.s.place(part.staged); err != nil {
+		if err := p.s.place(part.staged, blobs); err != nil {
 			return err
 		}
 		renamed = true

@@ -3,13 +3,20 @@ package images
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/images/imagestest"
+	"github.com/berth-run/berth/internal/step"
 )
 
 // bigImage has what makes it hard to say how much it takes: many small files, a few large ones, links, holes, deep and
@@ -106,4 +113,56 @@ func TestBlobOfTwoLayersIsKeptOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantWhole(t, s) // the blob is the other one's, too
+}
+
+// TestBlobOfTwoLayersOfACommitThatFails: each staged layer is as it was before, so that a pull that shares it can go on.
+func TestBlobOfTwoLayersOfACommitThatFails(t *testing.T) {
+	var s *Store
+	var whole *bolt.DB
+	var releases []func()
+	share := func() { // as another pull does
+		s.unpacks.mu.Lock()
+		chains := slices.Collect(maps.Keys(s.unpacks.works))
+		s.unpacks.mu.Unlock()
+		for _, chain := range chains {
+			_, release, _, err := s.unpacks.acquire(context.Background(), s.ctx, chain, nil)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			releases = append(releases, release)
+		}
+	}
+	observe := func(e step.Event) {
+		switch {
+		case e.Step == "publish" && !e.Undo && whole == nil:
+			share()
+			whole, s.db = s.db, new(bolt.DB) // one that is not open
+		case e.Step == "commit" && whole != nil:
+			s.db = whole
+		}
+	}
+	s = openStore(t, func(o *Options) { o.KeepBlobs, o.Observe = true, observe })
+	reg := imagestest.NewRegistry(t)
+	same := imagestest.Layer(imagestest.File("same", "1"))
+	reg.Push("a", "b", imagestest.NewImage(same, same))
+	ref := reg.Host() + "/a:b"
+	if err := pullErr(t, s, ref, nil); !strings.Contains(err.Error(), berrors.ErrDatabaseNotOpen.Error()) || strings.Contains(err.Error(), "undo") {
+		t.Errorf("got %v; want that nothing is wrong but the database", err)
+	}
+	if len(releases) != 2 {
+		t.Fatalf("%d layers are shared", len(releases))
+	}
+	before := reg.Count("GET", "/blobs/"+string(digest.FromBytes(same.Blob)))
+	mustPull(t, s, ref)
+	if n := reg.Count("GET", "/blobs/"+string(digest.FromBytes(same.Blob))) - before; n != 0 {
+		t.Errorf("the blob was fetched %d times more", n)
+	}
+	for _, release := range releases {
+		release()
+	}
+	wantWhole(t, s)
+	if left := leftovers(t, s); len(left) != 2 || onlyFile(s.path(blobsDir)) == "" {
+		t.Errorf("left: %v, one blob: %s", left, onlyFile(s.path(blobsDir)))
+	}
 }
