@@ -74,7 +74,7 @@ func (s *Store) Images() []*Image {
 
 // describe builds an Image from its record. Each caller gets its own, so that none can change another's environment
 // (CVE-2021-21334). The caller holds s.mu.
-func (s *Store) describe(id digest.Digest, refs []string, users map[ChainID]int) (*Image, error) {
+func (s *Store) describe(id digest.Digest, refs []string, users users) (*Image, error) {
 	rec := s.images[id]
 	if rec == nil {
 		return nil, errdefs.ErrNotFound
@@ -86,13 +86,17 @@ func (s *Store) describe(id digest.Digest, refs []string, users map[ChainID]int)
 	if err := json.Unmarshal(rec.Config, &img.Config); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	seen := map[ChainID]bool{}
+	var own Tally
 	for _, chain := range rec.Layers {
-		if l := s.layers[chain]; l != nil && users[chain] == 1 && !seen[chain] {
-			img.Own += l.Bytes
+		if l := s.layers[chain]; l != nil && users.layers[chain] == 1 {
+			mine := l.layer(chain)
+			if users.blobs[mine.Blob] > 1 {
+				own.Without(mine)
+			}
+			own.Add(mine)
 		}
-		seen[chain] = true
 	}
+	img.Own = own.Bytes
 	for _, ref := range refs {
 		if strings.Contains(ref, "@") {
 			img.RepoDigests = append(img.RepoDigests, ref)
@@ -104,15 +108,26 @@ func (s *Store) describe(id digest.Digest, refs []string, users map[ChainID]int)
 	return img, nil
 }
 
-// users counts the images that have each layer. The caller holds s.mu.
-func (s *Store) users() map[ChainID]int {
-	n := make(map[ChainID]int, len(s.layers))
-	last := make(map[ChainID]*imageRecord, len(s.layers))
+// users are how many images have each layer, and how many each blob that is kept.
+type users struct {
+	layers map[ChainID]int
+	blobs  map[digest.Digest]int
+}
+
+// users counts. The caller holds s.mu.
+func (s *Store) users() users {
+	n := users{make(map[ChainID]int, len(s.layers)), map[digest.Digest]int{}}
 	for _, rec := range s.images {
+		// An image may have a layer twice.
+		layers, blobs := map[ChainID]bool{}, map[digest.Digest]bool{}
 		for _, chain := range rec.Layers {
-			if last[chain] != rec { // an image may have a layer twice
-				n[chain]++
-				last[chain] = rec
+			if !layers[chain] {
+				layers[chain] = true
+				n.layers[chain]++
+			}
+			if l := s.layers[chain]; l != nil && l.Blob != nil && !blobs[l.Blob.Digest] {
+				blobs[l.Blob.Digest] = true
+				n.blobs[l.Blob.Digest]++
 			}
 		}
 	}

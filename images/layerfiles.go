@@ -156,9 +156,9 @@ func (l *stagedLayer) seal(ctx context.Context) error {
 		}
 	}
 	if l.rec.Blob != nil {
-		return l.charge(blobExt)
+		l.rec.Kept, err = blocksOf(l.path + blobExt)
 	}
-	return nil
+	return err
 }
 
 // account returns the digest of a file beside a staged layer, and adds what it takes to the layer's.
@@ -172,15 +172,11 @@ func (l *stagedLayer) account(ext string) (digest.Digest, error) {
 	if err != nil {
 		return "", err
 	}
-	return d, l.charge(ext)
-}
-
-func (l *stagedLayer) charge(ext string) error {
 	bytes, err := blocksOf(l.path + ext)
 	if err != nil {
-		return err
+		return "", err
 	}
 	l.rec.Bytes += bytes
 	l.rec.Inodes++
-	return nil
+	return d, nil
 }

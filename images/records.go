@@ -63,8 +63,10 @@ type layerRecord struct {
 	Tape digest.Digest `json:"tape,omitempty"`
 	// Sums: the tree has the sums of contents, since a tape does not have them all.
 	Sums bool `json:"sums,omitempty"`
-	// Blob is the compressed layer that is kept.
+	// Blob is the compressed layer that is kept. Other layers may have the same one, so that Bytes and Inodes are without it,
+	// and Kept is what it takes. Records of earlier versions have it in Bytes and Inodes.
 	Blob *ocispec.Descriptor `json:"blob,omitempty"`
+	Kept uint64              `json:"kept,omitempty"`
 	// Generation counts the directories that the layer has had.
 	Generation int `json:"generation,omitempty"`
 	// Damaged says what is wrong with it, and Since since when that is known. A damaged layer is pulled again, and until

@@ -5,6 +5,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,12 +19,48 @@ type Usage struct {
 func (s *Store) Usage() Usage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	u := Usage{Mountpoint: s.root}
-	for _, rec := range s.layers {
-		u.Bytes += rec.Bytes
-		u.Inodes += rec.Inodes
+	var all Tally
+	for chain, rec := range s.layers {
+		all.Add(rec.layer(chain))
 	}
-	return u
+	return Usage{Mountpoint: s.root, Bytes: all.Bytes, Inodes: all.Inodes}
+}
+
+// Tally adds up what layers take on the disk: each layer once, and once each blob that some of them keep. The zero value is
+// ready for use.
+type Tally struct {
+	Bytes, Inodes uint64
+
+	layers map[ChainID]bool
+	blobs  map[digest.Digest]bool
+}
+
+// Add adds a layer.
+func (t *Tally) Add(l Layer) {
+	if t.layers == nil {
+		t.layers = map[ChainID]bool{}
+	}
+	if !t.layers[l.ID] {
+		t.layers[l.ID] = true
+		t.Bytes += l.Bytes
+		t.Inodes += l.Inodes
+	}
+	if l.Kept > 0 && t.first(l.Blob) {
+		t.Bytes += l.Kept
+		t.Inodes++
+	}
+}
+
+// Without leaves the blob of a layer out of what is added from now on.
+func (t *Tally) Without(l Layer) { t.first(l.Blob) }
+
+func (t *Tally) first(blob digest.Digest) bool {
+	if t.blobs == nil {
+		t.blobs = map[digest.Digest]bool{}
+	}
+	was := t.blobs[blob]
+	t.blobs[blob] = true
+	return !was
 }
 
 // WritableUsage returns what a prepared root file system's own writes take, as last counted; false if it was not yet.

@@ -42,24 +42,29 @@ func TestUsageIsTrue(t *testing.T) {
 		reg := imagestest.NewRegistry(t)
 		reg.Push("a", "b", bigImage(1))
 		mustPull(t, s, reg.Host()+"/a:b")
-		if err := unix.Syncfs(int(s.rootDir.Fd())); err != nil {
+		wantTrueUsage(t, s)
+	}
+}
+
+func wantTrueUsage(t *testing.T, s *Store) {
+	t.Helper()
+	if err := unix.Syncfs(int(s.rootDir.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	var disk Usage
+	for _, dir := range []string{layersDir, recordsDir, blobsDir} {
+		f, err := os.Open(s.path(dir))
+		if err != nil {
 			t.Fatal(err)
 		}
-		var disk Usage
-		for _, dir := range []string{layersDir, recordsDir, blobsDir} {
-			f, err := os.Open(s.path(dir))
-			if err != nil {
-				t.Fatal(err)
-			}
-			countTree(context.Background(), f, &disk, map[uint64]bool{}, 0)
-		}
-		said := s.Usage()
-		if off := int64(said.Bytes) - int64(disk.Bytes); max(off, -off)*100 > int64(disk.Bytes) {
-			t.Errorf("kept blobs %v: %d bytes are said, the disk has %d", keep, said.Bytes, disk.Bytes)
-		}
-		if off := int64(said.Inodes) - int64(disk.Inodes); max(off, -off)*100 > int64(disk.Inodes) {
-			t.Errorf("kept blobs %v: %d inodes are said, the disk has %d", keep, said.Inodes, disk.Inodes)
-		}
+		countTree(context.Background(), f, &disk, map[uint64]bool{}, 0)
+	}
+	said := s.Usage()
+	if off := int64(said.Bytes) - int64(disk.Bytes); max(off, -off)*100 > int64(disk.Bytes) {
+		t.Errorf("kept blobs %v: %d bytes are said, the disk has %d", s.keepBlobs, said.Bytes, disk.Bytes)
+	}
+	if off := int64(said.Inodes) - int64(disk.Inodes); max(off, -off)*100 > int64(disk.Inodes) {
+		t.Errorf("kept blobs %v: %d inodes are said, the disk has %d", s.keepBlobs, said.Inodes, disk.Inodes)
 	}
 }
 
@@ -76,8 +81,14 @@ func TestRemovalGivesBackWhatItPromised(t *testing.T) {
 		t.Errorf("the only image promises %d bytes of %d", one.Own, all)
 	}
 	mustPull(t, s, reg.Host()+"/a:two")
-	for _, name := range []string{"one", "two"} {
-		img, err := s.Image(reg.Host() + "/a:" + name)
+	wantPromisesKept(t, s, reg.Host()+"/a:one", reg.Host()+"/a:two")
+}
+
+// wantPromisesKept removes the only images that there are.
+func wantPromisesKept(t *testing.T, s *Store, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		img, err := s.Image(name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -113,6 +124,23 @@ func TestBlobOfTwoLayersIsKeptOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantWhole(t, s) // the blob is the other one's, too
+}
+
+// TestBlobOfTwoLayersIsCountedOnce, whether one image has both layers or two have one each.
+func TestBlobOfTwoLayersIsCountedOnce(t *testing.T) {
+	s := openStore(t, func(o *Options) { o.KeepBlobs = true })
+	reg := imagestest.NewRegistry(t)
+	same := bigImage(1).Layers[0]
+	reg.Push("a", "one", imagestest.NewImage(same, same))
+	reg.Push("a", "two", imagestest.NewImage(imagestest.Layer(imagestest.File("below", "2")), same))
+	one := mustPull(t, s, reg.Host()+"/a:one")
+	if all := s.Usage().Bytes; one.Own != all {
+		t.Errorf("the only image promises %d bytes of %d", one.Own, all)
+	}
+	wantTrueUsage(t, s)
+	mustPull(t, s, reg.Host()+"/a:two")
+	wantTrueUsage(t, s)
+	wantPromisesKept(t, s, reg.Host()+"/a:one", reg.Host()+"/a:two")
 }
 
 // TestBlobOfTwoLayersOfACommitThatFails: each staged layer is as it was before, so that a pull that shares it can go on.

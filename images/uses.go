@@ -12,7 +12,10 @@ import (
 type Layer struct {
 	ID            ChainID
 	DiffID        digest.Digest
-	Bytes, Inodes uint64 // that its directory takes
+	Bytes, Inodes uint64 // that its directory and its records take
+	// Blob is the compressed layer, if that is kept, and Kept what it takes. Other layers may have the same one.
+	Blob digest.Digest
+	Kept uint64
 	// Images are those that have it, sorted; none where only a container is left of an image that was removed.
 	Images []digest.Digest
 	// Held: a prepared root file system, a view or a pull needs it.
@@ -33,10 +36,20 @@ func (s *Store) Layers() []Layer {
 	}
 	all := make([]Layer, 0, len(s.layers))
 	for chain, rec := range s.layers {
-		all = append(all, Layer{ID: chain, DiffID: rec.DiffID, Bytes: rec.Bytes, Inodes: rec.Inodes, Images: of[chain], Held: s.holds[chain] > 0})
+		l := rec.layer(chain)
+		l.Images, l.Held = of[chain], s.holds[chain] > 0
+		all = append(all, l)
 	}
 	slices.SortFunc(all, func(a, b Layer) int { return cmp.Compare(a.ID, b.ID) })
 	return all
+}
+
+func (r *layerRecord) layer(chain ChainID) Layer {
+	l := Layer{ID: chain, DiffID: r.DiffID, Bytes: r.Bytes, Inodes: r.Inodes, Kept: r.Kept}
+	if r.Blob != nil {
+		l.Blob = r.Blob.Digest
+	}
+	return l
 }
 
 // Users returns who uses an image: the keys of its prepared root file systems and the targets of its views, sorted.

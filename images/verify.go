@@ -106,6 +106,7 @@ type verification struct {
 	ctx    context.Context
 	o      VerifyOptions
 	report *Report
+	looked Tally // at
 }
 
 func (v *verification) find(f Finding) { v.report.Findings = append(v.report.Findings, f) }
@@ -240,7 +241,8 @@ func (v *verification) layer(chain ChainID) error {
 	images := s.imagesOf(chain)
 	s.mu.RUnlock()
 	v.report.Layers++
-	v.report.Bytes += rec.Bytes
+	v.looked.Add(rec.layer(chain))
+	v.report.Bytes = v.looked.Bytes
 	found := 0
 	tell := func(kind, path, what string) {
 		if found++; found > findingsPerLayer {

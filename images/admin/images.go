@@ -3,6 +3,7 @@ package admin
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -51,7 +52,8 @@ type LayerDetail struct {
 	DiffID  digest.Digest  `json:"diffID"`
 	Bytes   uint64         `json:"bytes"`
 	Inodes  uint64         `json:"inodes"`
-	Images  int            `json:"images"` // how many have it
+	Kept    uint64         `json:"keptBytes,omitempty"` // that the compressed layer takes beside, if that is kept
+	Images  int            `json:"images"`              // how many have it
 }
 
 // Usage is what the store takes on disk.
@@ -107,13 +109,11 @@ func (s *Server) describe(img *images.Image, layers seen) Image {
 	if img.Config.Variant != "" {
 		out.Platform += "/" + img.Config.Variant
 	}
-	counted := map[images.ChainID]bool{}
+	var takes images.Tally
 	for _, chain := range img.Layers {
-		if l := layers[chain]; !counted[chain] {
-			counted[chain] = true
-			out.Unpacked += l.Bytes
-		}
+		takes.Add(layers[chain])
 	}
+	out.Unpacked = takes.Bytes
 	out.Containers, out.Volumes = s.store.Users(img.ID)
 	for _, list := range []*[]string{&out.RepoTags, &out.RepoDigests, &out.Containers, &out.Volumes} {
 		if *list == nil {
@@ -152,7 +152,7 @@ func (s *Server) inspect(w http.ResponseWriter, r *http.Request) error {
 	d := Detail{Image: s.describe(img, layers), Layers: []LayerDetail{}, Config: img.Config}
 	for _, chain := range img.Layers {
 		l := layers[chain]
-		d.Layers = append(d.Layers, LayerDetail{ChainID: chain, DiffID: l.DiffID, Bytes: l.Bytes, Inodes: l.Inodes, Images: len(l.Images)})
+		d.Layers = append(d.Layers, LayerDetail{ChainID: chain, DiffID: l.DiffID, Bytes: l.Bytes, Inodes: l.Inodes, Kept: l.Kept, Images: len(l.Images)})
 	}
 	reply(w, http.StatusOK, d)
 	return nil
@@ -165,16 +165,23 @@ func (s *Server) du(w http.ResponseWriter, _ *http.Request) error {
 	for _, img := range u.Images {
 		needed[img.ID] = img.Pinned
 	}
-	for _, l := range s.store.Layers() {
-		u.Layers++
-		stays := l.Held
-		for _, id := range l.Images {
-			stays = stays || needed[id]
-		}
-		if !stays {
-			u.Freeable += l.Bytes
+	stays := func(l images.Layer) bool {
+		return l.Held || slices.ContainsFunc(l.Images, func(id digest.Digest) bool { return needed[id] })
+	}
+	layers := s.store.Layers()
+	u.Layers = len(layers)
+	var goes images.Tally
+	for _, l := range layers {
+		if stays(l) {
+			goes.Without(l)
 		}
 	}
+	for _, l := range layers {
+		if !stays(l) {
+			goes.Add(l)
+		}
+	}
+	u.Freeable = goes.Bytes
 	for _, key := range s.store.Keys() {
 		u.Containers++
 		if w, ok := s.store.WritableUsage(key); ok {

@@ -51,7 +51,7 @@ func (j *journal) String() string {
 	return j.buf.String()
 }
 
-func serve(t *testing.T) *node {
+func serve(t *testing.T, change ...func(*images.Options)) *node {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("layers are unpacked as root")
@@ -67,7 +67,11 @@ func serve(t *testing.T) *node {
 	})
 	n := &node{root: filepath.Join(dir, "images"), log: &journal{}}
 	log := slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	if n.store, err = images.Open(images.Options{Root: n.root, Log: log}); err != nil {
+	o := images.Options{Root: n.root, Log: log}
+	for _, c := range change {
+		c(&o)
+	}
+	if n.store, err = images.Open(o); err != nil {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "admin.sock")
@@ -171,6 +175,33 @@ func TestListInspectUsageAndRemove(t *testing.T) {
 	}
 	if len(n.store.Layers()) != 2 {
 		t.Errorf("layers of the container: %+v", n.store.Layers())
+	}
+}
+
+// A compressed layer that is kept is not free while a layer that stays has it.
+func TestUsageOfABlobThatTwoLayersHave(t *testing.T) {
+	n := serve(t, func(o *images.Options) { o.KeepBlobs = true })
+	reg := imagestest.NewRegistry(t)
+	same := imagestest.Layer(imagestest.File("f", strings.Repeat("x", 100_000)))
+	reg.Push("a", "v1", imagestest.NewImage(same))
+	reg.Push("b", "v1", imagestest.NewImage(imagestest.Layer(imagestest.File("below", "b")), same))
+	a := n.mustPull(t, reg.Host()+"/a:v1")
+	b := n.mustPull(t, reg.Host()+"/b:v1")
+	d, err := n.Inspect(t.Context(), string(a.ID))
+	if err != nil || len(d.Layers) != 1 || d.Layers[0].Kept == 0 || d.Unpacked != d.Layers[0].Bytes+d.Layers[0].Kept || d.Unique != d.Layers[0].Bytes {
+		t.Fatalf("%+v %v", d, err)
+	}
+	if err := n.store.Prepare("c1", a.ID, nil); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := n.Usage(t.Context()); err != nil || u.Freeable != u.Bytes-d.Unpacked || u.Freeable == 0 {
+		t.Errorf("%+v, %v; want all free but the %d bytes that the container has", u, err, d.Unpacked)
+	}
+	if err := n.store.Release("c1"); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := n.Usage(t.Context()); err != nil || u.Freeable != u.Bytes || u.Bytes >= a.Unpacked+b.Unpacked {
+		t.Errorf("%+v, %v; want all free, and less than %d + %d bytes", u, err, a.Unpacked, b.Unpacked)
 	}
 }
 
