@@ -36,16 +36,21 @@ type Image struct {
 }
 
 // Image returns the image that name means: a tag, a digest reference, an id, a prefix of one id (with or without
-// "sha256:"); a name without tag means :latest. It returns errdefs.ErrNotFound, or errdefs.ErrInvalidArgument for what
-// can be none of these.
-func (s *Store) Image(name string) (*Image, error) {
+// "sha256:"); a name without tag means :latest. It returns errdefs.ErrNotFound, also for one that is damaged, or
+// errdefs.ErrInvalidArgument for what can be none of these.
+func (s *Store) Image(name string) (*Image, error) { return s.named(name, s.describe) }
+
+// Known is Image, and returns one that is damaged, too: it is not listed, but takes space until it is pulled again or removed.
+func (s *Store) Known(name string) (*Image, error) { return s.named(name, s.describeAny) }
+
+func (s *Store) named(name string, describe func(digest.Digest, []string, users) (*Image, error)) (*Image, error) {
 	id, err := s.find(name)
 	if err != nil {
 		return nil, err
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	img, err := s.describe(id, s.refsOf(id), s.users())
+	img, err := describe(id, s.refsOf(id), s.users())
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", quote(name), err)
 	}
@@ -72,15 +77,22 @@ func (s *Store) Images() []*Image {
 	return all
 }
 
-// describe builds an Image from its record. Each caller gets its own, so that none can change another's environment
-// (CVE-2021-21334). The caller holds s.mu.
+// describe builds an Image from its record, unless it is damaged. The caller holds s.mu.
 func (s *Store) describe(id digest.Digest, refs []string, users users) (*Image, error) {
+	if rec := s.images[id]; rec != nil {
+		if why := s.damage(rec); why != "" {
+			return nil, fmt.Errorf("%s: %w", why, errdefs.ErrNotFound)
+		}
+	}
+	return s.describeAny(id, refs, users)
+}
+
+// describeAny builds an Image from its record. Each caller gets its own, so that none can change another's environment
+// (CVE-2021-21334). The caller holds s.mu.
+func (s *Store) describeAny(id digest.Digest, refs []string, users users) (*Image, error) {
 	rec := s.images[id]
 	if rec == nil {
 		return nil, errdefs.ErrNotFound
-	}
-	if why := s.damage(rec); why != "" {
-		return nil, fmt.Errorf("%s: %w", why, errdefs.ErrNotFound)
 	}
 	img := &Image{ID: id, Size: rec.Size, Layers: slices.Clone(rec.Layers), Pinned: rec.Pinned, Artifact: rec.Artifact}
 	if err := json.Unmarshal(rec.Config, &img.Config); err != nil {

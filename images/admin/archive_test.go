@@ -186,6 +186,24 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
+// damageAll damages all layers, and has that found.
+func (n *node) damageAll(t *testing.T) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(n.root, "layers", "*", "f"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%v %v", files, err)
+	}
+	for _, file := range files {
+		if err := os.WriteFile(file, []byte("broken"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := n.Verify(t.Context(), images.VerifyOptions{})
+	if err != nil || !r.Damaged() || len(r.Findings) == 0 || r.Findings[0].Kind != images.FoundLayer {
+		t.Fatalf("%+v %v", r, err)
+	}
+}
+
 func TestVerifyFindsDamageAndRepairsIt(t *testing.T) {
 	n := serve(t)
 	reg := imagestest.NewRegistry(t)
@@ -194,17 +212,7 @@ func TestVerifyFindsDamageAndRepairsIt(t *testing.T) {
 	if r, err := n.Verify(t.Context(), images.VerifyOptions{Deep: true}); err != nil || r.Damaged() || r.Images != 1 || r.Layers != 1 {
 		t.Fatalf("%+v %v", r, err)
 	}
-	files, err := filepath.Glob(filepath.Join(n.root, "layers", "*", "f"))
-	if err != nil || len(files) != 1 {
-		t.Fatalf("%v %v", files, err)
-	}
-	if err := os.WriteFile(files[0], []byte("broken"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	r, err := n.Verify(t.Context(), images.VerifyOptions{})
-	if err != nil || !r.Damaged() || len(r.Findings) == 0 || r.Findings[0].Kind != images.FoundLayer {
-		t.Fatalf("%+v %v", r, err)
-	}
+	n.damageAll(t)
 	if r, err := n.Verify(t.Context(), images.VerifyOptions{Repair: true}); err != nil || r.Damaged() {
 		t.Errorf("repair: %+v %v", r, err)
 	}
@@ -214,4 +222,33 @@ func TestVerifyFindsDamageAndRepairsIt(t *testing.T) {
 	if d, err := n.Inspect(t.Context(), string(img.ID)); err != nil || d.ID != img.ID {
 		t.Errorf("%+v %v", d, err)
 	}
+}
+
+// Nobody lists it, but whoever knows its name can have its space back without a pull.
+func TestADamagedImageIsRemoved(t *testing.T) {
+	n := serve(t)
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "v1", image("whole"))
+	reg.Push("a", "v2", image("other"))
+	img := n.mustPull(t, reg.Host()+"/a:v1")
+	if err := n.store.SetPinned(t.Context(), string(img.ID), true); err != nil {
+		t.Fatal(err)
+	}
+	n.damageAll(t)
+	if _, err := n.Inspect(t.Context(), string(img.ID)); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("%v; want it damaged, and so not found", err)
+	}
+	if removal, err := n.Remove(t.Context(), false, reg.Host()+"/a:v1"); err != nil || !errors.Is(removal.Removed[0].Error, errInUse) {
+		t.Errorf("while it is pinned: %+v %v", removal, err)
+	}
+	if removal, err := n.Remove(t.Context(), true, reg.Host()+"/a:v1"); err != nil || removal.Removed[0].Error != nil || removal.Removed[0].ID != img.ID {
+		t.Errorf("by its name: %+v %v", removal, err)
+	}
+	n.nothingLeft(t)
+	img = n.mustPull(t, reg.Host()+"/a:v2")
+	n.damageAll(t)
+	if err := n.store.Remove(t.Context(), string(img.ID)); err != nil { // as the CRI does
+		t.Error(err)
+	}
+	n.nothingLeft(t)
 }

@@ -213,10 +213,11 @@ func (s *Server) remove(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// removeOne refuses what a container needs or what is pinned. A container that is made in the same instant loses nothing:
-// its layers stay until it goes. The kubelet, which removes images by the CRI, is not asked to force anything.
+// removeOne removes an image, also one that is damaged, and refuses what a container needs or what is pinned. A container
+// that is made in the same instant loses nothing: its layers stay until it goes. The kubelet, which removes images by the
+// CRI, is not asked to force anything.
 func (s *Server) removeOne(r *http.Request, name string, force bool) (digest.Digest, error) {
-	img, err := s.store.Image(name)
+	img, err := s.store.Known(name)
 	if err != nil {
 		return "", err
 	}
