@@ -140,18 +140,39 @@ func (s *Store) keepBlob(l *stagedLayer, r io.Reader, desc ocispec.Descriptor) (
 	}, nil
 }
 
-// seal records what a staged layer's directory is like, once nothing of it changes any more, and what it takes.
+// seal records what a staged layer's directory is like, once nothing of it changes any more, and what it takes. If the
+// context of one pull ends before, another one that shares the layer does it.
 func (l *stagedLayer) seal(ctx context.Context) error {
+	if err := l.sealing.take(ctx); err != nil {
+		return err
+	}
+	defer l.sealing.give()
+	if l.sealed {
+		return nil
+	}
+	err := l.record(ctx)
+	l.sealed = err == nil
+	return err
+}
+
+// record leaves nothing behind where it fails, so that it can be tried again.
+func (l *stagedLayer) record(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			if rerr := os.Remove(l.path + treeExt); !errors.Is(rerr, os.ErrNotExist) {
+				err = errors.Join(err, rerr)
+			}
+		}
+	}()
 	l.rec.Sums = l.rec.Tape == "" || l.unsummed
-	var err error
 	if l.rec.Bytes, l.rec.Inodes, err = writeTree(ctx, l.root, l.path+treeExt, l.rec.Sums); err != nil {
 		return fmt.Errorf("record of layer %s: %w", l.chain, err)
 	}
-	if l.rec.Tree, err = l.account(treeExt); err != nil {
+	if l.rec.Tree, err = l.account(ctx, treeExt); err != nil {
 		return err
 	}
 	if l.rec.Tape != "" {
-		if l.rec.Tape, err = l.account(tapeExt); err != nil {
+		if l.rec.Tape, err = l.account(ctx, tapeExt); err != nil {
 			return err
 		}
 	}
@@ -162,13 +183,13 @@ func (l *stagedLayer) seal(ctx context.Context) error {
 }
 
 // account returns the digest of a file beside a staged layer, and adds what it takes to the layer's.
-func (l *stagedLayer) account(ext string) (digest.Digest, error) {
+func (l *stagedLayer) account(ctx context.Context, ext string) (digest.Digest, error) {
 	f, err := os.Open(l.path + ext)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	d, err := digest.FromReader(f)
+	d, err := digest.FromReader(&contextReader{ctx, f})
 	if err != nil {
 		return "", err
 	}

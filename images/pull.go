@@ -233,8 +233,9 @@ func (p *pull) run(ctx context.Context, stack *step.Stack) (*Image, error) {
 			return nil, err
 		}
 		p.progress.set(PullFinishing)
-		// Not cut short, since it works on descriptors that are closed after it, and what it makes other pulls may wait for.
-		if err := stack.Run(context.WithoutCancel(ctx), step.Step{Name: "inherit", Timeout: longStep, Do: p.inherit}); err != nil {
+		// Not left behind, since it works on descriptors that are closed after it.
+		inherit := func(context.Context) error { return p.inherit(ctx) }
+		if err := stack.Run(context.WithoutCancel(ctx), step.Step{Name: "inherit", Timeout: longStep, Do: inherit}); err != nil {
 			return nil, err
 		}
 		if err := stack.Run(ctx, step.Step{Name: "sync", Timeout: shortStep, Do: func(context.Context) error { return p.sync(root) }}); err != nil {
@@ -438,7 +439,7 @@ func (p *pull) releaseAll() {
 }
 
 // seal records what the layers' directories are like.
-func (p *pull) seal() error {
+func (p *pull) seal(ctx context.Context) error {
 	errs := make([]error, len(p.parts))
 	var layers sync.WaitGroup
 	for i, part := range p.parts {
@@ -446,8 +447,7 @@ func (p *pull) seal() error {
 			continue
 		}
 		layers.Go(func() {
-			part.staged.sealed.Do(func() { part.staged.sealErr = part.staged.seal(p.s.ctx) })
-			if err := part.staged.sealErr; err != nil {
+			if err := part.staged.seal(ctx); err != nil {
 				errs[i] = fmt.Errorf("layer %d: %w", i+1, err)
 			}
 		})
@@ -457,8 +457,9 @@ func (p *pull) seal() error {
 }
 
 // inherit gives directories that a layer has no entry for the attributes that they have below it: the only thing for
-// which a layer needs those below.
-func (p *pull) inherit(context.Context) error {
+// which a layer needs those below. Other pulls may wait for that, so that it is not cut short; what the layers are like then
+// is recorded until ctx ends.
+func (p *pull) inherit(ctx context.Context) error {
 	for i, part := range p.parts {
 		if part.staged == nil {
 			continue
@@ -474,7 +475,7 @@ func (p *pull) inherit(context.Context) error {
 			return fmt.Errorf("layer %d: %w", i+1, err)
 		}
 	}
-	return p.seal()
+	return p.seal(ctx)
 }
 
 // sync makes everything unpacked durable, in one go for all layers. The kernel tells that something could not be written

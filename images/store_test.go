@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -548,4 +549,68 @@ func TestSharedWork(t *testing.T) {
 	if destroyed.Load() != 1 || len(s.works) != 0 {
 		t.Errorf("destroyed %d times, %d works", destroyed.Load(), len(s.works))
 	}
+}
+
+// shareStaged has the layers that are staged now, as another pull of them would, until release is called.
+func shareStaged(t *testing.T, s *Store) (staged []*stagedLayer, release func()) {
+	t.Helper()
+	s.unpacks.mu.Lock()
+	chains := slices.Collect(maps.Keys(s.unpacks.works))
+	s.unpacks.mu.Unlock()
+	var releases []func()
+	for _, chain := range chains {
+		l, release, _, err := s.unpacks.acquire(context.Background(), s.ctx, chain, nil)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		staged, releases = append(staged, l), append(releases, release)
+	}
+	return staged, func() {
+		for _, release := range releases {
+			release()
+		}
+	}
+}
+
+// TestCancelledPullRecordsNothing: to record what a layer is like takes as long as to read it. A pull that is cancelled does not
+// go on with it, and another one that has the same layer does it then.
+func TestCancelledPullRecordsNothing(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	returned, inherited := make(chan struct{}), make(chan error, 2)
+	var s *Store
+	var staged []*stagedLayer
+	release := func() {}
+	observe := func(e step.Event) {
+		switch {
+		case e.Step == "layer-1" && staged == nil:
+			staged, release = shareStaged(t, s)
+			cancel()
+			<-returned // then the pull knows
+			for _, l := range staged {
+				if err := l.record(ctx); !errors.Is(err, context.Canceled) { // half way
+					t.Errorf("recorded: %v", err)
+				}
+			}
+		case e.Step == "inherit":
+			inherited <- e.Err
+		}
+	}
+	s = openStore(t, func(o *Options) { o.Observe = observe })
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", imagestest.NewImage(richLayer()))
+	if _, err := s.Pull(ctx, reg.Host()+"/a:b", nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	close(returned)
+	if err := <-inherited; err == nil || !strings.Contains(err.Error(), context.Canceled.Error()) {
+		t.Errorf("recording ends with %v, want it cancelled", err)
+	}
+	before := reg.Count("GET", "/blobs/")
+	mustPull(t, s, reg.Host()+"/a:b")
+	if n := reg.Count("GET", "/blobs/") - before; len(staged) != 1 || n > 1 { // the configuration
+		t.Errorf("%d layers were staged, %d blobs were fetched once more", len(staged), n)
+	}
+	release()
+	wantWhole(t, s)
 }

@@ -49,8 +49,8 @@ type stagedLayer struct {
 	implicit []string
 	inherit  sync.Once
 	err      error // of inherit
-	sealed   sync.Once
-	sealErr  error // of seal
+	sealing  slots // one, for what follows
+	sealed   bool  // rec is whole
 	unsummed bool  // the tape does not know all contents
 	size     int64 // about what it takes on the disk
 
@@ -101,7 +101,7 @@ func (s *Store) unpack(ctx context.Context, src origin, desc ocispec.Descriptor,
 		return nil, err
 	}
 	limit.take = func(a amount) error { return s.take(ctx, a) }
-	l := &stagedLayer{chain: chain, progress: progress, unpacked: s.unpacked}
+	l := &stagedLayer{chain: chain, progress: progress, unpacked: s.unpacked, sealing: newSlots(1)}
 	clean := func() {
 		if l.root != nil {
 			l.root.Close()

@@ -3,10 +3,8 @@ package images
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 
@@ -147,24 +145,12 @@ func TestBlobOfTwoLayersIsCountedOnce(t *testing.T) {
 func TestBlobOfTwoLayersOfACommitThatFails(t *testing.T) {
 	var s *Store
 	var whole *bolt.DB
-	var releases []func()
-	share := func() { // as another pull does
-		s.unpacks.mu.Lock()
-		chains := slices.Collect(maps.Keys(s.unpacks.works))
-		s.unpacks.mu.Unlock()
-		for _, chain := range chains {
-			_, release, _, err := s.unpacks.acquire(context.Background(), s.ctx, chain, nil)
-			if err != nil {
-				t.Error(err)
-				continue
-			}
-			releases = append(releases, release)
-		}
-	}
+	var staged []*stagedLayer
+	release := func() {}
 	observe := func(e step.Event) {
 		switch {
 		case e.Step == "publish" && !e.Undo && whole == nil:
-			share()
+			staged, release = shareStaged(t, s)
 			whole, s.db = s.db, new(bolt.DB) // one that is not open
 		case e.Step == "commit" && whole != nil:
 			s.db = whole
@@ -178,17 +164,15 @@ func TestBlobOfTwoLayersOfACommitThatFails(t *testing.T) {
 	if err := pullErr(t, s, ref, nil); !strings.Contains(err.Error(), berrors.ErrDatabaseNotOpen.Error()) || strings.Contains(err.Error(), "undo") {
 		t.Errorf("got %v; want that nothing is wrong but the database", err)
 	}
-	if len(releases) != 2 {
-		t.Fatalf("%d layers are shared", len(releases))
+	if len(staged) != 2 {
+		t.Fatalf("%d layers are shared", len(staged))
 	}
 	before := reg.Count("GET", "/blobs/"+string(digest.FromBytes(same.Blob)))
 	mustPull(t, s, ref)
 	if n := reg.Count("GET", "/blobs/"+string(digest.FromBytes(same.Blob))) - before; n != 0 {
 		t.Errorf("the blob was fetched %d times more", n)
 	}
-	for _, release := range releases {
-		release()
-	}
+	release()
 	wantWhole(t, s)
 	if left := leftovers(t, s); len(left) != 2 || onlyFile(s.path(blobsDir)) == "" {
 		t.Errorf("left: %v, one blob: %s", left, onlyFile(s.path(blobsDir)))
