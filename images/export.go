@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -60,42 +59,7 @@ type ExportedLayer struct {
 // verified against its digests. The error is errdefs.ErrNotFound for an image that is not there, ErrFailedPrecondition for
 // one that cannot be made again, ErrDataLoss for a layer that is damaged, which the next pull mends.
 func (s *Store) Export(ctx context.Context, names []string, w io.Writer) (*ExportReport, error) {
-	tw := tar.NewWriter(w)
-	report, err := s.export(ctx, names, &tarLayout{tw})
-	if err != nil {
-		return report, err // without the end of an archive: half a one must not look like a whole one
-	}
-	return report, tw.Close()
-}
-
-// ExportDir is Export to a directory, which must not be there yet, or be empty.
-func (s *Store) ExportDir(ctx context.Context, names []string, dir string) (*ExportReport, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("export: %w", err)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("export: %w", err)
-	}
-	if len(entries) > 0 {
-		return nil, fmt.Errorf("export: directory %s is not empty: %w", dir, errdefs.ErrFailedPrecondition)
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, fmt.Errorf("export: %w", err)
-	}
-	defer root.Close()
-	return s.export(ctx, names, &dirLayout{root})
-}
-
-// layoutWriter is where a layout is written to.
-type layoutWriter interface {
-	// file writes a file of size bytes, which write gives.
-	file(name string, size int64, write func(io.Writer) error) error
-}
-
-func (s *Store) export(ctx context.Context, names []string, w layoutWriter) (*ExportReport, error) {
-	e := &exporter{s: s, ctx: ctx, w: w, report: &ExportReport{}, written: map[digest.Digest]bool{}}
+	e := &exporter{s: s, ctx: ctx, w: tar.NewWriter(w), report: &ExportReport{}, written: map[digest.Digest]bool{}}
 	for _, name := range names {
 		if err := e.image(name); err != nil {
 			return e.report, fmt.Errorf("export image %s: %w", quote(name), err)
@@ -104,13 +68,17 @@ func (s *Store) export(ctx context.Context, names []string, w layoutWriter) (*Ex
 	if len(names) == 0 {
 		return e.report, fmt.Errorf("export: no image is named: %w", errdefs.ErrInvalidArgument)
 	}
-	return e.report, e.finish()
+	if err := e.finish(); err != nil {
+		return e.report, err
+	}
+	// Only now: half an archive must not look like a whole one.
+	return e.report, e.w.Close()
 }
 
 type exporter struct {
 	s       *Store
 	ctx     context.Context
-	w       layoutWriter
+	w       *tar.Writer
 	report  *ExportReport
 	written map[digest.Digest]bool
 
@@ -296,7 +264,7 @@ func (e *exporter) finish() error {
 		if err != nil {
 			return err
 		}
-		if err := e.w.file(name, int64(len(data)), func(w io.Writer) error { _, err := w.Write(data); return err }); err != nil {
+		if err := e.file(name, int64(len(data)), func(w io.Writer) error { _, err := w.Write(data); return err }); err != nil {
 			return fmt.Errorf("export: %s: %w", name, err)
 		}
 	}
@@ -312,7 +280,7 @@ func (e *exporter) blob(d digest.Digest, data []byte) error {
 		return fmt.Errorf("document %s: %w", d, errContent)
 	}
 	e.written[d] = true
-	return e.w.file(blobName(d), int64(len(data)), func(w io.Writer) error { _, err := io.Copy(w, bytes.NewReader(data)); return err })
+	return e.file(blobName(d), int64(len(data)), func(w io.Writer) error { _, err := io.Copy(w, bytes.NewReader(data)); return err })
 }
 
 // layer writes a layer, as it was pulled if that can be done, and tells why it is another one if it is.
@@ -352,7 +320,7 @@ func (e *exporter) layer(chain ChainID, was ocispec.Descriptor) (desc ocispec.De
 	}
 	defer f.Close()
 	e.written[was.Digest] = true
-	return was, "", e.w.file(blobName(was.Digest), was.Size, func(w io.Writer) error { _, err := io.Copy(w, f); return err })
+	return was, "", e.file(blobName(was.Digest), was.Size, func(w io.Writer) error { _, err := io.Copy(w, f); return err })
 }
 
 func notAsPulled(is, was digest.Digest) string {
@@ -383,7 +351,7 @@ func (e *exporter) kept(rec *layerRecord) error {
 		return err
 	}
 	e.written[rec.Blob.Digest] = true
-	return e.w.file(blobName(rec.Blob.Digest), rec.Blob.Size, func(w io.Writer) error {
+	return e.file(blobName(rec.Blob.Digest), rec.Blob.Size, func(w io.Writer) error {
 		_, err := io.Copy(w, f) // on the same btrfs or xfs no byte is copied
 		return err
 	})
@@ -410,7 +378,7 @@ func (e *exporter) soleFile(chain ChainID, rec *layerRecord, desc ocispec.Descri
 	}
 	defer f.Close()
 	e.written[desc.Digest] = true
-	return e.w.file(blobName(desc.Digest), desc.Size, func(w io.Writer) error {
+	return e.file(blobName(desc.Digest), desc.Size, func(w io.Writer) error {
 		v := &verifier{r: &contextReader{e.ctx, f}, desc: desc, hash: desc.Digest.Algorithm().Hash()}
 		_, err := io.Copy(w, v)
 		return err
@@ -423,7 +391,7 @@ func (e *exporter) archive(chain ChainID, rec *layerRecord, desc ocispec.Descrip
 		return nil
 	}
 	e.written[desc.Digest] = true
-	return e.w.file(blobName(desc.Digest), desc.Size, func(w io.Writer) error {
+	return e.file(blobName(desc.Digest), desc.Size, func(w io.Writer) error {
 		hash := desc.Digest.Algorithm().Hash()
 		if err := e.play(chain, rec, io.MultiWriter(hash, w)); err != nil {
 			return err
@@ -454,38 +422,14 @@ func (e *exporter) play(chain ChainID, rec *layerRecord, w io.Writer) error {
 	return err
 }
 
-// tarLayout writes a layout as a tar file.
-type tarLayout struct{ w *tar.Writer }
-
-func (t *tarLayout) file(name string, size int64, write func(io.Writer) error) error {
+// file writes a file of size bytes, which write gives.
+func (e *exporter) file(name string, size int64, write func(io.Writer) error) error {
 	// No times: the same images give the same archive.
-	if err := t.w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o644, ModTime: time.Unix(0, 0), Format: tar.FormatPAX}); err != nil {
+	if err := e.w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o644, ModTime: time.Unix(0, 0), Format: tar.FormatPAX}); err != nil {
 		return err
 	}
-	if err := write(t.w); err != nil {
+	if err := write(e.w); err != nil {
 		return err
 	}
-	return t.w.Flush()
-}
-
-// dirLayout writes a layout as a directory.
-type dirLayout struct{ root *os.Root }
-
-func (d *dirLayout) file(name string, size int64, write func(io.Writer) error) error {
-	if err := d.root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return err
-	}
-	f, err := d.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := write(f); err != nil {
-		return err
-	}
-	st, err := f.Stat()
-	if err == nil && st.Size() != size {
-		err = fmt.Errorf("%d bytes instead of %d", st.Size(), size)
-	}
-	return errors.Join(err, f.Close())
+	return e.w.Flush()
 }

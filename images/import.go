@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 )
 
 // ImportOptions say how images are imported.
@@ -24,36 +23,24 @@ type ImportOptions struct {
 	Unpinned bool
 }
 
-// Import makes images of this node of those in an OCI layout (a directory, or a tar file) or in a docker archive (what
-// `docker save` writes), compressed or not, at a path of this node. Digests, sizes and archives are verified as those of a
-// pull are. An image without a name is there by its id. Images for other platforms are left out.
+// Import makes images of this node of those in a tar file that is an OCI layout or a docker archive (what `docker save`
+// writes), compressed or not. It is read to its end, into a file of the store, before anything is made of it. Digests, sizes
+// and archives are verified as those of a pull are. An image without a name is there by its id. Images for other platforms
+// are left out.
 //
 // It returns the images that are there, also with an error, which is about the next one: errdefs.ErrNotFound where a blob or
 // an image for this platform is missing, ErrDataLoss where bytes are not what their digest says, ErrFailedPrecondition for
 // what is no image or tries to get out of its archive, ErrResourceExhausted where it is too large.
-func (s *Store) Import(ctx context.Context, path string, o ImportOptions) ([]*Image, error) {
-	return s.importFrom(ctx, quote(path), o, func(ctx context.Context) (string, func(), error) {
-		return s.plainArchive(ctx, path)
-	})
-}
-
-// ImportStream is Import of a tar file that is read to its end, into a file of the store, before anything is made of it.
-func (s *Store) ImportStream(ctx context.Context, r io.Reader, o ImportOptions) ([]*Image, error) {
-	return s.importFrom(ctx, "stream", o, func(ctx context.Context) (string, func(), error) {
-		return s.spool(ctx, bufio.NewReaderSize(r, 256<<10))
-	})
-}
-
-func (s *Store) importFrom(ctx context.Context, what string, o ImportOptions, open func(context.Context) (string, func(), error)) ([]*Image, error) {
-	imgs, err := s.importing(ctx, o, open)
+func (s *Store) Import(ctx context.Context, archive io.Reader, o ImportOptions) ([]*Image, error) {
+	imgs, err := s.importing(ctx, archive, o)
 	if err != nil {
-		s.log.Warn("import failed", "from", what, "error", err)
-		return imgs, fmt.Errorf("import %s: %w", what, err)
+		s.log.Warn("import failed", "error", err)
+		return imgs, fmt.Errorf("import: %w", err)
 	}
 	return imgs, nil
 }
 
-func (s *Store) importing(ctx context.Context, o ImportOptions, open func(context.Context) (string, func(), error)) ([]*Image, error) {
+func (s *Store) importing(ctx context.Context, archive io.Reader, o ImportOptions) ([]*Image, error) {
 	var names []reference.Named
 	for _, name := range o.Names {
 		named, err := parseReference(name)
@@ -62,16 +49,15 @@ func (s *Store) importing(ctx context.Context, o ImportOptions, open func(contex
 		}
 		names = append(names, named)
 	}
-	path, done, err := open(ctx)
+	f, err := s.spool(ctx, bufio.NewReaderSize(archive, 256<<10))
 	if err != nil {
 		return nil, err
 	}
-	defer done()
-	l, err := openLayout(path)
+	defer s.unspool(f)
+	l, err := openLayout(f)
 	if err != nil {
 		return nil, err
 	}
-	defer l.close()
 	list, err := l.images()
 	if err != nil {
 		return nil, err
@@ -142,60 +128,36 @@ func (s *Store) importImage(ctx context.Context, l *layout, entry layoutImage, n
 	return img, nil
 }
 
-// plainArchive returns a path that openLayout takes: what is compressed is written down first.
-func (s *Store) plainArchive(ctx context.Context, path string) (string, func(), error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return "", nil, fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
-	}
-	if err != nil {
-		return "", nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return "", nil, err
-	}
-	if st.Mode().IsRegular() {
-		r := bufio.NewReaderSize(f, 256<<10)
-		if head, _ := r.Peek(4); isCompressed(head) {
-			return s.spool(ctx, r)
-		}
-	}
-	return path, func() {}, nil
-}
-
-// spool writes an archive down uncompressed, within the space that there is.
-func (s *Store) spool(ctx context.Context, r *bufio.Reader) (string, func(), error) {
+// spool writes an archive down uncompressed, within the space that there is. unspool gives it up.
+func (s *Store) spool(ctx context.Context, r *bufio.Reader) (f *os.File, err error) {
 	limit, err := s.unpackLimit()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	plain, err := decompress(ctx, r)
 	if err != nil {
-		return "", nil, badImage("archive: %w", err)
+		return nil, badImage("archive: %w", err)
 	}
 	defer plain.Close()
-	at := s.path(tmpDir, unique())
-	f, err := os.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err = os.OpenFile(s.path(tmpDir, unique()), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return "", nil, err
-	}
-	done := func() {
-		if err := s.trash(at); err != nil {
-			s.log.Warn("discard archive", "error", err)
-		}
+		return nil, err
 	}
 	n, err := io.Copy(f, io.LimitReader(&contextReader{ctx, plain}, limit.bytes+1))
-	err = errors.Join(err, f.Close())
 	if err == nil && n > limit.bytes {
 		err = fmt.Errorf("archive: %w", limit.tooLarge())
 	}
 	if err != nil {
-		done()
-		return "", nil, blame(err)
+		s.unspool(f)
+		return nil, blame(err)
 	}
-	return at, done, nil
+	return f, nil
+}
+
+func (s *Store) unspool(f *os.File) {
+	if err := errors.Join(f.Close(), s.trash(f.Name())); err != nil {
+		s.log.Warn("discard archive", "error", err)
+	}
 }
 
 // SetPinned has the kubelet told that it must not remove the image that name means, or that it may.

@@ -16,7 +16,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 )
 
 // Files of a layout beside those of the OCI: what `docker load` reads, and what berth adds.
@@ -47,10 +46,9 @@ type dockerLayoutImage struct {
 	Layers   []string
 }
 
-// layout is an OCI layout or a docker archive, in a directory or in a tar file. Nothing in it is trusted.
+// layout is an OCI layout or a docker archive in a tar file. Nothing in it is trusted.
 type layout struct {
-	dir   *os.Root               // or
-	file  *os.File               // with
+	file  *os.File
 	files map[string]layoutEntry // in it
 	// made are documents and blobs that the layout has under other names than their digests.
 	made  map[digest.Digest][]byte
@@ -66,45 +64,20 @@ type layoutEntry struct {
 // maxLayoutEntries bounds the index of a tar file.
 const maxLayoutEntries = 100_000
 
-// openLayout opens a directory, or a tar file that is not compressed.
-func openLayout(at string) (*layout, error) {
-	l := &layout{made: map[digest.Digest][]byte{}, named: map[digest.Digest]string{}}
-	f, err := os.OpenFile(at, os.O_RDONLY|unix.O_NONBLOCK, 0) // a fifo must not hold us up
+// openLayout makes the index of a tar file.
+func openLayout(f *os.File) (*layout, error) {
+	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, err
 	}
-	st, err := f.Stat()
-	switch {
-	case err != nil:
-	case st.IsDir():
-		f.Close()
-		l.dir, err = os.OpenRoot(at)
-		return l, err
-	case !st.Mode().IsRegular():
-		err = fmt.Errorf("%s is neither a file nor a directory: %w", at, errdefs.ErrInvalidArgument)
-	default:
-		l.file = f
-		err = l.scan(st.Size())
-	}
-	if err != nil {
-		f.Close()
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	return l, nil
+	l := &layout{file: f, files: map[string]layoutEntry{}, made: map[digest.Digest][]byte{}, named: map[digest.Digest]string{}}
+	return l, l.scan(size)
 }
 
-func (l *layout) close() {
-	if l.dir != nil {
-		l.dir.Close()
-	}
-	if l.file != nil {
-		l.file.Close()
-	}
-}
-
-// scan makes the index of a tar file.
 func (l *layout) scan(size int64) error {
-	l.files = map[string]layoutEntry{}
 	tr := tar.NewReader(l.file)
 	for {
 		hdr, err := tr.Next()
@@ -127,12 +100,12 @@ func (l *layout) scan(size int64) error {
 		if _, ok := l.files[name]; ok {
 			return badImage("archive: %s is there twice", quote(name))
 		}
+		if isSparse(hdr) {
+			return badImage("archive: %s is a sparse file", quote(name))
+		}
 		var e layoutEntry
 		switch hdr.Typeflag {
 		case tar.TypeReg:
-			if isSparse(hdr) {
-				return badImage("archive: %s is a sparse file", quote(name))
-			}
 			if e.offset, err = l.file.Seek(0, io.SeekCurrent); err != nil {
 				return err
 			}
@@ -158,38 +131,20 @@ func isLocal(name string) bool {
 }
 
 // open opens a file of the layout.
-func (l *layout) open(name string) (io.ReadCloser, int64, error) {
+func (l *layout) open(name string) (*io.SectionReader, error) {
 	if name = path.Clean(name); !isLocal(name) {
-		return nil, 0, badImage("%s leads out of the layout", quote(name))
-	}
-	if l.dir != nil {
-		f, err := l.dir.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, 0, fmt.Errorf("%s is missing: %w", quote(name), errdefs.ErrNotFound)
-		}
-		if err != nil {
-			return nil, 0, err
-		}
-		st, err := f.Stat()
-		if err == nil && !st.Mode().IsRegular() {
-			err = badImage("%s is not a file", quote(name))
-		}
-		if err != nil {
-			f.Close()
-			return nil, 0, err
-		}
-		return f, st.Size(), nil
+		return nil, badImage("%s leads out of the layout", quote(name))
 	}
 	e, ok := l.files[name]
 	if ok && e.link != "" {
 		if e, ok = l.files[e.link]; ok && e.link != "" {
-			return nil, 0, badImage("archive: %s is a link to a link", quote(name))
+			return nil, badImage("archive: %s is a link to a link", quote(name))
 		}
 	}
 	if !ok {
-		return nil, 0, fmt.Errorf("%s is missing: %w", quote(name), errdefs.ErrNotFound)
+		return nil, fmt.Errorf("%s is missing: %w", quote(name), errdefs.ErrNotFound)
 	}
-	return io.NopCloser(io.NewSectionReader(l.file, e.offset, e.size)), e.size, nil
+	return io.NewSectionReader(l.file, e.offset, e.size), nil
 }
 
 func blobName(d digest.Digest) string {
@@ -197,33 +152,37 @@ func blobName(d digest.Digest) string {
 }
 
 // openBlob opens what has a digest, which is not verified here.
-func (l *layout) openBlob(d digest.Digest) (io.ReadCloser, int64, error) {
+func (l *layout) openBlob(d digest.Digest) (*io.SectionReader, error) {
 	if data, ok := l.made[d]; ok {
-		return io.NopCloser(bytes.NewReader(data)), int64(len(data)), nil
+		return io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data))), nil
 	}
 	if name, ok := l.named[d]; ok {
 		return l.open(name)
 	}
 	if err := d.Validate(); err != nil {
-		return nil, 0, badImage("digest %s: %w", quote(string(d)), err)
+		return nil, badImage("digest %s: %w", quote(string(d)), err)
 	}
 	return l.open(blobName(d))
 }
 
-// json reads a document of the layout itself, which no digest vouches for. False if it is not there.
+// small reads a document of the layout itself, which no digest vouches for.
+func (l *layout) small(name string) ([]byte, error) {
+	r, err := l.open(name)
+	if err != nil {
+		return nil, err
+	}
+	if r.Size() > maxDocument {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d: %w", quote(name), r.Size(), maxDocument, errdefs.ErrResourceExhausted)
+	}
+	return io.ReadAll(r)
+}
+
+// json reads what small does. False if it is not there.
 func (l *layout) json(name string, v any) (bool, error) {
-	r, size, err := l.open(name)
+	data, err := l.small(name)
 	if errdefs.IsNotFound(err) {
 		return false, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	defer r.Close()
-	if size > maxDocument {
-		return false, fmt.Errorf("%s has %d bytes, more than %d: %w", name, size, maxDocument, errdefs.ErrResourceExhausted)
-	}
-	data, err := io.ReadAll(io.LimitReader(r, maxDocument))
 	if err != nil {
 		return false, err
 	}
@@ -306,17 +265,9 @@ func (l *layout) dockerManifest(img dockerLayoutImage) (top ocispec.Descriptor, 
 	if len(img.Layers) > maxLayers {
 		return top, fmt.Errorf("%d layers, more than %d: %w", len(img.Layers), maxLayers, errdefs.ErrResourceExhausted)
 	}
-	r, size, err := l.open(img.Config)
+	data, err := l.small(img.Config)
 	if err != nil {
 		return top, fmt.Errorf("configuration: %w", err)
-	}
-	defer r.Close()
-	if size > maxDocument {
-		return top, fmt.Errorf("configuration has %d bytes, more than %d: %w", size, maxDocument, errdefs.ErrResourceExhausted)
-	}
-	data, err := io.ReadAll(r)
-	if err != nil {
-		return top, err
 	}
 	config, err := parseConfig(data, len(img.Layers))
 	if err != nil {
@@ -354,12 +305,11 @@ func (l *layout) make(mediaType string, data []byte) ocispec.Descriptor {
 // dockerLayer describes a layer of a docker archive: its digest is the one that the configuration has of it, which is
 // verified later, unless it is compressed.
 func (l *layout) dockerLayer(name string, diffID digest.Digest) (desc ocispec.Descriptor, err error) {
-	r, size, err := l.open(name)
+	r, err := l.open(name)
 	if err != nil {
 		return desc, err
 	}
-	defer r.Close()
-	desc = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: diffID, Size: size}
+	desc = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: diffID, Size: r.Size()}
 	head := make([]byte, 4)
 	n, err := io.ReadFull(r, head)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && err != io.EOF {
@@ -391,11 +341,10 @@ func (o *layoutOrigin) close()                                              {}
 func (o *layoutOrigin) layers(descs []ocispec.Descriptor, diffIDs []digest.Digest) []ocispec.Descriptor {
 	var all []ocispec.Descriptor
 	for i, desc := range descs {
-		if r, _, err := o.openBlob(desc.Digest); err == nil {
-			r.Close()
-		} else if r, size, err := o.openBlob(diffIDs[i]); err == nil {
-			r.Close()
-			desc = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: diffIDs[i], Size: size}
+		if _, err := o.openBlob(desc.Digest); err != nil {
+			if r, err := o.openBlob(diffIDs[i]); err == nil {
+				desc = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: diffIDs[i], Size: r.Size()}
+			}
 		}
 		all = append(all, desc)
 	}
@@ -406,11 +355,10 @@ func (o *layoutOrigin) blob(ctx context.Context, desc ocispec.Descriptor, limit 
 	if err := checkDescriptor(desc, max(limit, 1)); err != nil {
 		return err
 	}
-	r, _, err := o.openBlob(desc.Digest)
+	r, err := o.openBlob(desc.Digest)
 	if err != nil {
 		return err
 	}
-	defer r.Close()
 	v := &verifier{r: &contextReader{ctx, r}, desc: desc, hash: desc.Digest.Algorithm().Hash()}
 	if err := consume(v); err != nil {
 		return err

@@ -8,9 +8,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -81,20 +79,20 @@ func TestCompressionIsMadeAgain(t *testing.T) {
 			reg := imagestest.NewRegistry(t)
 			built := reg.Push("a", "b", imagestest.NewImage(layer, imagestest.Layer(imagestest.File("small", "x"))))
 			mustPull(t, s, reg.Host()+"/a:b")
-			at, report := exported(t, s, true, reg.Host()+"/a:b")
+			archive, report := exported(t, s, reg.Host()+"/a:b")
 			out := report.Images[0]
 			if out.Exact() != c.exact || (out.Layers[0].Why == "") != c.exact || !c.exact == (out.Exported == built.Descriptor.Digest) || out.Layers[1].Why != "" {
 				t.Errorf("report %+v, want it exact: %v", out, c.exact)
 			}
+			files := inArchive(t, archive)
 			var m ocispec.Manifest
-			data, err := os.ReadFile(filepath.Join(at, blobName(out.Exported)))
-			if err := errors.Join(err, json.Unmarshal(data, &m)); err != nil {
+			if err := json.Unmarshal(files[blobName(out.Exported)], &m); err != nil {
 				t.Fatal(err)
 			}
 			for _, d := range append(m.Layers, m.Config) {
-				data, err := os.ReadFile(filepath.Join(at, blobName(d.Digest)))
-				if err != nil || int64(len(data)) != d.Size || d.Digest.Algorithm().FromBytes(data) != d.Digest {
-					t.Errorf("%s of %d bytes: %d bytes, %v", d.Digest, d.Size, len(data), err)
+				data := files[blobName(d.Digest)]
+				if int64(len(data)) != d.Size || d.Digest.Algorithm().FromBytes(data) != d.Digest {
+					t.Errorf("%s of %d bytes: %d bytes", d.Digest, d.Size, len(data))
 				}
 			}
 			if left := leftovers(t, s); len(left) != 2 {

@@ -111,8 +111,8 @@ func TestPlatformOfAnIndexDecides(t *testing.T) {
 	if got.ID != built.ConfigID {
 		t.Errorf("got %+v, want %s", got, built.ConfigID)
 	}
-	at, _ := exported(t, s, false, reg.Host()+"/a:says")
-	if _, err := other.Import(context.Background(), at, ImportOptions{}); err != nil {
+	archive, _ := exported(t, s, reg.Host()+"/a:says")
+	if _, err := imported(other, archive, ImportOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if img, err := other.Image(reg.Host() + "/a:says"); err != nil || img.ID != got.ID {
@@ -140,9 +140,9 @@ func TestUntaggedImageWithoutDigests(t *testing.T) {
 	ref := reg.Host() + "/a:b"
 	old := imagestest.NewImage(imagestest.PlainLayer(imagestest.Tar(imagestest.File("f", "old"))))
 	built := old.Build()
-	archive := files(t, imagestest.File("layer.tar", string(old.Layers[0].Blob)), imagestest.File("config.json", string(built.Blobs[built.ConfigID])),
+	archive := imagestest.Tar(imagestest.File("layer.tar", string(old.Layers[0].Blob)), imagestest.File("config.json", string(built.Blobs[built.ConfigID])),
 		imagestest.File(dockerIndex, asJSON(t, []dockerLayoutImage{{Config: "config.json", RepoTags: []string{ref}, Layers: []string{"layer.tar"}}})))
-	if _, err := s.Import(context.Background(), archive, ImportOptions{Unpinned: true}); err != nil {
+	if _, err := imported(s, archive, ImportOptions{Unpinned: true}); err != nil {
 		t.Fatal(err)
 	}
 	reg.Push("a", "b", smallImage("new"))

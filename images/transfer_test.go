@@ -21,36 +21,45 @@ import (
 	"github.com/berth-run/berth/images/imagestest"
 )
 
-// exported exports images as a tar file or as a directory.
-func exported(t *testing.T, s *Store, asDir bool, names ...string) (string, *ExportReport) {
+// exported exports images.
+func exported(t *testing.T, s *Store, names ...string) ([]byte, *ExportReport) {
 	t.Helper()
-	at := filepath.Join(t.TempDir(), "exported")
-	if asDir {
-		report, err := s.ExportDir(context.Background(), names, at)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return at, report
-	}
-	f, err := os.Create(at)
+	var archive bytes.Buffer
+	report, err := s.Export(context.Background(), names, &archive)
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, err := s.Export(context.Background(), names, f)
-	if err := errors.Join(err, f.Close()); err != nil {
-		t.Fatal(err)
+	return archive.Bytes(), report
+}
+
+// inArchive are the files of a tar file.
+func inArchive(t *testing.T, archive []byte) map[string][]byte {
+	t.Helper()
+	files := map[string][]byte{}
+	for r := tar.NewReader(bytes.NewReader(archive)); ; {
+		hdr, err := r.Next()
+		if err == io.EOF {
+			return files
+		}
+		if err == nil {
+			files[hdr.Name], err = io.ReadAll(r)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
-	return at, report
+}
+
+func imported(s *Store, archive []byte, o ImportOptions) ([]*Image, error) {
+	return s.Import(context.Background(), bytes.NewReader(archive), o)
 }
 
 // TestImageToANodeWithoutNetwork: what is exported on one node and imported on another is the same image by the same
 // names, also by the digests that pods name it by, and is pinned (k8s#81756, #106037, k3s#9188).
 func TestImageToANodeWithoutNetwork(t *testing.T) {
-	for name, c := range map[string]struct{ keep, dir bool }{
-		"tar": {}, "directory": {dir: true}, "tar of kept blobs": {keep: true}, "directory of kept blobs": {true, true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			from := openStore(t, func(o *Options) { o.KeepBlobs = c.keep })
+	for _, keep := range []bool{false, true} {
+		t.Run(fmt.Sprintf("kept blobs %v", keep), func(t *testing.T) {
+			from := openStore(t, func(o *Options) { o.KeepBlobs = keep })
 			to := openStore(t)
 			reg := imagestest.NewRegistry(t)
 			img := imagestest.NewImage(richLayer(), imagestest.ZstdLayer(imagestest.Tar(imagestest.File("g", "2"))), imagestest.PlainLayer(imagestest.Tar(imagestest.File("h", "3"))))
@@ -66,17 +75,17 @@ func TestImageToANodeWithoutNetwork(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			at, report := exported(t, from, c.dir, reg.Host()+"/team/app:v1")
-			if len(report.Images) != 1 || report.Images[0].Manifest != built.Descriptor.Digest || report.Images[0].Exact() != c.keep {
+			archive, report := exported(t, from, reg.Host()+"/team/app:v1")
+			if len(report.Images) != 1 || report.Images[0].Manifest != built.Descriptor.Digest || report.Images[0].Exact() != keep {
 				t.Errorf("report %+v", report)
 			}
 			for i, l := range report.Images[0].Layers {
-				if exact := l.Digest == l.Exported; exact != (l.Why == "") || exact != (c.keep || i != 1) { // zstd is not tried again
+				if exact := l.Digest == l.Exported; exact != (l.Why == "") || exact != (keep || i != 1) { // zstd is not tried again
 					t.Errorf("layer %d: %+v", i+1, l)
 				}
 			}
 			before := len(reg.Requests())
-			imgs, err := to.Import(context.Background(), at, ImportOptions{})
+			imgs, err := imported(to, archive, ImportOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -96,9 +105,9 @@ func TestImageToANodeWithoutNetwork(t *testing.T) {
 			}
 			wantWhole(t, to)
 			// What was imported can be exported, too.
-			again, _ := exported(t, to, false, string(got.ID))
+			again, _ := exported(t, to, string(got.ID))
 			third := openStore(t)
-			if _, err := third.Import(context.Background(), again, ImportOptions{Unpinned: true}); err != nil {
+			if _, err := imported(third, again, ImportOptions{Unpinned: true}); err != nil {
 				t.Fatal(err)
 			}
 			if got, err := third.Image(reg.Host() + "/other@" + built.Descriptor.Digest.String()); err != nil || got.ID != one.ID || got.Pinned {
@@ -115,14 +124,10 @@ func TestImportNames(t *testing.T) {
 	reg := imagestest.NewRegistry(t)
 	reg.Push("a", "b", smallImage("x"))
 	img := mustPull(t, s, reg.Host()+"/a:b")
-	at, _ := exported(t, s, false, string(img.ID))
-	data, err := os.ReadFile(at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, data := range [][]byte{data, imagestest.Gzip(data), imagestest.Zstd(data)} {
+	archive, _ := exported(t, s, string(img.ID))
+	for _, data := range [][]byte{archive, imagestest.Gzip(archive), imagestest.Zstd(archive)} {
 		to := openStore(t)
-		imgs, err := to.ImportStream(context.Background(), bytes.NewReader(data), ImportOptions{Names: []string{"mine.example/x:1", "busybox"}})
+		imgs, err := imported(to, data, ImportOptions{Names: []string{"mine.example/x:1", "busybox"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,22 +144,9 @@ func TestImportNames(t *testing.T) {
 			t.Errorf("left: %v", left)
 		}
 	}
-	if _, err := s.Import(context.Background(), at, ImportOptions{Names: []string{"UPPER"}}); !errdefs.IsInvalidArgument(err) {
+	if _, err := imported(s, archive, ImportOptions{Names: []string{"UPPER"}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("bad name: %v", err)
 	}
-	if _, err := s.Import(context.Background(), at+".none", ImportOptions{}); !errdefs.IsNotFound(err) {
-		t.Errorf("no file: %v", err)
-	}
-}
-
-// files writes a layout as a tar file and returns its path.
-func files(t *testing.T, entries ...imagestest.Entry) string {
-	t.Helper()
-	at := filepath.Join(t.TempDir(), "layout.tar")
-	if err := os.WriteFile(at, imagestest.Tar(entries...), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return at
 }
 
 func asJSON(t *testing.T, v any) string {
@@ -181,7 +173,7 @@ func TestDockerArchive(t *testing.T) {
 		imagestest.File(dockerIndex, asJSON(t, []dockerLayoutImage{{Config: config, RepoTags: []string{"app:1", "app:2"}, Layers: []string{"aa/layer.tar", "bb/layer.tar", "cc/layer.tar"}}})),
 		imagestest.File("repositories", "{}"),
 	}
-	imgs, err := s.Import(context.Background(), files(t, entries...), ImportOptions{})
+	imgs, err := imported(s, imagestest.Tar(entries...), ImportOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,19 +190,18 @@ func TestDockerArchive(t *testing.T) {
 		t.Errorf("%q, %v", data, err)
 	}
 	// And out again, in a form that docker reads: uncompressed layers by their diff ids.
-	at, _ := exported(t, s, true, "app:1")
+	archive, _ := exported(t, s, "app:1")
+	files := inArchive(t, archive)
 	var list []dockerLayoutImage
-	data, err := os.ReadFile(filepath.Join(at, dockerIndex))
-	if err := errors.Join(err, json.Unmarshal(data, &list)); err != nil {
+	if err := json.Unmarshal(files[dockerIndex], &list); err != nil {
 		t.Fatal(err)
 	}
 	if len(list) != 1 || !slices.Equal(list[0].RepoTags, []string{"app:1", "app:2"}) || len(list[0].Layers) != 3 || list[0].Layers[0] != list[0].Layers[2] {
 		t.Errorf("%s: %+v", dockerIndex, list)
 	}
 	for _, name := range append(list[0].Layers, list[0].Config) {
-		data, err := os.ReadFile(filepath.Join(at, name))
-		if err != nil || digest.FromBytes(data).Encoded() != filepath.Base(name) {
-			t.Errorf("%s: %v", name, err)
+		if data, ok := files[name]; !ok || digest.FromBytes(data).Encoded() != filepath.Base(name) {
+			t.Errorf("%s is there: %v", name, ok)
 		}
 	}
 }
@@ -299,6 +290,7 @@ func TestHostileArchives(t *testing.T) {
 		"berth.json lies":          {with(good(t), imagestest.File(berthIndex, fmt.Sprintf(`{"images":[{"name":"a@sha256:%s","document":{"digest":%q,"size":%d}}]}`, someHex, built.Descriptor.Digest, len(built.Manifest)))), errdefs.IsFailedPrecondition, someHex},
 		"docker: layer is a path":  {docker(dockerLayoutImage{Config: "c.json", RepoTags: []string{"a:b"}, Layers: []string{"../../outside"}}, config), errdefs.IsFailedPrecondition, "leads out"},
 		"docker: config is a path": {docker(dockerLayoutImage{Config: "/etc/passwd", Layers: []string{"l"}}, config), errdefs.IsFailedPrecondition, "leads out"},
+		"docker: config of 5 MiB":  {docker(dockerLayoutImage{Config: "c.json"}, imagestest.File("c.json", strings.Repeat(" ", 5<<20))), errdefs.IsResourceExhausted, "bytes"},
 		"docker: layers too few":   {docker(dockerLayoutImage{Config: "c.json"}, config), errdefs.IsFailedPrecondition, "layers"},
 		"docker: layer missing":    {docker(dockerLayoutImage{Config: "c.json", Layers: []string{"l"}}, config), errdefs.IsNotFound, "l"},
 		"docker: layer of another": {docker(dockerLayoutImage{Config: "c.json", Layers: []string{"l"}}, config, imagestest.File("l", string(imagestest.Tar(imagestest.File("f", "2"))))), func(err error) bool { return errdefs.IsFailedPrecondition(err) || isContentError(err) }, "layer 1"},
@@ -306,14 +298,14 @@ func TestHostileArchives(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := openStore(t)
-			imgs, err := s.Import(context.Background(), files(t, c.entries...), ImportOptions{})
+			imgs, err := imported(s, imagestest.Tar(c.entries...), ImportOptions{})
 			if err == nil || len(imgs) != 0 || !c.is(err) || !strings.Contains(err.Error(), c.said) {
 				t.Errorf("got %v, %v; want an error of its class that says %q", imgs, err, c.said)
 			}
 			if left := leftovers(t, s); len(left) != 0 || len(s.Images()) != 0 {
 				t.Errorf("left: %v, %v", left, s.Images())
 			}
-			if _, err := s.Import(context.Background(), files(t, good(t)...), ImportOptions{}); err != nil {
+			if _, err := imported(s, imagestest.Tar(good(t)...), ImportOptions{}); err != nil {
 				t.Errorf("the next: %v", err)
 			}
 			wantWhole(t, s)
@@ -333,39 +325,12 @@ func headerOnly(t *testing.T, name string, size int64) imagestest.Entry {
 
 func isContentError(err error) bool { return errors.Is(err, errContent) }
 
-// TestImportOfDirectoriesStaysInside: links of a directory that lead out of it are not followed.
-func TestImportOfDirectoriesStaysInside(t *testing.T) {
-	s := openStore(t)
-	built := smallImage("x").Build()
-	dir := t.TempDir()
-	for _, e := range ociEntries(t, built, "a:b") {
-		at := filepath.Join(dir, e.Name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, e.Body, 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	config := filepath.Join(dir, blobName(built.ConfigID))
-	outside := filepath.Join(t.TempDir(), "config")
-	if err := errors.Join(os.Rename(config, outside), os.Symlink(outside, config)); err != nil {
-		t.Fatal(err)
-	}
-	if imgs, err := s.Import(context.Background(), dir, ImportOptions{}); err == nil {
-		t.Errorf("imported %v through a link that leads out", imgs)
-	}
-	if err := errors.Join(os.Remove(config), os.Rename(outside, config)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Import(context.Background(), dir, ImportOptions{}); err != nil {
-		t.Error(err)
-	}
-}
-
 // TestImportForAnotherPlatform says so, and imports what else there is.
 func TestImportForAnotherPlatform(t *testing.T) {
 	s := openStore(t)
 	img := smallImage("x")
 	img.Config.Architecture = "none"
-	if _, err := s.Import(context.Background(), files(t, ociEntries(t, img.Build(), "a:b")...), ImportOptions{}); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "linux/none") {
+	if _, err := imported(s, imagestest.Tar(ociEntries(t, img.Build(), "a:b")...), ImportOptions{}); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "linux/none") {
 		t.Errorf("got %v", err)
 	}
 }

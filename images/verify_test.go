@@ -555,7 +555,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		refs = append(refs, fmt.Sprintf("%s/a:%d", reg.Host(), i))
 	}
 	mustPull(t, s, refs[0])
-	archive, _ := exported(t, s, false, refs[0])
+	archive, _ := exported(t, s, refs[0])
 	ctx := context.Background()
 	fine := func(err error) bool { return err == nil || errdefs.IsNotFound(err) || errors.Is(err, errDamaged) }
 	var wg sync.WaitGroup
@@ -571,7 +571,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	}
 	do("pull", 20, func(i int) error { _, err := s.Pull(ctx, refs[i%3], nil); return err })
 	do("remove", 20, func(i int) error { return s.Remove(ctx, refs[i%2]) })
-	do("import", 10, func(int) error { _, err := s.Import(ctx, archive, ImportOptions{}); return err })
+	do("import", 10, func(int) error { _, err := imported(s, archive, ImportOptions{}); return err })
 	do("export", 10, func(i int) error { _, err := s.Export(ctx, refs[i%3:i%3+1], io.Discard); return err })
 	do("repair", 10, func(int) error { _, err := s.Verify(ctx, VerifyOptions{Deep: true, Repair: true}); return err })
 	do("damage", 20, func(int) error {

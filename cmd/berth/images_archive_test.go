@@ -73,7 +73,7 @@ func TestToolsOfArchivesFailCleanly(t *testing.T) {
 		{[]string{"images", "export", "--file", filepath.Join(dir, "no/such/dir/a.tar"), "absent"}, "no such file"},
 		{[]string{"images", "import", filepath.Join(dir, "absent.tar")}, "no such file"},
 		{[]string{"images", "import", full}, full + ": "},
-		{[]string{"images", "import", "-"}, "standard input: import stream: archive"},
+		{[]string{"images", "import", "-"}, "standard input: import: archive"},
 	} {
 		out, errs, code := d.tool(t, c.args...)
 		if code != exitFailure || !strings.Contains(errs, c.want) || out != "" {
@@ -105,6 +105,32 @@ func TestDamageIsAFailure(t *testing.T) {
 	}
 	if out := d.must(t, "images", "verify", "--repair"); !strings.Contains(out, "(repaired)") {
 		t.Errorf("repair: %q", out)
+	}
+}
+
+// A link of a directory that leads out of it is not followed, as little as one of an archive.
+func TestImportOfADirectoryStaysInside(t *testing.T) {
+	d := startDaemon(t)
+	app := d.reg.Push("team/app", "v1", imagestest.NewImage(imagestest.Layer(imagestest.File("f", "x"))))
+	ref := d.reg.Host() + "/team/app:v1"
+	d.must(t, "images", "pull", "-q", ref)
+	dir := t.TempDir()
+	layout, outside := filepath.Join(dir, "layout"), filepath.Join(dir, "outside")
+	d.must(t, "images", "export", "--dir", layout, ref)
+	config := filepath.Join(layout, "blobs/sha256", app.ConfigID.Encoded())
+	for _, target := range []string{outside, "../../../outside"} {
+		if err := errors.Join(os.Rename(config, outside), os.Symlink(target, config)); err != nil {
+			t.Fatal(err)
+		}
+		if out, errs, code := d.tool(t, "images", "import", layout); code != exitFailure || out != "" || !strings.Contains(errs, "leads out") {
+			t.Errorf("through a link to %s: %q %q, exit code %d", target, out, errs, code)
+		}
+		if err := os.Rename(outside, config); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out := d.must(t, "images", "import", layout); !strings.Contains(out, ref) {
+		t.Errorf("without it: %q", out)
 	}
 }
 

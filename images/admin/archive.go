@@ -43,7 +43,7 @@ func (s *Server) importArchive(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return invalid("unpinned: %q is neither true nor false", q.Get("unpinned"))
 	}
-	imgs, err := s.store.ImportStream(r.Context(), r.Body, images.ImportOptions{Names: q["name"], Unpinned: unpinned})
+	imgs, err := s.store.Import(r.Context(), r.Body, images.ImportOptions{Names: q["name"], Unpinned: unpinned})
 	if err != nil && len(imgs) == 0 {
 		return err
 	}
