@@ -3,7 +3,6 @@ package images
 import (
 	"archive/tar"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -335,21 +334,14 @@ func (e *exporter) kept(rec *layerRecord) error {
 	if e.written[rec.Blob.Digest] {
 		return nil
 	}
-	f, err := os.Open(e.s.blobFile(rec.Blob.Digest))
+	f, why, err := e.s.openKept(e.ctx, rec.Blob, true)
+	if why != "" {
+		err = fmt.Errorf("%s: %w", why, errdefs.ErrDataLoss)
+	}
 	if err != nil {
-		return fmt.Errorf("blob %s: %w: %w", rec.Blob.Digest, err, errdefs.ErrDataLoss)
-	}
-	defer f.Close()
-	got, err := rec.Blob.Digest.Algorithm().FromReader(&contextReader{e.ctx, f})
-	if e.ctx.Err() != nil {
-		return e.ctx.Err()
-	}
-	if err != nil || got != rec.Blob.Digest {
-		return fmt.Errorf("blob %s: %w: %w", rec.Blob.Digest, cmp.Or(err, errContent), errdefs.ErrDataLoss)
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
+	defer f.Close()
 	e.written[rec.Blob.Digest] = true
 	return e.file(blobName(rec.Blob.Digest), rec.Blob.Size, func(w io.Writer) error {
 		_, err := io.Copy(w, f) // on the same btrfs or xfs no byte is copied

@@ -140,6 +140,36 @@ func (s *Store) keepBlob(l *stagedLayer, r io.Reader, desc ocispec.Descriptor) (
 	}, nil
 }
 
+// openKept opens a blob that is kept, or says why it is damaged: its size and, where all of it is to be read, its content are
+// not as they should be.
+func (s *Store) openKept(ctx context.Context, blob *ocispec.Descriptor, all bool) (f *os.File, why string, err error) {
+	f, err = os.Open(s.blobFile(blob.Digest))
+	if err != nil {
+		return nil, fmt.Sprintf("blob %s cannot be opened: %v", blob.Digest, err), nil
+	}
+	defer func() {
+		if why != "" || err != nil {
+			f.Close()
+			f = nil
+		}
+	}()
+	if st, err := f.Stat(); err != nil || st.Size() != blob.Size {
+		return f, fmt.Sprintf("blob %s has another size", blob.Digest), nil
+	}
+	if !all {
+		return f, "", nil
+	}
+	got, err := blob.Digest.Algorithm().FromReader(&contextReader{ctx, f})
+	if ctx.Err() != nil {
+		return f, "", ctx.Err()
+	}
+	if err != nil || got != blob.Digest {
+		return f, fmt.Sprintf("blob %s has other content", blob.Digest), nil
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return f, "", err
+}
+
 // seal records what a staged layer's directory is like, once nothing of it changes any more, and what it takes. If the
 // context of one pull ends before, another one that shares the layer does it.
 func (l *stagedLayer) seal(ctx context.Context) error {

@@ -299,27 +299,14 @@ func (v *verification) blob(rec *layerRecord, tell func(kind, path, what string)
 	if rec.Blob == nil {
 		return nil
 	}
-	f, err := os.Open(v.s.blobFile(rec.Blob.Digest))
-	if err != nil {
-		tell(FoundBlob, "", fmt.Sprintf("blob %s cannot be opened: %v", rec.Blob.Digest, err))
-		return nil
+	f, why, err := v.s.openKept(v.ctx, rec.Blob, v.o.Deep)
+	if why != "" {
+		tell(FoundBlob, "", why)
 	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || st.Size() != rec.Blob.Size {
-		tell(FoundBlob, "", fmt.Sprintf("blob %s has another size", rec.Blob.Digest))
-		return nil
+	if f == nil {
+		return err
 	}
-	if !v.o.Deep {
-		return nil
-	}
-	got, err := rec.Blob.Digest.Algorithm().FromReader(&contextReader{v.ctx, f})
-	if v.ctx.Err() != nil {
-		return v.ctx.Err()
-	}
-	if err != nil || got != rec.Blob.Digest {
-		tell(FoundBlob, "", fmt.Sprintf("blob %s has other content", rec.Blob.Digest))
-	}
-	return nil
+	return f.Close()
 }
 
 // tree compares a layer's directory with its record.
