@@ -12,7 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// transferError marks what went wrong between the registry and here, as opposed to with the content or the disk.
+// transferError marks what went wrong between an origin and here, as opposed to with the content or the disk.
 type transferError struct{ err error }
 
 func (e *transferError) Error() string { return e.err.Error() }

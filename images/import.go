@@ -30,14 +30,14 @@ type ImportOptions struct {
 //
 // It returns the images that are there, also with an error, which is about the next one: errdefs.ErrNotFound where a blob or
 // an image for this platform is missing, ErrDataLoss where bytes are not what their digest says, ErrFailedPrecondition for
-// what is no image or tries to get out of its archive, ErrResourceExhausted where it is too large.
+// what is no image or tries to get out of its archive, ErrResourceExhausted where it is too large. An error of reading the
+// archive is in the chain.
 func (s *Store) Import(ctx context.Context, archive io.Reader, o ImportOptions) ([]*Image, error) {
 	imgs, err := s.importing(ctx, archive, o)
 	if err != nil {
-		s.log.Warn("import failed", "error", err)
-		return imgs, fmt.Errorf("import: %w", err)
+		err = fmt.Errorf("import: %w", err)
 	}
-	return imgs, nil
+	return imgs, err
 }
 
 func (s *Store) importing(ctx context.Context, archive io.Reader, o ImportOptions) ([]*Image, error) {
@@ -49,7 +49,7 @@ func (s *Store) importing(ctx context.Context, archive io.Reader, o ImportOption
 		}
 		names = append(names, named)
 	}
-	f, err := s.spool(ctx, bufio.NewReaderSize(archive, 256<<10))
+	f, err := s.spool(ctx, bufio.NewReaderSize(&transferReader{archive}, 256<<10))
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (s *Store) spool(ctx context.Context, r *bufio.Reader) (f *os.File, err err
 	}
 	plain, err := decompress(ctx, r)
 	if err != nil {
-		return nil, badImage("archive: %w", err)
+		return nil, blame(fmt.Errorf("archive: %w", err))
 	}
 	defer plain.Close()
 	f, err = os.OpenFile(s.path(tmpDir, unique()), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -152,6 +152,18 @@ func (s *Store) spool(ctx context.Context, r *bufio.Reader) (f *os.File, err err
 		return nil, blame(err)
 	}
 	return f, nil
+}
+
+// transferReader makes errors of reading those of the transfer: the image is not to blame.
+type transferReader struct{ r io.Reader }
+
+// Read implements io.Reader.
+func (t *transferReader) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	if err != nil && err != io.EOF {
+		err = &transferError{err}
+	}
+	return n, err
 }
 
 func (s *Store) unspool(f *os.File) {

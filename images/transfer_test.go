@@ -149,6 +149,24 @@ func TestImportNames(t *testing.T) {
 	}
 }
 
+// TestImportOfWhatCannotBeRead: nothing is wrong with the image.
+func TestImportOfWhatCannotBeRead(t *testing.T) {
+	s := openStore(t)
+	archive := imagestest.Tar(ociEntries(t, smallImage("x").Build(), "a:b")...)
+	broken := errors.New("broken off")
+	for name, data := range map[string][]byte{"tar": archive, "gzip": imagestest.Gzip(archive), "zstd": imagestest.Zstd(archive)} {
+		for _, n := range []int{0, 1, 5, len(data) / 2, len(data)} {
+			imgs, err := s.Import(context.Background(), io.MultiReader(bytes.NewReader(data[:n]), failing{broken}), ImportOptions{})
+			if len(imgs) != 0 || !errors.Is(err, broken) || errors.Is(err, errImage) {
+				t.Errorf("%s, after %d of %d bytes: %v, %v", name, n, len(data), imgs, err)
+			}
+		}
+	}
+	if left := leftovers(t, s); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 func asJSON(t *testing.T, v any) string {
 	t.Helper()
 	data, err := json.Marshal(v)

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -43,9 +44,16 @@ func (s *Server) importArchive(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return invalid("unpinned: %q is neither true nor false", q.Get("unpinned"))
 	}
-	imgs, err := s.store.Import(r.Context(), r.Body, images.ImportOptions{Names: q["name"], Unpinned: unpinned})
-	if err != nil && len(imgs) == 0 {
-		return err
+	sent := &body{r: r.Body}
+	imgs, err := s.store.Import(r.Context(), sent, images.ImportOptions{Names: q["name"], Unpinned: unpinned})
+	if err != nil {
+		if errors.Is(err, context.Canceled) && !sent.whole { // the end of a connection ends the request's context, too
+			err = sent.endedEarly(err)
+		}
+		s.log.Warn("import failed", "error", err) // the client may have gone
+		if len(imgs) == 0 {
+			return err
+		}
 	}
 	answer, layers, told := Imported{Images: []Image{}}, s.see(), map[digest.Digest]bool{}
 	for _, img := range imgs { // once for each of its names
@@ -63,6 +71,28 @@ func (s *Server) importArchive(w http.ResponseWriter, r *http.Request) error {
 	}
 	reply(w, http.StatusOK, answer)
 	return nil
+}
+
+// body is that of a request. That it ends early is to be told as what it is.
+type body struct {
+	r     io.Reader
+	n     int64
+	whole bool // it was read to its end
+}
+
+// Read implements io.Reader.
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	b.n += int64(n)
+	b.whole = err == io.EOF
+	if err != nil && !b.whole {
+		err = b.endedEarly(err)
+	}
+	return n, err
+}
+
+func (b *body) endedEarly(err error) error {
+	return invalid("the body ended early, after %d bytes: %w", b.n, err)
 }
 
 // exportArchive answers with an archive, as it is made, and then with a report. What ends without a report is broken off.

@@ -5,12 +5,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -75,6 +78,38 @@ func TestAClientThatGoesLeavesNothingOfItsImport(t *testing.T) {
 	n.nothingLeft(t)
 	if in, err := n.Import(t.Context(), bytes.NewReader(archive), images.ImportOptions{}); err != nil || len(in.Images) != 1 {
 		t.Errorf("the whole one afterwards: %+v %v", in, err)
+	}
+}
+
+// What breaks off on the way is no bad image, whatever it was to be.
+func TestABodyThatEndsEarlyIsSaidToHave(t *testing.T) {
+	archive, _, _ := archived(t)
+	n := serve(t)
+	for name, data := range map[string][]byte{"tar": archive, "gzip": imagestest.Gzip(archive), "zstd": imagestest.Zstd(archive), "nothing yet": nil} {
+		for length, head := range map[string]string{
+			"of known length": fmt.Sprintf("Content-Length: %d\r\n\r\n", len(data)+1),
+			"in chunks":       fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n", len(data)+1),
+		} {
+			c, err := net.Dial("unix", n.socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = c.SetDeadline(time.Now().Add(time.Minute))
+			_, err = io.WriteString(c, "POST /v1/images/import?unpinned=true HTTP/1.1\r\nHost: berth\r\n"+head+string(data[:len(data)/2]))
+			answer, rerr := make([]byte, 4096), c.(*net.UnixConn).CloseWrite()
+			read, _ := io.ReadFull(c, answer) // to its end
+			if err := errors.Join(err, rerr, c.Close()); err != nil {
+				t.Fatal(err)
+			}
+			said := string(answer[:read])
+			if !strings.HasPrefix(said, "HTTP/1.1 400 ") || !strings.Contains(said, fmt.Sprintf("ended early, after %d bytes", len(data)/2)) || strings.Contains(said, "not a valid image") {
+				t.Errorf("%s %s: %s", name, length, said)
+			}
+			n.nothingLeft(t)
+		}
+	}
+	if strings.Contains(n.log.String(), "not a valid image") {
+		t.Error("the log has it as a bad image")
 	}
 }
 
