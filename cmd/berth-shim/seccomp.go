@@ -49,42 +49,47 @@ func recordLine(stateRoot, id string) string {
 	return "seccomp:" + filepath.Join(stateRoot, id, recordName)
 }
 
-// linkRecord gives the container whose state is in state the record of its profile, from dir, where it is made if it is
-// not there.
+// linkRecord gives the container whose state is in state the record of its profile, as a link to the one in dir. Where
+// there is none it is made, and dir given a link to it: what is in dir may go at any time.
 func linkRecord(dir, state string, profile *configs.Seccomp) error {
-	name, err := sharedRecord(dir, profile)
+	data, err := json.Marshal(profile)
 	if err != nil {
 		return err
 	}
-	return os.Link(name, filepath.Join(state, recordName))
+	name, err := recordFileName(data)
+	if err != nil {
+		return err
+	}
+	shared, own := filepath.Join(dir, name), filepath.Join(state, recordName)
+	if err := os.Link(shared, own); err == nil {
+		now := time.Now()
+		return os.Chtimes(own, now, now)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	record, err := makeRecord(data)
+	if err != nil {
+		return err
+	}
+	if err := file.Replace(own, record); err != nil {
+		return err
+	}
+	if err := os.Link(own, shared); err != nil && !errors.Is(err, fs.ErrExist) { // somebody else has made it meanwhile
+		return err
+	}
+	keepNewest(dir, maxRecords)
+	return nil
 }
 
-// sharedRecord is the file in dir that is the record of a profile.
-func sharedRecord(dir string, profile *configs.Seccomp) (string, error) {
-	data, err := json.Marshal(profile)
-	if err != nil {
-		return "", err
-	}
+// recordFileName names the record of a profile.
+func recordFileName(profile []byte) (string, error) {
 	// Another program may have another libseccomp. This one is a file in memory that each daemon makes anew.
 	var exe unix.Stat_t
 	if err := unix.Stat(shim.SelfExe, &exe); err != nil {
 		return "", &os.PathError{Op: "stat", Path: shim.SelfExe, Err: err}
 	}
-	sum := sha256.Sum256(fmt.Appendf(data, "\n%d %d %d.%09d", exe.Dev, exe.Ino, exe.Ctim.Sec, exe.Ctim.Nsec))
-	name := filepath.Join(dir, hex.EncodeToString(sum[:]))
-	now := time.Now()
-	if err := os.Chtimes(name, now, now); err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return name, err
-	}
-	record, err := makeRecord(data)
-	if err != nil {
-		return "", err
-	}
-	if err := file.Replace(name, record); err != nil {
-		return "", err
-	}
-	keepNewest(dir, maxRecords)
-	return name, nil
+	sum := sha256.Sum256(fmt.Appendf(profile, "\n%d %d %d.%09d", exe.Dev, exe.Ino, exe.Ctim.Sec, exe.Ctim.Nsec))
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // makeRecord has a process of its own compile a profile, which is JSON of libcontainer.
@@ -115,8 +120,8 @@ func record(profile io.Reader) error {
 	return cmp.Or(err, errors.New("libcontainer has loaded a filter that it has not exported"))
 }
 
-// keepNewest removes all but so many files of dir: those that nobody has asked for the longest, among them what a process
-// that was killed has not finished. Others may do the same meanwhile.
+// keepNewest removes all but so many files of dir: those that nobody has asked for the longest. Others may do the same
+// meanwhile.
 func keepNewest(dir string, number int) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -341,7 +341,7 @@ func TestRecordsAreSharedAndBounded(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 2 * maxRecords { // each twice, at once
 		all.Go(func() {
-			if err := linkRecord(dir, t.TempDir(), profile(2+i/2)); err != nil && !errors.Is(err, os.ErrNotExist) { // it has been the oldest
+			if err := linkRecord(dir, t.TempDir(), profile(2+i/2)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -357,18 +357,55 @@ func TestRecordsAreSharedAndBounded(t *testing.T) {
 	if data, err := os.ReadFile(filepath.Join(first, recordName)); err != nil || len(data) == 0 {
 		t.Errorf("a container has lost its record with the directory's: %v", err)
 	}
-	name, err := sharedRecord(dir, profile(1+maxRecords))
-	if err != nil {
+	var same []os.FileInfo
+	for range 2 {
+		state := t.TempDir()
+		if err := linkRecord(dir, state, profile(1+maxRecords)); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(filepath.Join(state, recordName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		same = append(same, info)
+	}
+	if !os.SameFile(same[0], same[1]) {
+		t.Error("it has been made once more")
+	}
+}
+
+// Whoever makes room may remove any record at any time, also one that was just made.
+func TestARecordThatGoesMeanwhile(t *testing.T) {
+	dir := t.TempDir()
+	profile := &configs.Seccomp{DefaultAction: configs.Errno, Syscalls: []*configs.Syscall{{Name: "read", Action: configs.Allow}}}
+	if err := linkRecord(dir, t.TempDir(), profile); err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.Stat(name)
-	if err != nil {
-		t.Fatal(err)
+	shared, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(shared) != 1 {
+		t.Fatalf("%v, %v", shared, err)
 	}
-	if again, err := sharedRecord(dir, profile(1+maxRecords)); err != nil || again != name {
-		t.Errorf("%s, %v, not %s", again, err, name)
-	}
-	if after, err := os.Stat(name); err != nil || !os.SameFile(before, after) {
-		t.Errorf("it has been made once more: %v", err)
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer close(stop)
+	others.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Remove(shared[0])
+			}
+		}
+	})
+	for range 30 {
+		state := t.TempDir()
+		if err := linkRecord(dir, state, profile); err != nil {
+			t.Fatal(err)
+		}
+		if data, err := os.ReadFile(filepath.Join(state, recordName)); err != nil || len(data) == 0 {
+			t.Fatalf("%d bytes, %v", len(data), err)
+		}
 	}
 }
