@@ -77,8 +77,12 @@ func (i *interceptor) begin(ctx context.Context, method string, req any) (done f
 }
 
 // verdict says how loud the end of a call is in the log. The caller's mistakes and what every client expects now and then
-// (an id that is gone, a call that is not implemented) are its own business; berth's failures and slowness are ours.
+// (an id that is gone, a call that is not implemented) are its own business; berth's failures and slowness are ours. So is an
+// image that cannot be had: a pod waits for it.
 func verdict(call string, took time.Duration, c codes.Code) slog.Level {
+	if call == "PullImage" && (c == codes.NotFound || c == codes.FailedPrecondition) {
+		return slog.LevelWarn
+	}
 	switch c {
 	case codes.OK, codes.NotFound, codes.Unimplemented, codes.Canceled:
 		if took >= slow && !waits[call] {
@@ -105,10 +109,16 @@ func subject(req any) []any {
 	switch r := req.(type) {
 	case *cri.RunPodSandboxRequest:
 		m := r.GetConfig().GetMetadata()
-		return []any{"pod", brief(m.GetNamespace()+"/"+m.GetName(), maxValue), "attempt", m.GetAttempt()}
+		return []any{"pod", podName(m), "attempt", m.GetAttempt()}
 	case *cri.CreateContainerRequest:
 		m := r.GetConfig().GetMetadata()
 		return []any{"sandbox", brief(r.GetPodSandboxId(), maxValue), "container", brief(m.GetName(), maxValue), "attempt", m.GetAttempt()}
+	case *cri.PullImageRequest:
+		about := []any{"image", brief(r.GetImage().GetImage(), maxValue)}
+		if m := r.GetSandboxConfig().GetMetadata(); m != nil {
+			about = append(about, "pod", podName(m))
+		}
+		return about
 	case interface{ GetContainerId() string }:
 		return []any{"id", brief(r.GetContainerId(), maxValue)}
 	case interface{ GetPodSandboxId() string }:
@@ -117,4 +127,8 @@ func subject(req any) []any {
 		return []any{"image", brief(r.GetImage().GetImage(), maxValue)}
 	}
 	return nil
+}
+
+func podName(m *cri.PodSandboxMetadata) string {
+	return brief(m.GetNamespace()+"/"+m.GetName(), maxValue)
 }

@@ -25,6 +25,8 @@ import (
 
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/pods"
+	"github.com/berth-run/berth/images"
+	"github.com/berth-run/berth/images/imagestest"
 	"github.com/berth-run/berth/internal/socket"
 	"github.com/berth-run/berth/network"
 )
@@ -69,7 +71,7 @@ func start(t *testing.T) (cri.RuntimeServiceClient, cri.ImageServiceClient, *log
 	return cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn), log
 }
 
-func connect(t *testing.T) (*grpc.ClientConn, *logBuffer) {
+func connect(t *testing.T, change ...func(*Options)) (*grpc.ClientConn, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
 	dir := tempDir(t)
@@ -78,7 +80,11 @@ func connect(t *testing.T) (*grpc.ClientConn, *logBuffer) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = net.Close() })
-	srv := New(Options{Log: log.logger(), Network: net, RecursiveReadOnly: true})
+	o := Options{Log: log.logger(), Network: net, RecursiveReadOnly: true}
+	for _, c := range change {
+		c(&o)
+	}
+	srv := New(o)
 	path := filepath.Join(dir, "berth.sock")
 	l, err := socket.Listen(t.Context(), path)
 	if err != nil {
@@ -359,6 +365,43 @@ func TestRequestsAreNumberedAndTheirSecretsAreNotLogged(t *testing.T) {
 	}
 }
 
+// A pull that fails is one warning, which says whose it is.
+func TestAFailedPullIsWarnedOfOnce(t *testing.T) {
+	conn, log := connect(t, func(o *Options) {
+		store, err := images.Open(images.Options{Root: filepath.Join(t.TempDir(), "images"), Log: o.Log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := store.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		o.Images = store
+	})
+	im := cri.NewImageServiceClient(conn)
+	reg := imagestest.NewRegistry(t)
+	for req, name := range []string{"127.0.0.1:1/nobody/answers:1", reg.Host() + "/nothing/here:1"} {
+		before := len(log.String())
+		_, err := im.PullImage(t.Context(), &cri.PullImageRequest{
+			Image: &cri.ImageSpec{Image: name}, SandboxConfig: &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Namespace: "shop", Name: "cart"}},
+		})
+		if err == nil {
+			t.Fatalf("%s was pulled", name)
+		}
+		var warnings []string
+		for line := range strings.Lines(log.String()[before:]) {
+			if strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {
+				warnings = append(warnings, line)
+			}
+		}
+		want := fmt.Sprintf("call=PullImage req=%d image=%s pod=shop/cart ", req+1, name)
+		if len(warnings) != 1 || !strings.Contains(warnings[0], want) {
+			t.Errorf("warnings %q, want one with %q", warnings, want)
+		}
+	}
+}
+
 func TestSlowCallsAreWarnedOfUnlessTheyWait(t *testing.T) {
 	for _, tc := range []struct {
 		call string
@@ -373,6 +416,9 @@ func TestSlowCallsAreWarnedOfUnlessTheyWait(t *testing.T) {
 		{"ExecSync", time.Minute, codes.DeadlineExceeded, slog.LevelInfo},
 		{"RunPodSandbox", time.Minute, codes.DeadlineExceeded, slog.LevelWarn},
 		{"ContainerStatus", 0, codes.NotFound, slog.LevelDebug},
+		{"PullImage", 0, codes.NotFound, slog.LevelWarn},
+		{"PullImage", 0, codes.FailedPrecondition, slog.LevelWarn},
+		{"PullImage", 0, codes.InvalidArgument, slog.LevelInfo},
 		{"RunPodSandbox", 0, codes.InvalidArgument, slog.LevelInfo},
 		{"RunPodSandbox", 0, codes.Unknown, slog.LevelWarn},
 		{"RunPodSandbox", 0, codes.Internal, slog.LevelError},

@@ -133,7 +133,8 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 			return img, nil
 		}
 		s.track.failed.Add(1)
-		s.log.Warn("pull failed", "image", named.String(), "error", err, "after", time.Since(start).Round(time.Millisecond))
+		// Who called is told, and warns of it where nobody reads the error.
+		s.log.Debug("pull failed", "image", named.String(), "error", err, "after", time.Since(start).Round(time.Millisecond))
 		return nil, err
 	}
 	s.track.pulled.Add(1)
