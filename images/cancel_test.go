@@ -3,9 +3,14 @@ package images
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -120,4 +125,70 @@ func TestNothingIsLeftOfACancelledPull(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestInheritingIsCutShort: and taken up again, by whoever has the layer, too.
+func TestInheritingIsCutShort(t *testing.T) {
+	needRoot(t)
+	layer := func(modes ...os.FileMode) *os.File {
+		root := t.TempDir()
+		for i, mode := range modes {
+			dir := filepath.Join(root, fmt.Sprint(i))
+			if err := errors.Join(os.Mkdir(dir, 0o755), os.Chmod(dir, mode)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f, err := os.Open(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	l := &stagedLayer{root: layer(0o755, 0o755), implicit: []string{"0", "1"}, finishing: newSlots(1)}
+	below := []*os.File{layer(0o751, 0o711)}
+	modes := func() (modes []os.FileMode) {
+		for i := range 2 {
+			st, err := os.Stat(filepath.Join(l.root.Name(), fmt.Sprint(i)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			modes = append(modes, st.Mode().Perm())
+		}
+		return modes
+	}
+	for _, c := range []struct {
+		checks int
+		want   []os.FileMode
+	}{{0, []os.FileMode{0o755, 0o755}}, {2, []os.FileMode{0o751, 0o755}}} {
+		if err := l.inherit(endsAfter(c.checks), below); !errors.Is(err, context.Canceled) || !slices.Equal(modes(), c.want) {
+			t.Errorf("cut short after %d looks: %v, %o; want %o", c.checks, err, modes(), c.want)
+		}
+	}
+	for range 2 {
+		if err := l.inherit(context.Background(), below); err != nil || !slices.Equal(modes(), []os.FileMode{0o751, 0o711}) {
+			t.Errorf("taken up again: %v, %o", err, modes())
+		}
+		below = []*os.File{layer(0o700, 0o700)} // once is enough
+	}
+}
+
+// endsAfter is a context that ends when it has been looked at so often.
+func endsAfter(looks int) context.Context {
+	c := &ending{Context: context.Background()}
+	c.left.Store(int64(looks))
+	return c
+}
+
+type ending struct {
+	context.Context
+	left atomic.Int64
+}
+
+// Err implements context.Context.
+func (c *ending) Err() error {
+	if c.left.Add(-1) < 0 {
+		return context.Canceled
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package images
 import (
 	"archive/tar"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -219,9 +220,26 @@ func timespec(t time.Time) unix.Timespec {
 	return unix.Timespec{Sec: sec, Nsec: int64(t.Nanosecond())}
 }
 
+// inherit is inheritDirs for a staged layer, once.
+func (l *stagedLayer) inherit(ctx context.Context, below []*os.File) error {
+	if err := l.finishing.take(ctx); err != nil {
+		return err
+	}
+	defer l.finishing.give()
+	if l.inherited {
+		return nil
+	}
+	err := inheritDirs(ctx, l.root, l.implicit, below)
+	l.inherited = err == nil
+	return err
+}
+
 // inheritDirs gives the implicit directories of a layer the attributes that they have in the layers below, top first.
-func inheritDirs(l *os.File, implicit []string, below []*os.File) error {
+func inheritDirs(ctx context.Context, l *os.File, implicit []string, below []*os.File) error {
 	for _, name := range implicit {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if name == "" && len(below) > 0 {
 			if err := copyMeta(int(l.Fd()), int(below[0].Fd())); err != nil {
 				return err

@@ -151,7 +151,7 @@ func FuzzLayer(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer dir.Close()
-		if err := inheritDirs(dir, a.implicitDirs(), []*os.File{dir}); err != nil {
+		if err := inheritDirs(context.Background(), dir, a.implicitDirs(), []*os.File{dir}); err != nil {
 			t.Errorf("inherit: %v", err)
 		}
 		sentinel.Check(t)

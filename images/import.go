@@ -49,6 +49,11 @@ func (s *Store) importing(ctx context.Context, archive io.Reader, o ImportOption
 		}
 		names = append(names, named)
 	}
+	// Space for the archive and for what is made of it.
+	if err := s.space.begin(); err != nil {
+		return nil, err
+	}
+	defer s.space.end()
 	f, err := s.spool(ctx, bufio.NewReaderSize(&transferReader{archive}, 256<<10))
 	if err != nil {
 		return nil, err
@@ -143,7 +148,8 @@ func (s *Store) spool(ctx context.Context, r *bufio.Reader) (f *os.File, err err
 	if err != nil {
 		return nil, err
 	}
-	n, err := io.Copy(f, io.LimitReader(&contextReader{ctx, plain}, limit.bytes+1))
+	spooled := &spaceWriter{f, func(a amount) error { return s.take(ctx, a) }}
+	n, err := io.Copy(spooled, io.LimitReader(&contextReader{ctx, plain}, limit.bytes+1))
 	if err == nil && n > limit.bytes {
 		err = fmt.Errorf("archive: %w", limit.tooLarge())
 	}

@@ -173,10 +173,10 @@ func (s *Store) openKept(ctx context.Context, blob *ocispec.Descriptor, all bool
 // seal records what a staged layer's directory is like, once nothing of it changes any more, and what it takes. If the
 // context of one pull ends before, another one that shares the layer does it.
 func (l *stagedLayer) seal(ctx context.Context) error {
-	if err := l.sealing.take(ctx); err != nil {
+	if err := l.finishing.take(ctx); err != nil {
 		return err
 	}
-	defer l.sealing.give()
+	defer l.finishing.give()
 	if l.sealed {
 		return nil
 	}
@@ -202,9 +202,11 @@ func (l *stagedLayer) record(ctx context.Context) (err error) {
 		return err
 	}
 	if l.rec.Tape != "" {
-		if l.rec.Tape, err = l.account(ctx, tapeExt); err != nil {
+		tape, err := l.account(ctx, tapeExt)
+		if err != nil {
 			return err
 		}
+		l.rec.Tape = tape
 	}
 	if l.rec.Blob != nil {
 		l.rec.Kept, err = blocksOf(l.path + blobExt)

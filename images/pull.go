@@ -458,21 +458,17 @@ func (p *pull) seal(ctx context.Context) error {
 }
 
 // inherit gives directories that a layer has no entry for the attributes that they have below it: the only thing for
-// which a layer needs those below. Other pulls may wait for that, so that it is not cut short; what the layers are like then
-// is recorded until ctx ends.
+// which a layer needs those below. If ctx ends before all is done, another pull that shares a layer goes on with it.
 func (p *pull) inherit(ctx context.Context) error {
 	for i, part := range p.parts {
 		if part.staged == nil {
 			continue
 		}
-		part.staged.inherit.Do(func() {
-			var below []*os.File
-			for j := i - 1; j >= 0 && !part.staged.rec.Opaque; j-- {
-				below = append(below, p.parts[j].root)
-			}
-			part.staged.err = inheritDirs(part.staged.root, part.staged.implicit, below)
-		})
-		if err := part.staged.err; err != nil {
+		var below []*os.File
+		for j := i - 1; j >= 0 && !part.staged.rec.Opaque; j-- {
+			below = append(below, p.parts[j].root)
+		}
+		if err := part.staged.inherit(ctx, below); err != nil {
 			return fmt.Errorf("layer %d: %w", i+1, err)
 		}
 	}

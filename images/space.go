@@ -3,6 +3,7 @@ package images
 import (
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"sync"
@@ -13,7 +14,7 @@ import (
 )
 
 // space bounds what all layers under way take of the file system together: of what is free when the first pull begins with
-// its layers, a tenth is left when the last one ends, of bytes and of inodes.
+// its layers, or the first import, a tenth is left when the last one ends, of bytes and of inodes.
 type space struct {
 	dir *os.File
 
@@ -32,7 +33,7 @@ const (
 	inodesAhead = 4096
 )
 
-// begin counts a pull that unpacks layers from now on, until end.
+// begin counts a pull or an import that takes space from now on, until end.
 func (s *space) begin() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -95,6 +96,20 @@ func (s *Store) take(ctx context.Context, want amount) error {
 	s.unpacks.dropIdle()
 	s.waitTrash(ctx)
 	return s.space.take(want)
+}
+
+// spaceWriter asks for space before it writes.
+type spaceWriter struct {
+	w    io.Writer
+	take func(amount) error
+}
+
+// Write implements io.Writer.
+func (s *spaceWriter) Write(p []byte) (int, error) {
+	if err := s.take(amount{bytes: int64(len(p))}); err != nil {
+		return 0, err
+	}
+	return s.w.Write(p)
 }
 
 // lingerFor is how long a layer that was unpacked for a pull which failed then, or was cancelled, waits for the next one that

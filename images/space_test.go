@@ -1,6 +1,7 @@
 package images
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -274,5 +275,25 @@ func TestLayersThatWaitMakeRoom(t *testing.T) {
 		if n := len(staged(t, s)); n != 0 {
 			t.Errorf("%d layers are kept beside the large one", n)
 		}
+	}
+}
+
+// TestImportsLeaveSpace: of the archive, which is written down first, and what is made of it.
+func TestImportsLeaveSpace(t *testing.T) {
+	s := smallDisk(t, "size=24m")
+	start, err := s.space.free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := imagestest.Tar(imagestest.File("f", strings.Repeat("x", 11_400_000)))
+	archive := imagestest.Gzip(imagestest.Tar(ociEntries(t, imagestest.NewImage(imagestest.PlainLayer(body)).Build(), "x:1")...))
+	least := leastFree(t, s)
+	_, err = s.Import(context.Background(), bytes.NewReader(archive), ImportOptions{})
+	if got := least(); !errdefs.IsResourceExhausted(err) || got.bytes < start.bytes/10-256<<10 {
+		t.Errorf("%v; of %d bytes %d were free in the worst moment", err, start.bytes, got.bytes)
+	}
+	s.unpacks.wait()
+	if left := leftovers(t, s); len(left) != 0 {
+		t.Errorf("left: %v", left)
 	}
 }

@@ -46,11 +46,11 @@ type stagedLayer struct {
 	path     string // in tmp, until published
 	root     *os.File
 	// implicit are the directories that the layer has no entry for, parents first; "" is its root.
-	implicit []string
-	inherit  sync.Once
-	err      error // of inherit
-	sealing  slots // one, for what follows
-	sealed   bool  // rec is whole
+	implicit  []string
+	finishing slots // one, for what follows
+	inherited bool  // implicit is done
+	sealed    bool  // rec is whole
+
 	unsummed bool  // the tape does not know all contents
 	size     int64 // about what it takes on the disk
 
@@ -64,7 +64,7 @@ type stagedLayer struct {
 }
 
 // unfit tells that no other pull should have the layer. Nobody holds it.
-func (l *stagedLayer) unfit() bool { return l.err != nil || l.lost.Load() || l.forgone.Load() }
+func (l *stagedLayer) unfit() bool { return l.lost.Load() || l.forgone.Load() }
 
 // flush makes the layer durable, for a pull that did not unpack it. The kernel tells once to each open file that something could
 // not be written since it was opened (syncfs(2)): the layer's own was open before there was anything in it.
@@ -101,7 +101,7 @@ func (s *Store) unpack(ctx context.Context, src origin, desc ocispec.Descriptor,
 		return nil, err
 	}
 	limit.take = func(a amount) error { return s.take(ctx, a) }
-	l := &stagedLayer{chain: chain, progress: progress, unpacked: s.unpacked, sealing: newSlots(1)}
+	l := &stagedLayer{chain: chain, progress: progress, unpacked: s.unpacked, finishing: newSlots(1)}
 	clean := func() {
 		if l.root != nil {
 			l.root.Close()
