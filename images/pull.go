@@ -102,8 +102,8 @@ type pull struct {
 // errElsewhere says that an image is for other platforms only.
 var errElsewhere = fmt.Errorf("no image for this platform: %w", errdefs.ErrNotFound)
 
-// errRemoved says that an image which was here, and therefore not fetched, was removed before it got its new reference.
-var errRemoved = fmt.Errorf("the image was removed while it was pulled again: %w", errdefs.ErrUnavailable)
+// errRemoved says that what was here, and therefore not fetched, was removed, or found damaged, before the pull had ended.
+var errRemoved = fmt.Errorf("what was here of the image was removed or damaged while it was pulled: %w", errdefs.ErrUnavailable)
 
 // part is one layer of a pull: staged, or here already and held.
 type part struct {
@@ -143,10 +143,12 @@ func (s *Store) pull(ctx context.Context, named reference.Named, cred credential
 	return img, nil
 }
 
-// attempt runs a pull that set prepares, and once more if what it found here was removed meanwhile. It returns the pull as it
-// ended, too.
+// attempts bounds how often a pull begins anew since what it found here was removed meanwhile, or found damaged.
+const attempts = 5
+
+// attempt runs a pull that set prepares, and again if what it found here is no more. It returns the pull as it ended, too.
 func (s *Store) attempt(ctx context.Context, call, owner string, progress *pullProgress, set func(*pull)) (p *pull, img *Image, err error) {
-	for try := range 2 {
+	for try := range attempts {
 		p = &pull{s: s, progress: progress, slots: newSlots(layersOfPull), again: try > 0}
 		set(p)
 		stack := &step.Stack{Call: call, Owner: owner, Observe: p.observe}

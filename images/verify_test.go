@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/images/imagestest"
+	"github.com/berth-run/berth/internal/step"
 )
 
 func mustVerify(t *testing.T, s *Store, o VerifyOptions) *Report {
@@ -494,6 +495,43 @@ func TestDamageOfALayerThatWasMended(t *testing.T) {
 	}
 	if _, err := s.Image(string(img.ID)); err != nil {
 		t.Errorf("after it was mended: %v", err)
+	}
+	wantWhole(t, s)
+}
+
+// TestPullOfWhatGoesMeanwhile: an image that is here is removed while it is pulled again, and then a layer that is here, too,
+// is found damaged. The pull fetches what it lacks.
+func TestPullOfWhatGoesMeanwhile(t *testing.T) {
+	var s *Store
+	var again *Image
+	inherited := 0
+	observe := func(e step.Event) {
+		switch {
+		case again == nil:
+		case e.Step == "manifest" && inherited == 0:
+			if err := s.Remove(context.Background(), string(again.ID)); err != nil {
+				t.Error(err)
+			}
+		case e.Step == "inherit":
+			if inherited++; inherited == 1 {
+				s.mu.RLock()
+				rec := s.layers[again.Layers[0]]
+				s.mu.RUnlock()
+				if err := s.markDamaged(again.Layers[0], rec, "by a test"); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+	s = openStore(t, func(o *Options) { o.Observe = observe })
+	reg := imagestest.NewRegistry(t)
+	base := imagestest.Layer(imagestest.File("base", "1"))
+	reg.Push("a", "base", imagestest.NewImage(base))
+	reg.Push("a", "b", imagestest.NewImage(base, imagestest.Layer(imagestest.File("f", "2"))))
+	mustPull(t, s, reg.Host()+"/a:base")
+	again = mustPull(t, s, reg.Host()+"/a:b")
+	if img := mustPull(t, s, reg.Host()+"/a:b"); img.ID != again.ID || inherited != 2 {
+		t.Errorf("pulled %s, in %d times; want %s", img.ID, inherited, again.ID)
 	}
 	wantWhole(t, s)
 }
