@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/containernetworking/plugins/pkg/ip"
@@ -137,11 +138,7 @@ func (a *bridgeAttachment) addresses() error {
 	if !conf.IPMasq {
 		return nil
 	}
-	var nets []*net.IPNet
-	for _, ip := range a.result.IPs {
-		nets = append(nets, &ip.Address)
-	}
-	return a.masquerade(conf.IPMasqBackend, nets, conf.Name, a.ifName, a.containerID)
+	return a.masquerade(conf.IPMasqBackend, netsOf(a.result), conf.Name, a.ifName, a.containerID)
 }
 
 // configure runs in the pod's namespace. A kernel that lacks one of the settings does without.
@@ -212,10 +209,15 @@ func (a *bridgeAttachment) finish() error {
 		return err
 	}
 	a.onBridge.Mac = br.HardwareAddr.String()
-	if dns := a.conf.DNS; dns.Nameservers != nil || dns.Search != nil || dns.Options != nil || dns.Domain != "" {
-		a.result.DNS = dns
+	if hasDNS(a.conf.DNS) {
+		a.result.DNS = a.conf.DNS
 	}
 	return nil
+}
+
+// hasDNS says whether a configuration has settings, be they empty lists.
+func hasDNS(d types.DNS) bool {
+	return d.Nameservers != nil || d.Search != nil || d.Options != nil || d.Domain != ""
 }
 
 func bridgeDel(c *call) error {

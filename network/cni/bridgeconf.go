@@ -62,23 +62,31 @@ func loadBridgeConf(data []byte, args string) (*bridgeConf, error) {
 	if c.Vlan < 0 || c.Vlan > maxVlan {
 		return nil, fmt.Errorf("invalid VLAN ID %d (must be between 0 and 4094)", c.Vlan)
 	}
-	var err error
-	if c.trunk, err = vlanIDs(c.VlanTrunk); err != nil {
+	trunk, err := vlanIDs(c.VlanTrunk)
+	if err != nil {
 		return nil, err
 	}
+	c.trunk = trunk
+	mac, err := macOf(args)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range []string{mac, c.Args.CNI.Mac, c.RuntimeConfig.Mac} {
+		if m != "" {
+			c.mac = m
+		}
+	}
+	return c, nil
+}
+
+// macOf is the MAC address that CNI_ARGS ask for, if they do.
+func macOf(args string) (string, error) {
 	var env struct {
 		types.CommonArgs
 		MAC types.UnmarshallableString
 	}
-	if err := types.LoadArgs(args, &env); err != nil {
-		return nil, err
-	}
-	for _, mac := range []string{string(env.MAC), c.Args.CNI.Mac, c.RuntimeConfig.Mac} {
-		if mac != "" {
-			c.mac = mac
-		}
-	}
-	return c, nil
+	err := types.LoadArgs(args, &env)
+	return string(env.MAC), err
 }
 
 // validateAdd checks what only matters to ADD.

@@ -34,7 +34,7 @@ func New(log *slog.Logger) *Plugins { return &Plugins{log: log} }
 // Prepare finds out what a plugin of that type has to know of the node, which takes some processes the first time. Without it
 // the first pod waits for that.
 func (p *Plugins) Prepare(typ string) {
-	if typ != "bridge" && typ != "portmap" {
+	if typ != "bridge" && typ != "ptp" && typ != "portmap" {
 		return
 	}
 	for _, v6 := range []bool{false, true} {

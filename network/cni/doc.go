@@ -10,5 +10,6 @@
 //   - on a node whose iptables does not keep rules in nf_tables as this package does ("legacy"), its own program masquerades;
 //   - where portmap would need either, or conditions, another chain for marks, SCTP, it is [ErrProgram].
 //
-// The caller's thread is in the network namespace of the node. What is done in a pod's is done on threads that end with it.
+// Where a program of the reference crashes (bandwidth without a result of an earlier plugin, args for sysctls of tuning without
+// sysctls), there is an error, or what was meant. The caller's thread is in the network namespace of the node. What is done in a pod's is done on threads that end with it.
 package cni

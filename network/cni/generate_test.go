@@ -113,6 +113,61 @@ func (g generator) portMappings() []object {
 	return all
 }
 
+func (g generator) limits() object {
+	o := object{}
+	for _, way := range []string{"ingress", "egress"} {
+		if g.seldom(3) {
+			continue
+		}
+		o[way+"Rate"], o[way+"Burst"] = pick(g, 8, 1000000, 80000000, uint64(1)<<40), pick(g, 8, 80000, 2147483647, uint64(1)<<35)
+		g.may(o, 10, way+"Rate", 0, -1, "fast")
+		g.may(o, 10, way+"Burst", 0, uint64(1)<<36)
+	}
+	return o
+}
+
+func (g generator) bandwidth() object {
+	o := object{"type": "bandwidth", "capabilities": object{"bandwidth": true}}
+	if g.seldom(3) {
+		for k, v := range g.limits() {
+			o[k] = v
+		}
+	}
+	return o
+}
+
+func (g generator) tuning() object {
+	o := object{"type": "tuning", "dataDir": "DIR/tuning", "capabilities": object{"mac": true}}
+	g.may(o, 2, "sysctl", object{"net.ipv4.conf.IFNAME.arp_filter": "1"}, object{"net.core.somaxconn": "500", "net/ipv4/conf/all/log_martians": "1"},
+		object{"kernel.hostname": "x"}, object{"net.no.such": "1"}, object{"net.core.somaxconn": "nonsense"}, object{"net.../../kernel.hostname": "x"}, object{}, "text")
+	g.may(o, 3, "mac", "00:11:22:33:44:88", "nonsense", "01:00:00:00:00:00")
+	g.may(o, 4, "promisc", true)
+	g.may(o, 3, "mtu", 1400, 9000, 60, -1)
+	g.may(o, 4, "txQLen", 500, 0, -1)
+	g.may(o, 4, "allmulti", true, false)
+	g.may(o, 6, "args", object{"cni": object{"mac": "00:11:22:33:44:99", "mtu": 1300, "promisc": true}}, object{"cni": object{"txQLen": 77, "allmulti": true}})
+	return o
+}
+
+func (g generator) static() object {
+	o := object{"type": "static"}
+	g.may(o, 1, "addresses", []object{{"address": "10.88.0.5/24", "gateway": "10.88.0.1"}}, []object{{"address": "10.88.0.5/24"}, {"address": "fd00:88::5/64", "gateway": "fd00:88::1"}},
+		[]object{{"address": "10.88.0.5"}}, []object{{"address": "10.88.0.5/24", "gateway": "10.88.0.1"}, {"address": "10.88.1.5/24", "gateway": "10.88.1.1"}}, []object{}, []object{{"address": "nonsense"}}, []object{{"address": "::ffff:10.88.0.9/120"}})
+	g.may(o, 2, "routes", []object{{"dst": "0.0.0.0/0"}}, []object{{"dst": "::/0"}})
+	g.may(o, 4, "dns", object{"nameservers": []string{"10.96.0.10"}})
+	return o
+}
+
+func (g generator) ptp() object {
+	o := object{"type": "ptp", "ipam": pick(g, g.hostLocal(), g.hostLocal(), g.static())}
+	g.may(o, 2, "ipMasq", true)
+	g.may(o, 8, "ipMasqBackend", "iptables", "nftables", "other")
+	g.may(o, 4, "mtu", 1400, 60, "1400")
+	g.may(o, 8, "dns", object{"nameservers": []string{"10.96.0.10"}}, object{"options": []string{}})
+	g.may(o, 8, "capabilities", object{"ips": true})
+	return o
+}
+
 func (g generator) list(plugins ...object) string {
 	data, err := json.Marshal(object{"cniVersion": pick(g, "0.3.1", "0.4.0", "1.0.0", "1.0.0", "1.1.0", "1.1.0"), "name": "net", "plugins": plugins})
 	if err != nil {
@@ -127,7 +182,7 @@ func (g generator) capabilities() object {
 		caps["portMappings"] = g.portMappings()
 	}
 	g.may(caps, 6, "mac", "00:11:22:33:44:55", "nonsense")
-	g.may(caps, 6, "ips", []string{"10.88.0.60"}, []string{"10.88.0.60/24", "fd00:88::60"}, []string{"10.88.0.1"}, []string{"10.88.0.61", "10.88.0.62"})
+	g.may(caps, 6, "ips", []string{"10.88.0.60"}, []string{"10.88.0.60/24", "fd00:88::60"}, []string{"10.88.0.1"}, []string{"10.88.0.61", "fd00:88::61"})
 	g.may(caps, 8, "ipRanges", []any{[]object{{"subnet": "10.87.0.0/24"}}})
 	return caps
 }
@@ -196,6 +251,34 @@ func TestLoopbackIsTheReferences(t *testing.T) {
 func TestBridgeIsTheReferences(t *testing.T) {
 	differential(t, 25, func(g generator) scenario {
 		return scenario{conf: g.list(g.bridge()), caps: g.capabilities(), args: g.args(), steps: g.calls()}
+	})
+}
+
+func TestBandwidthIsTheReferences(t *testing.T) {
+	differential(t, 12, func(g generator) scenario {
+		first := object{"type": "bridge", "bridge": "br0", "mtu": pick(g, 0, 1400), "ipam": g.hostLocal()}
+		return scenario{conf: g.list(first, g.bandwidth()), caps: object{"bandwidth": g.limits()}, steps: g.calls()}
+	})
+}
+
+func TestTuningIsTheReferences(t *testing.T) {
+	differential(t, 12, func(g generator) scenario {
+		first := object{"type": "bridge", "bridge": "br0", "ipam": g.hostLocal()}
+		return scenario{conf: g.list(first, g.tuning()), caps: g.capabilities(), args: g.args(), steps: g.calls()}
+	})
+}
+
+func TestPtpIsTheReferences(t *testing.T) {
+	differential(t, 15, func(g generator) scenario {
+		return scenario{conf: g.list(g.ptp()), caps: g.capabilities(), args: g.args(), steps: g.calls()}
+	})
+}
+
+func TestStaticIsTheReferences(t *testing.T) {
+	differential(t, 12, func(g generator) scenario {
+		first := object{"type": "bridge", "bridge": "br0", "isGateway": g.seldom(2), "ipam": g.static(), "capabilities": object{"ips": true}}
+		args := pick(g, g.args(), [][2]string{{"IgnoreUnknown", "1"}, {"IP", "10.88.0.70/24, fd00:88::70/64"}, {"GATEWAY", "10.88.0.1"}}, [][2]string{{"GATEWAY", "x"}})
+		return scenario{conf: g.list(first), caps: g.capabilities(), args: args, steps: g.calls()}
 	})
 }
 
