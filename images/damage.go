@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -174,15 +175,5 @@ func (s *Store) sweepRetired() {
 
 // mountedFrom tells whether something may be mounted from a layer's directory. The caller holds s.mu.
 func (s *Store) mountedFrom(name string) bool {
-	for _, rec := range s.rootfs {
-		if rec.uses(name) {
-			return true
-		}
-	}
-	for _, view := range s.views {
-		if view.uses(name) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.made(), func(rec *rootfsRecord) bool { return rec.uses(name) })
 }

@@ -21,6 +21,8 @@
 //   - a layer that a prepared root file system uses stays until [Store.Release], whatever happens to its image;
 //   - damage is found ([Store.Verify], and on mounting) and mended by the next pull, which fetches just the layer that is
 //     damaged. Until then its images are not listed, so that a kubelet does pull them;
+//   - the loss of the database costs what was pulled, not what runs: [Open] goes on with what can be read of it, or with
+//     nothing, and leaves alone the layers that something is mounted from;
 //   - what is exported on one node and imported on another ([Store.Export], [Store.Import]) is the same image, also by the
 //     digests that pods name. An archive is trusted no more than a registry.
 //
@@ -31,6 +33,7 @@
 // On disk, below Options.Root (mode 0700 whatever the umask):
 //
 //	meta.db              images, references and layers, indexes, manifests and configurations (bbolt)
+//	meta.db.broken       the last one that was damaged, and made anew of what could be read of it
 //	layers/ALG-HEX/      unpacked layers, named by chain ID, in overlayfs's own form (whiteouts, opaque marks); .N for those
 //	                     that took a damaged one's place
 //	records/ALG-HEX.tree what a layer's directory is like, to compare it with

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
+	"hash/fnv"
 	"io"
 	"net/http"
 	"os"
@@ -77,6 +79,27 @@ func FuzzConfig(f *testing.F) {
 		if err == nil && len(cfg.RootFS.DiffIDs) != n {
 			t.Errorf("%q: %d layers, asked for %d", data, len(cfg.RootFS.DiffIDs), n)
 		}
+	})
+}
+
+// FuzzDatabase: no page leads outside the file, round in circles, or to a panic, also where the meta page is whole.
+func FuzzDatabase(f *testing.F) {
+	for _, rounds := range []int{1, 8} {
+		data, err := os.ReadFile(writeDatabase(f, rounds))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(_ *testing.T, data []byte) {
+		if len(data) > 8192 {
+			copy(data[4096:], make([]byte, 4096)) // the other one is not
+			meta := data[dbPageHeader:]
+			sum := fnv.New64a()
+			_, _ = sum.Write(meta[:dbMetaSum])
+			binary.NativeEndian.PutUint64(meta[dbMetaSum:], sum.Sum64())
+		}
+		scanDatabase(bytes.NewReader(data), int64(len(data)), func([]byte, []byte, []byte) {}, func(error) {})
 	})
 }
 

@@ -64,6 +64,10 @@ func (s *Store) place(l *stagedLayer, blobs map[digest.Digest]bool) error {
 	if old := s.layers[l.chain]; old != nil {
 		l.rec.Generation = old.Generation + 1
 	}
+	// Where the layer was on record no more, its directory may be mounted below a container all the same.
+	for s.isRetired(l.rec.dirName(l.chain)) {
+		l.rec.Generation++
+	}
 	s.mu.RUnlock()
 	for _, m := range s.moves(l, blobs) {
 		if err := s.trash(m.to); err != nil { // what a failed publish may have left
@@ -79,6 +83,12 @@ func (s *Store) place(l *stagedLayer, blobs map[digest.Digest]bool) error {
 		blobs[l.rec.Blob.Digest] = true
 	}
 	return nil
+}
+
+// isRetired tells of the name of a layer's directory. The caller holds s.mu.
+func (s *Store) isRetired(name string) bool {
+	_, retired := s.retired[name]
+	return retired
 }
 
 // unplace takes a staged layer back.

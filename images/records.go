@@ -80,6 +80,8 @@ var (
 	refsBucket   = []byte("refs")   // normalised tag or digest reference → config digest
 	layersBucket = []byte("layers") // chain ID → layerRecord
 	docsBucket   = []byte("docs")   // digest → index, manifest or configuration, as it came
+
+	buckets = [][]byte{imagesBucket, refsBucket, layersBucket, docsBucket}
 )
 
 // changes are applied to the database in one transaction, then to memory.
@@ -91,6 +93,13 @@ type changes struct {
 	deleteImages []digest.Digest
 	deleteRefs   []string
 	deleteLayers []ChainID
+	// sweepDocs deletes documents that no image has; those of images that are deleted go in any case.
+	sweepDocs bool
+}
+
+// none tells that there is nothing to change.
+func (c *changes) none() bool {
+	return len(c.putImages)+len(c.putRefs)+len(c.putLayers)+len(c.putDocs)+len(c.deleteImages)+len(c.deleteRefs)+len(c.deleteLayers) == 0 && !c.sweepDocs
 }
 
 // apply makes changes durable and then visible. The caller holds s.change.
@@ -132,7 +141,7 @@ func (s *Store) apply(c changes) error {
 				return err
 			}
 		}
-		if len(c.deleteImages) > 0 {
+		if len(c.deleteImages) > 0 || c.sweepDocs {
 			return s.sweepDocs(tx.Bucket(docsBucket), &c)
 		}
 		return nil
@@ -159,18 +168,7 @@ func (s *Store) apply(c changes) error {
 
 // sweepDocs deletes the documents that no image has once changes are made.
 func (s *Store) sweepDocs(docs *bolt.Bucket, c *changes) error {
-	s.mu.RLock()
-	used := map[digest.Digest]bool{}
-	for _, images := range []map[digest.Digest]*imageRecord{s.images, c.putImages} {
-		for id, rec := range images {
-			if !slices.Contains(c.deleteImages, id) {
-				for _, d := range rec.Documents {
-					used[d.Digest] = true
-				}
-			}
-		}
-	}
-	s.mu.RUnlock()
+	used := s.usedDocs(c)
 	cur := docs.Cursor()
 	for k, _ := cur.First(); k != nil; k, _ = cur.Next() {
 		if !used[digest.Digest(k)] {
@@ -180,6 +178,36 @@ func (s *Store) sweepDocs(docs *bolt.Bucket, c *changes) error {
 		}
 	}
 	return nil
+}
+
+// usedDocs are the documents that images have once changes are made.
+func (s *Store) usedDocs(c *changes) map[digest.Digest]bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	all := maps.Clone(s.images)
+	maps.Copy(all, c.putImages)
+	used := map[digest.Digest]bool{}
+	for id, rec := range all {
+		if slices.Contains(c.deleteImages, id) {
+			continue
+		}
+		for _, d := range rec.Documents {
+			used[d.Digest] = true
+		}
+	}
+	return used
+}
+
+// strayDocs tells whether there are documents that no image has once changes are made.
+func (s *Store) strayDocs(c *changes) (stray bool, err error) {
+	used := s.usedDocs(c)
+	err = s.db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(docsBucket).ForEach(func(k, _ []byte) error {
+			stray = stray || !used[digest.Digest(k)]
+			return nil
+		})
+	})
+	return stray, err
 }
 
 // document returns a document that an image has.
@@ -221,7 +249,7 @@ func putJSON(b *bolt.Bucket, key string, v any) error {
 // again, one that is listed must be whole.
 func (s *Store) load() (broken changes, err error) {
 	err = s.db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{imagesBucket, refsBucket, layersBucket, docsBucket} {
+		for _, name := range buckets {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

@@ -53,13 +53,16 @@ func (s *Store) recover() error {
 			broken.deleteRefs = append(broken.deleteRefs, ref)
 		}
 	}
-	if err := s.loadRootfs(); err != nil {
+	if err := s.loadRootfs(onDisk); err != nil {
 		return err
 	}
-	if err := s.loadViews(); err != nil {
+	if err := s.loadViews(onDisk); err != nil {
 		return err
 	}
-	if len(broken.deleteImages)+len(broken.deleteLayers)+len(broken.deleteRefs) > 0 {
+	if broken.sweepDocs, err = s.strayDocs(&broken); err != nil {
+		return err
+	}
+	if !broken.none() {
 		if err := s.apply(broken); err != nil {
 			return err
 		}
@@ -73,12 +76,12 @@ func (s *Store) recover() error {
 
 // sweepFiles gives up whatever lies among layers, records and blobs and belongs to none.
 func (s *Store) sweepFiles() error {
-	for chain, rec := range s.layers {
-		// An earlier directory may still be mounted below a container.
-		for g := range rec.Generation {
-			old := &layerRecord{Generation: g}
-			if name := old.dirName(chain); s.mountedFrom(name) {
-				s.retired[name] = retiredLayer{chain, old}
+	for _, rec := range s.made() {
+		for _, chain := range rec.Layers {
+			// An earlier directory of a layer, or one of a layer that is not on record any more.
+			was := &layerRecord{Generation: rec.Generations[chain]}
+			if now := s.layers[chain]; now == nil || now.Generation != was.Generation {
+				s.retired[was.dirName(chain)] = retiredLayer{chain, was}
 			}
 		}
 	}

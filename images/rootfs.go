@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -349,16 +350,39 @@ func (s *Store) Keys() []string {
 // UpperDir is where what a container writes to its root file system is kept.
 func (s *Store) UpperDir(key string) string { return s.path(rootfsDir, key, "upper") }
 
-// loadRootfs reads the records of root file systems at Open. One that is torn, or whose layers are gone, cannot be
-// mounted again: it goes.
-func (s *Store) loadRootfs() error {
+// holdDirs holds the layers that something was made of, also those that are on record no more, as after the loss of the
+// database: a container may run on their directories. It returns false, holding none, if one of these is not there.
+func (s *Store) holdDirs(rec *rootfsRecord, onDisk map[string]bool) bool {
+	for _, chain := range rec.Layers {
+		if digest.Digest(chain).Validate() != nil || !onDisk[(&layerRecord{Generation: rec.Generations[chain]}).dirName(chain)] {
+			return false
+		}
+	}
+	for _, chain := range rec.Layers {
+		s.reserve(chain)
+	}
+	return true
+}
+
+// made are the records of all that was made of layers. The caller holds s.mu, or is alone.
+func (s *Store) made() []*rootfsRecord {
+	all := slices.Collect(maps.Values(s.rootfs))
+	for _, view := range s.views {
+		all = append(all, &view.rootfsRecord)
+	}
+	return all
+}
+
+// loadRootfs reads the records of root file systems at Open. One that is torn, or whose layers are not on the disk any more,
+// cannot be mounted again: it goes.
+func (s *Store) loadRootfs(onDisk map[string]bool) error {
 	return s.trashAll(rootfsDir, func(key string) bool {
 		rec := new(rootfsRecord)
 		if err := readRecord(s.path(rootfsDir, key), rec); err != nil {
 			s.log.Warn("unreadable root file system discarded", "key", key, "error", err)
 			return false
 		}
-		if checkKey(key) != nil || !s.hold(rec.Layers...) {
+		if checkKey(key) != nil || !s.holdDirs(rec, onDisk) {
 			s.log.Warn("root file system without its layers discarded", "key", key)
 			return false
 		}
@@ -368,14 +392,14 @@ func (s *Store) loadRootfs() error {
 }
 
 // loadViews keeps the records of views that are still mounted.
-func (s *Store) loadViews() error {
+func (s *Store) loadViews(onDisk map[string]bool) error {
 	return s.trashAll(viewsDir, func(name string) bool {
 		view := new(viewRecord)
 		if err := readRecord(s.path(viewsDir, name), view); err != nil {
 			return false
 		}
 		var fs unix.Statfs_t
-		if err := unix.Statfs(view.Target, &fs); err != nil || fs.Type != unix.OVERLAYFS_SUPER_MAGIC || !s.hold(view.Layers...) {
+		if err := unix.Statfs(view.Target, &fs); err != nil || fs.Type != unix.OVERLAYFS_SUPER_MAGIC || !s.holdDirs(&view.rootfsRecord, onDisk) {
 			return false
 		}
 		s.views[name] = view

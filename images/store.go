@@ -16,7 +16,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/step"
@@ -137,13 +136,10 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	db, err := bolt.Open(filepath.Join(root, dbName), 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
+	db, err := openDatabase(filepath.Join(root, dbName), log)
 	if err != nil {
 		rootDir.Close()
-		if errors.Is(err, berrors.ErrTimeout) {
-			return nil, fmt.Errorf("image store: %s is in use by another process: %w", root, errdefs.ErrFailedPrecondition)
-		}
-		return nil, fmt.Errorf("image store: open %s: %w", filepath.Join(root, dbName), err)
+		return nil, fmt.Errorf("image store: %w", err)
 	}
 	s := &Store{
 		root: root, rootDir: rootDir, certsD: o.CertsD, keepBlobs: o.KeepBlobs, local: o.LocalWhenUnavailable, log: log, observe: o.Observe, db: db,

@@ -113,8 +113,8 @@ func (v *verification) find(f Finding) { v.report.Findings = append(v.report.Fin
 
 func (v *verification) run() error {
 	s := v.s
-	if err := v.database(); err != nil {
-		return err
+	if err := v.database(); err != nil || len(v.report.Findings) > 0 {
+		return err // bbolt must not be asked for what is in wrong pages, and nothing can be put on record
 	}
 	if err := v.records(); err != nil {
 		return err
@@ -143,20 +143,24 @@ func (v *verification) run() error {
 	return s.collectUnused()
 }
 
-// database looks for damage of the database's own structure. bbolt's check reads what a transaction that writes changes, so
-// that there must be none meanwhile.
+// database looks for damage of the database's own structure. Nothing is written meanwhile.
 func (v *verification) database() error {
 	v.s.change.Lock()
 	defer v.s.change.Unlock()
-	return v.s.db.View(func(tx *bolt.Tx) error {
-		n := 0
-		for err := range tx.Check() { // read to its end, or its goroutine stays
-			if n++; n <= findingsPerLayer {
-				v.find(Finding{Kind: FoundDatabase, What: err.Error()})
-			}
+	f, err := os.Open(v.s.path(dbName))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	wrong, err := checkDatabase(f, nil)
+	for _, w := range wrong[:min(len(wrong), findingsPerLayer)] {
+		found := Finding{Kind: FoundDatabase, What: w.Error()}
+		if v.o.Repair {
+			found.Error = "a database is made anew, of what can be read of it, when berth serve starts: restart it"
 		}
-		return nil
-	})
+		v.find(found)
+	}
+	return err
 }
 
 // records looks for records that lead nowhere, and files that no record leads to. Nothing changes meanwhile.
@@ -169,7 +173,7 @@ func (v *verification) records() error {
 	if err := s.db.View(func(tx *bolt.Tx) error {
 		return tx.Bucket(docsBucket).ForEach(func(k, data []byte) error {
 			d := digest.Digest(k)
-			documents[d] = d.Validate() == nil && d.Algorithm().FromBytes(data) == d
+			documents[d] = isDocument(d, data)
 			return nil
 		})
 	}); err != nil {
@@ -208,6 +212,13 @@ func (v *verification) records() error {
 	}
 	known := s.knownFiles()
 	s.mu.RUnlock()
+	used := s.usedDocs(&changes{})
+	for _, d := range slices.Sorted(maps.Keys(documents)) {
+		if !used[d] {
+			v.find(Finding{Kind: FoundLeftover, Path: dbName, What: fmt.Sprintf("document %s belongs to nothing", quote(string(d))), Repaired: v.o.Repair})
+			drop.sweepDocs = true
+		}
+	}
 	for _, dir := range []string{layersDir, recordsDir, blobsDir} {
 		entries, err := os.ReadDir(s.path(dir))
 		if err != nil {
@@ -227,7 +238,7 @@ func (v *verification) records() error {
 			v.find(f)
 		}
 	}
-	if v.o.Repair && len(drop.deleteImages)+len(drop.deleteRefs)+len(drop.putImages) > 0 {
+	if v.o.Repair && !drop.none() {
 		return s.apply(drop)
 	}
 	return nil
