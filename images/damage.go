@@ -44,17 +44,21 @@ func (s *Store) markDamaged(chain ChainID, seen *layerRecord, why string) error 
 }
 
 // forget drops the images of layers that have been damaged for long: nobody lists them, so that nobody else would remove
-// what they still take. The caller holds s.change, or is alone.
+// what they still take. Those that are pinned stay: the node may have no registry to get the rest of them back from. The caller holds s.change, or is alone.
 func (s *Store) forget(now time.Time) error {
 	var drop changes
 	s.mu.RLock()
 	for id, rec := range s.images {
-		for _, chain := range rec.Layers {
-			if l := s.layers[chain]; l != nil && l.Damaged != "" && now.Sub(l.Since) > forgetDamaged {
-				drop.deleteImages = append(drop.deleteImages, id)
-				drop.deleteRefs = append(drop.deleteRefs, s.refsOf(id)...)
-				break
-			}
+		long := func(chain ChainID) bool {
+			l := s.layers[chain]
+			return l != nil && l.Damaged != "" && now.Sub(l.Since) > forgetDamaged
+		}
+		if !slices.ContainsFunc(rec.Layers, long) {
+			continue
+		}
+		if refs := s.refsOf(id); !pinned(rec, refs) {
+			drop.deleteImages = append(drop.deleteImages, id)
+			drop.deleteRefs = append(drop.deleteRefs, refs...)
 		}
 	}
 	s.mu.RUnlock()

@@ -94,7 +94,7 @@ func (s *Store) describeAny(id digest.Digest, refs []string, users users) (*Imag
 	if rec == nil {
 		return nil, errdefs.ErrNotFound
 	}
-	img := &Image{ID: id, Size: rec.Size, Layers: slices.Clone(rec.Layers), Pinned: rec.Pinned, Artifact: rec.Artifact}
+	img := &Image{ID: id, Size: rec.Size, Layers: slices.Clone(rec.Layers), Pinned: pinned(rec, refs), Artifact: rec.Artifact}
 	if err := json.Unmarshal(rec.Config, &img.Config); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
@@ -115,7 +115,6 @@ func (s *Store) describeAny(id digest.Digest, refs []string, users users) (*Imag
 		} else {
 			img.RepoTags = append(img.RepoTags, ref)
 		}
-		img.Pinned = img.Pinned || isPause(ref)
 	}
 	return img, nil
 }
@@ -144,6 +143,11 @@ func (s *Store) users() users {
 		}
 	}
 	return n
+}
+
+// pinned tells whether an image must stay until somebody asks for its removal.
+func pinned(rec *imageRecord, refs []string) bool {
+	return rec.Pinned || slices.ContainsFunc(refs, isPause)
 }
 
 // isPause says whether a reference is that of a pause image, whatever its registry. No runtime but berth lacks one, and

@@ -541,6 +541,37 @@ type onWrite func([]byte) (int, error)
 
 func (f onWrite) Write(p []byte) (int, error) { return f(p) }
 
+// TestPinnedImagesAreNotForgotten: what a node may not get back stays, with all that is whole of it.
+func TestPinnedImagesAreNotForgotten(t *testing.T) {
+	from := openStore(t)
+	reg := imagestest.NewRegistry(t)
+	for _, name := range []string{"app", "pause"} {
+		reg.Push(name, "1", imagestest.NewImage(imagestest.Layer(imagestest.File("whole", name)), imagestest.Layer(imagestest.File("f", name))))
+	}
+	mustPull(t, from, reg.Host()+"/app:1")
+	archive, _ := exported(t, from, reg.Host()+"/app:1")
+	s := openStore(t)
+	app, err := imported(s, archive, ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, img := range []*Image{app[0], mustPull(t, s, reg.Host()+"/pause:1")} {
+		if err := os.Remove(s.path(layersDir, img.Layers[1].dir(), "f")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustVerify(t, s, VerifyOptions{})
+	for _, l := range s.layers {
+		l.Since = time.Now().Add(-2 * forgetDamaged)
+	}
+	if err := s.collectUnused(); err != nil || len(leftovers(t, s)) != 4 || len(s.images) != 2 {
+		t.Errorf("%v, %v, %d images", leftovers(t, s), err, len(s.images))
+	}
+	if again, err := imported(s, archive, ImportOptions{}); err != nil || again[0].ID != app[0].ID || !again[0].Pinned {
+		t.Errorf("imported again: %+v, %v", again, err)
+	}
+}
+
 // TestStoreOfAnEarlierVersion opens, runs its images, says what it cannot verify, and knows as much as others after the
 // next pulls.
 func TestStoreOfAnEarlierVersion(t *testing.T) {
