@@ -178,20 +178,23 @@ func (s *Store) unspool(f *os.File) {
 	}
 }
 
-// SetPinned has the kubelet told that it must not remove the image that name means, or that it may.
-func (s *Store) SetPinned(ctx context.Context, name string, pinned bool) error {
+// SetPinned has the kubelet told that it must not remove the image that name means, or that it may, and returns its id. The
+// error is errdefs.ErrFailedPrecondition for a pause image that is to be unpinned.
+func (s *Store) SetPinned(ctx context.Context, name string, pin bool) (digest.Digest, error) {
 	if err := ctx.Err(); err != nil {
-		return err
+		return "", err
 	}
 	s.change.Lock()
 	defer s.change.Unlock()
 	id, err := s.find(name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	s.mu.RLock()
-	rec := *s.images[id]
+	rec, refs := *s.images[id], s.refsOf(id)
 	s.mu.RUnlock()
-	rec.Pinned = pinned
-	return s.apply(changes{putImages: map[digest.Digest]*imageRecord{id: &rec}})
+	if rec.Pinned = pin; !pin && pinned(&rec, refs) {
+		return id, fmt.Errorf("image %s is a pause image, and always pinned: %w", quote(name), errdefs.ErrFailedPrecondition)
+	}
+	return id, s.apply(changes{putImages: map[digest.Digest]*imageRecord{id: &rec}})
 }

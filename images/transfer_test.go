@@ -134,8 +134,8 @@ func TestImportNames(t *testing.T) {
 		if want := []string{"docker.io/library/busybox:latest", "mine.example/x:1"}; len(imgs) != 1 || !slices.Equal(imgs[0].RepoTags, want) {
 			t.Errorf("imported %+v, want the tags %v", imgs, want)
 		}
-		if err := to.SetPinned(context.Background(), "busybox", false); err != nil {
-			t.Fatal(err)
+		if id, err := to.SetPinned(context.Background(), "busybox", false); err != nil || id != imgs[0].ID {
+			t.Fatal(id, err)
 		}
 		if img, err := to.Image("busybox"); err != nil || img.Pinned {
 			t.Errorf("after unpinning: %+v, %v", img, err)

@@ -136,7 +136,17 @@ func TestImagesTool(t *testing.T) {
 			if _, errs, code := n.try(t, "images", "remove", testimages.Httpd); code != 1 || !strings.Contains(errs, "pinned") {
 				t.Errorf("remove of what is pinned: exit code %d: %s", code, errs)
 			}
-			n.run(t, "images", "remove", "--force", testimages.Httpd)
+			if from == dir {
+				if got, want := n.run(t, "images", "unpin", testimages.Httpd), "unpinned "+testimages.Httpd+" ("+httpd+")"; got != want {
+					t.Errorf("unpin: %q, want %q", got, want)
+				}
+				if got := crictlNode(n).run(t, "inspecti", "-o", "go-template", "--template", "{{.status.pinned}}", testimages.Httpd); got != "false" {
+					t.Errorf("crictl says of what is unpinned, pinned: %s", got)
+				}
+				n.run(t, "images", "remove", testimages.Httpd)
+			} else {
+				n.run(t, "images", "remove", "--force", testimages.Httpd)
+			}
 			n.run(t, "images", "pull", "-q", testimages.Httpd)
 		}
 		// An import whose client is killed leaves nothing.

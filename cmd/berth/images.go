@@ -19,7 +19,7 @@ func imagesCommand() *cobra.Command {
 	return t.group("images", "Look after the images of this node",
 		"Look after the images of this node, through the running daemon: the same store that the kubelet uses.\n"+
 			"Exit code: 0, 1 if it failed, 2 if the command line makes no sense.",
-		t.imagesList(), t.imagesInspect(), t.imagesPull(), t.imagesPulls(), t.imagesRemove(),
+		t.imagesList(), t.imagesInspect(), t.imagesPull(), t.imagesPulls(), t.imagesRemove(), t.imagesPin(true), t.imagesPin(false),
 		t.imagesImport(), t.imagesExport(), t.imagesVerify(), t.imagesUsage())
 }
 
@@ -210,41 +210,76 @@ func (t *tool) imagesRemove() *cobra.Command {
 			"  berth images remove --force 3f57d9401f8d",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			failed := false
-			ask := func(ctx context.Context, c *admin.Client) (*admin.Removal, error) {
+			return outcomes(cmd, t, "removed", func(ctx context.Context, c *admin.Client) (*admin.Removal, []admin.Outcome, error) {
 				answer, err := c.Remove(ctx, force, args...)
 				if err != nil {
-					return nil, err
+					return nil, nil, err
 				}
-				for _, r := range answer.Removed {
-					if r.Error != nil {
-						failed = true
-						if t.output == asText {
-							fmt.Fprintln(cmd.ErrOrStderr(), "berth:", show.Plain(r.Error.Text))
-						}
-					}
-				}
-				return answer, nil
-			}
-			err := answer(cmd, t, ask, func(w io.Writer, answer *admin.Removal) error {
-				for _, r := range answer.Removed {
-					if r.Error != nil {
-						continue
-					}
-					if _, err := fmt.Fprintf(w, "removed %s (%s)\n", r.Name, r.ID); err != nil {
-						return err
-					}
-				}
-				return nil
+				return answer, answer.Removed, nil
 			})
-			if err == nil && failed {
-				return errTold
-			}
-			return err
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "also what is pinned or in use; layers that containers need stay until these are gone")
 	return cmd
+}
+
+// imagesPin is the command that pins images, or the one that unpins them.
+func (t *tool) imagesPin(pinned bool) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "pin NAME...", Short: "Keep images from the kubelet's garbage collection",
+		Long: "Keep images from the kubelet's garbage collection, as imported ones are: for nodes that do not get them back. What is\n" +
+			"pinned is not removed without --force, and waits for a pull or an import, however long, where it is damaged.",
+		Example: "  berth images pin registry.k8s.io/coredns/coredns:v1.12.0",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return outcomes(cmd, t, cmd.Name()+"ned", func(ctx context.Context, c *admin.Client) (*admin.Pinned, []admin.Outcome, error) {
+				answer, err := c.Pin(ctx, pinned, args...)
+				if err != nil {
+					return nil, nil, err
+				}
+				return answer, answer.Images, nil
+			})
+		},
+	}
+	if !pinned {
+		cmd.Use, cmd.Short = "unpin NAME...", "Leave images to the kubelet's garbage collection"
+		cmd.Long = "Leave images to the kubelet's garbage collection, also imported ones. Pause images, which other runtimes cannot do\nwithout, are always pinned."
+		cmd.Example = "  berth images unpin $(berth images list -q coredns)"
+	}
+	return cmd
+}
+
+// outcomes asks the daemon to do something to images, and shows a line for each: what was done, or, on standard error, why it
+// was not.
+func outcomes[T any](cmd *cobra.Command, t *tool, done string, ask func(context.Context, *admin.Client) (T, []admin.Outcome, error)) error {
+	var all []admin.Outcome
+	failed := false
+	err := answer(cmd, t, func(ctx context.Context, c *admin.Client) (v T, err error) {
+		v, all, err = ask(ctx, c)
+		for _, o := range all {
+			if o.Error != nil {
+				failed = true
+				if t.output == asText {
+					fmt.Fprintln(cmd.ErrOrStderr(), "berth:", show.Plain(o.Error.Text))
+				}
+			}
+		}
+		return v, err
+	}, func(w io.Writer, _ T) error {
+		for _, o := range all {
+			if o.Error != nil {
+				continue
+			}
+			if _, err := fmt.Fprintf(w, "%s %s (%s)\n", done, o.Name, o.ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil && failed {
+		return errTold
+	}
+	return err
 }
 
 func (t *tool) imagesUsage() *cobra.Command {

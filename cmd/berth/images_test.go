@@ -144,6 +144,24 @@ func TestToolsOfImages(t *testing.T) {
 		t.Errorf("pulls: %q", out)
 	}
 
+	if out := d.must(t, "images", "pin", ref, id[:15]); out != "pinned "+ref+" ("+id+")\npinned "+id[:15]+" ("+id+")\n" {
+		t.Errorf("pin: %q", out)
+	}
+	if out := d.must(t, "images", "list", "team"); !strings.Contains(out, "   yes\n") {
+		t.Errorf("list of what is pinned: %s", out)
+	}
+	if _, errs, code := d.tool(t, "images", "remove", ref); code != exitFailure || !strings.Contains(errs, "is pinned") {
+		t.Errorf("remove of what is pinned: %q, exit code %d", errs, code)
+	}
+	pause := d.reg.Host() + "/pause:3.10"
+	out, errs, code = d.tool(t, "images", "unpin", ref, pause, "absent")
+	if out != "unpinned "+ref+" ("+id+")\n" || code != exitFailure || strings.Count(errs, "\n") != 2 || !strings.Contains(errs, "is a pause image") || !strings.Contains(errs, "not found") {
+		t.Errorf("unpin: %q %q, exit code %d", out, errs, code)
+	}
+	if err := json.Unmarshal([]byte(d.must(t, "images", "list", "-o", "json", "team")), &all); err != nil || all.Images[0].Pinned {
+		t.Errorf("list of what is unpinned: %+v %v", all, err)
+	}
+
 	if err := d.store.Prepare("c1", app.ConfigID, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -194,6 +212,7 @@ func TestToolsFailInOneLineWithAnExitCode(t *testing.T) {
 		{[]string{"images", "list", "-o", "yaml"}, `--output: "yaml" is none of text, json`, exitUsage},
 		{[]string{"images", "inspect"}, "accepts 1 arg(s)", exitUsage},
 		{[]string{"images", "remove"}, "requires at least 1 arg(s)", exitUsage},
+		{[]string{"images", "unpin"}, "requires at least 1 arg(s)", exitUsage},
 		{[]string{"images", "pull", "--creds-file", "a", "--docker-config", "b", "x"}, "none of the others can be", exitUsage},
 		{[]string{"images", "inspect", "absent"}, `image "absent": not found`, exitFailure},
 		{[]string{"images", "pull", "UPPER:x"}, "UPPER", exitFailure},

@@ -266,7 +266,7 @@ func TestADamagedImageIsRemoved(t *testing.T) {
 	reg.Push("a", "v1", image("whole"))
 	reg.Push("a", "v2", image("other"))
 	img := n.mustPull(t, reg.Host()+"/a:v1")
-	if err := n.store.SetPinned(t.Context(), string(img.ID), true); err != nil {
+	if _, err := n.store.SetPinned(t.Context(), string(img.ID), true); err != nil {
 		t.Fatal(err)
 	}
 	n.damageAll(t)

@@ -45,6 +45,11 @@ func (c *Client) Remove(ctx context.Context, force bool, names ...string) (*Remo
 	return get[Removal](ctx, c, http.MethodPost, "/v1/images/remove", Names{Names: names, Force: force})
 }
 
+// Pin has the kubelet told that it must not remove images, or that it may, and tells of each what became of it.
+func (c *Client) Pin(ctx context.Context, pinned bool, names ...string) (*Pinned, error) {
+	return get[Pinned](ctx, c, http.MethodPost, "/v1/images/pin", Pins{Names: names, Pinned: pinned})
+}
+
 // Usage tells what takes how much of the disk.
 func (c *Client) Usage(ctx context.Context) (*Usage, error) {
 	return get[Usage](ctx, c, http.MethodGet, "/v1/images/du", nil)

@@ -77,8 +77,8 @@ type Names struct {
 	Force bool `json:"force,omitempty"`
 }
 
-// Removed tells of one name, what became of it.
-type Removed struct {
+// Outcome tells of one name, what became of it.
+type Outcome struct {
 	Name  string        `json:"name"`
 	ID    digest.Digest `json:"id,omitempty"`
 	Error *Error        `json:"error,omitempty"`
@@ -86,7 +86,18 @@ type Removed struct {
 
 // Removal is the answer of Remove.
 type Removal struct {
-	Removed []Removed `json:"removed"`
+	Removed []Outcome `json:"removed"`
+}
+
+// Pins is a request to pin images, or to unpin them.
+type Pins struct {
+	Names  []string `json:"names"`
+	Pinned bool     `json:"pinned"`
+}
+
+// Pinned is the answer of Pin.
+type Pinned struct {
+	Images []Outcome `json:"images"`
 }
 
 // seen is the store's layers at one moment, to describe images with.
@@ -192,25 +203,48 @@ func (s *Server) du(w http.ResponseWriter, _ *http.Request) error {
 	return nil
 }
 
-// remove removes images one by one, and says of each what became of it.
 func (s *Server) remove(w http.ResponseWriter, r *http.Request) error {
 	req, err := ask[Names](w, r)
 	if err != nil {
 		return err
 	}
-	if len(req.Names) == 0 {
-		return invalid("names: none is given")
+	outcomes, err := each(req.Names, func(name string) (digest.Digest, error) { return s.removeOne(r, name, req.Force) })
+	if err != nil {
+		return err
 	}
-	answer := Removal{}
-	for _, name := range req.Names {
-		one := Removed{Name: name}
-		if one.ID, err = s.removeOne(r, name, req.Force); err != nil {
+	reply(w, http.StatusOK, Removal{outcomes})
+	return nil
+}
+
+func (s *Server) pin(w http.ResponseWriter, r *http.Request) error {
+	req, err := ask[Pins](w, r)
+	if err != nil {
+		return err
+	}
+	outcomes, err := each(req.Names, func(name string) (digest.Digest, error) {
+		return s.store.SetPinned(r.Context(), name, req.Pinned)
+	})
+	if err != nil {
+		return err
+	}
+	reply(w, http.StatusOK, Pinned{outcomes})
+	return nil
+}
+
+// each does something to images one by one, and says of each what became of it.
+func each(names []string, do func(name string) (digest.Digest, error)) ([]Outcome, error) {
+	if len(names) == 0 {
+		return nil, invalid("names: none is given")
+	}
+	outcomes := []Outcome{}
+	for _, name := range names {
+		one, err := Outcome{Name: name}, error(nil)
+		if one.ID, err = do(name); err != nil {
 			one.Error, _ = wire(err)
 		}
-		answer.Removed = append(answer.Removed, one)
+		outcomes = append(outcomes, one)
 	}
-	reply(w, http.StatusOK, answer)
-	return nil
+	return outcomes, nil
 }
 
 // removeOne removes an image, also one that is damaged, and refuses what a container needs or what is pinned. A container

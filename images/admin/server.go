@@ -43,6 +43,7 @@ func New(o Options) *Server {
 		"GET /v1/images":          s.images,
 		"POST /v1/images/inspect": s.inspect,
 		"POST /v1/images/remove":  s.remove,
+		"POST /v1/images/pin":     s.pin,
 		"GET /v1/images/du":       s.du,
 		"POST /v1/images/import":  s.importArchive,
 		"POST /v1/images/export":  s.exportArchive,
