@@ -101,13 +101,13 @@ func (s *Server) RemoveImage(ctx context.Context, req *cri.RemoveImageRequest) (
 	return &cri.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo tells how much the images take. It is part of the handshake of every client.
+// ImageFsInfo tells how much the images take, and how much containers have written, which may be on another file system. It
+// is part of the handshake of every client.
 func (s *Server) ImageFsInfo(context.Context, *cri.ImageFsInfoRequest) (*cri.ImageFsInfoResponse, error) {
-	fs := filesystemUsage(s.images.Usage(), time.Now())
-	// Writable layers live beside the images: one file system is both.
+	now := time.Now()
 	return &cri.ImageFsInfoResponse{
-		ImageFilesystems:     []*cri.FilesystemUsage{fs},
-		ContainerFilesystems: []*cri.FilesystemUsage{fs},
+		ImageFilesystems:     []*cri.FilesystemUsage{filesystemUsage(s.images.Usage(), now)},
+		ContainerFilesystems: []*cri.FilesystemUsage{filesystemUsage(s.images.WritablesUsage(), now)},
 	}, nil
 }
 

@@ -34,7 +34,7 @@ func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *cri.ListPodSandbo
 func (s *Server) podSandboxMetrics(ctx context.Context) iter.Seq[*cri.PodSandboxMetrics] {
 	return func(yield func(*cri.PodSandboxMetrics) bool) {
 		containers := s.runningByPod()
-		disk := s.imageDisk()
+		disk := s.writableDisk()
 		for _, sb := range s.pods.Sandboxes() {
 			if ctx.Err() != nil {
 				return
@@ -121,14 +121,14 @@ func (s *measured) appendTo(list []*cri.Metric) []*cri.Metric {
 	return list
 }
 
-// disk is the file system of images and writable layers.
+// disk is the file system of writable layers.
 type disk struct {
 	device string
 	unix.Statfs_t
 }
 
-func (s *Server) imageDisk() (d disk) {
-	root := s.images.Usage().Mountpoint
+func (s *Server) writableDisk() (d disk) {
+	root := s.images.WritablesUsage().Mountpoint
 	var st unix.Stat_t
 	if unix.Stat(root, &st) == nil {
 		d.device = cgroups.DeviceName(unix.Major(st.Dev), unix.Minor(st.Dev))

@@ -43,6 +43,8 @@
 //	views/HASH/          record.json: one read-only view, so that its layers stay
 //	tmp/ trash/          work under way; what is to be deleted. Both are emptied by Open and in the background
 //
+// With Options.Writable rootfs is a link to a directory of that name there, which has a tmp and a trash beside it.
+//
 // Example:
 //
 //	store, err := images.Open(images.Options{Root: "/var/lib/berth/images", CertsD: "/etc/berth/certs.d", Log: log})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -20,11 +21,12 @@ func (s *Store) recover() error {
 	if err != nil {
 		return err
 	}
-	if err := s.trashAll(tmpDir, func(string) bool { return false }); err != nil {
+	nothing := func(string) bool { return false }
+	if err := errors.Join(s.trashAll(s.path(tmpDir), s.trash, nothing), s.trashAll(s.writablePath(tmpDir), s.trashWritable, nothing)); err != nil {
 		return err
 	}
 	onDisk := map[string]bool{}
-	if err := s.trashAll(layersDir, func(name string) bool {
+	if err := s.trashAll(s.path(layersDir), s.trash, func(name string) bool {
 		onDisk[name] = true
 		return true
 	}); err != nil {
@@ -88,7 +90,7 @@ func (s *Store) sweepFiles() error {
 	known := s.knownFiles()
 	var errs []error
 	for _, dir := range []string{layersDir, recordsDir, blobsDir} {
-		errs = append(errs, s.trashAll(dir, func(name string) bool { return known[name] }))
+		errs = append(errs, s.trashAll(s.path(dir), s.trash, func(name string) bool { return known[name] }))
 	}
 	return errors.Join(errs...)
 }
@@ -109,9 +111,9 @@ func (s *Store) knownFiles() map[string]bool {
 	return known
 }
 
-// trashAll moves the entries of a directory that keep refuses to the trash.
-func (s *Store) trashAll(dir string, keep func(name string) bool) error {
-	entries, err := os.ReadDir(s.path(dir))
+// trashAll throws the entries of a directory away that keep refuses.
+func (s *Store) trashAll(dir string, throw func(path string) error, keep func(name string) bool) error {
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
@@ -119,7 +121,7 @@ func (s *Store) trashAll(dir string, keep func(name string) bool) error {
 		if keep(e.Name()) {
 			continue
 		}
-		if err := s.trash(s.path(dir, e.Name())); err != nil {
+		if err := throw(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
@@ -133,9 +135,14 @@ func unique() string {
 	return strconv.FormatInt(time.Now().UnixNano(), 36) + "-" + strconv.Itoa(os.Getpid()) + "-" + strconv.FormatUint(trashCount.Add(1), 36)
 }
 
-// trash moves a tree away at once; it is deleted in the background. Nil if it is absent.
-func (s *Store) trash(path string) error {
-	err := os.Rename(path, s.path(trashDir, unique()))
+// trash moves a tree of the images away at once; it is deleted in the background. Nil if it is absent.
+func (s *Store) trash(path string) error { return s.throw(path, s.path(trashDir)) }
+
+// trashWritable is trash for what belongs to root file systems.
+func (s *Store) trashWritable(path string) error { return s.throw(path, s.writablePath(trashDir)) }
+
+func (s *Store) throw(path, trash string) error {
+	err := os.Rename(path, filepath.Join(trash, unique()))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -164,18 +171,13 @@ func (s *Store) emptyTrash() {
 		case <-s.trashed:
 		}
 		thrown := s.thrown.Load()
-		entries, err := os.ReadDir(s.path(trashDir))
-		if err != nil {
-			s.log.Error("read trash", "error", err)
-			continue
+		for _, dir := range slices.Compact([]string{s.path(trashDir), s.writablePath(trashDir)}) {
+			if err := s.empty(dir); err != nil {
+				s.log.Warn("what was discarded is not deleted", "error", err)
+			}
 		}
-		for _, e := range entries {
-			if s.ctx.Err() != nil {
-				return
-			}
-			if err := os.RemoveAll(s.path(trashDir, e.Name())); err != nil {
-				s.log.Warn("delete discarded layer", "error", err)
-			}
+		if s.ctx.Err() != nil {
+			return
 		}
 		s.mu.Lock()
 		s.deleted = thrown
@@ -183,6 +185,18 @@ func (s *Store) emptyTrash() {
 		s.emptied = make(chan struct{})
 		s.mu.Unlock()
 	}
+}
+
+// empty deletes what is in a directory, until the store is closed.
+func (s *Store) empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if s.ctx.Err() != nil {
+			return nil
+		}
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
 }
 
 // waitTrash waits until what is in the trash now is deleted.

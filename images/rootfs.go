@@ -90,7 +90,7 @@ func (s *Store) Prepare(key string, image digest.Digest, userns *Userns) error {
 	}
 	s.mu.Lock()
 	if s.rootfs[key] == rec {
-		s.usage[key] = Usage{Mountpoint: s.root, Bytes: 4096, Inodes: 1} // its root directory; counted from now on
+		s.usage[key] = Usage{Mountpoint: s.writable, Bytes: 4096, Inodes: 1} // its root directory; counted from now on
 	}
 	s.mu.Unlock()
 	return nil
@@ -126,10 +126,10 @@ func (s *Store) holdImage(image digest.Digest) (*rootfsRecord, error) {
 
 // makeRootfs makes the directories in tmp and renames them into place, so that whatever is in place has a record.
 func (s *Store) makeRootfs(key string, rec *rootfsRecord) (err error) {
-	tmp := s.path(tmpDir, unique())
+	tmp := s.writablePath(tmpDir, unique())
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.trash(tmp))
+			err = errors.Join(err, s.trashWritable(tmp))
 		}
 	}()
 	upper := filepath.Join(tmp, "upper")
@@ -168,7 +168,7 @@ func (s *Store) makeRootfs(key string, rec *rootfsRecord) (err error) {
 	if err := writeRecord(tmp, rec); err != nil {
 		return err
 	}
-	return os.Rename(tmp, s.path(rootfsDir, key))
+	return os.Rename(tmp, s.writablePath(rootfsDir, key))
 }
 
 // Mount mounts the root file system key at target, a directory. Nil if it is mounted there already.
@@ -192,7 +192,7 @@ func (s *Store) Mount(ctx context.Context, key, target string) error {
 	if len(lowers) == 0 {
 		lowers = []string{s.path(emptyDir)}
 	}
-	work := s.path(rootfsDir, key, "work")
+	work := s.writablePath(rootfsDir, key, "work")
 	// Left by a mount that was not undone in order, such as by a reboot; overlayfs refuses such a work directory,
 	// because of what upper may have lost. What a container wrote before a reboot is not looked at again.
 	if err := os.RemoveAll(filepath.Join(work, "work", "incompat")); err != nil {
@@ -298,7 +298,7 @@ func (s *Store) Release(key string) error {
 	if rec == nil {
 		return nil
 	}
-	if err := s.trash(s.path(rootfsDir, key)); err != nil {
+	if err := s.trashWritable(s.writablePath(rootfsDir, key)); err != nil {
 		return fmt.Errorf("release root file system %s: %w", key, err)
 	}
 	s.mu.Lock()
@@ -348,7 +348,7 @@ func (s *Store) Keys() []string {
 }
 
 // UpperDir is where what a container writes to its root file system is kept.
-func (s *Store) UpperDir(key string) string { return s.path(rootfsDir, key, "upper") }
+func (s *Store) UpperDir(key string) string { return s.writablePath(rootfsDir, key, "upper") }
 
 // holdDirs holds the layers that something was made of, also those that are on record no more, as after the loss of the
 // database: a container may run on their directories. It returns false, holding none, if one of these is not there.
@@ -376,9 +376,9 @@ func (s *Store) made() []*rootfsRecord {
 // loadRootfs reads the records of root file systems at Open. One that is torn, or whose layers are not on the disk any more,
 // cannot be mounted again: it goes.
 func (s *Store) loadRootfs(onDisk map[string]bool) error {
-	return s.trashAll(rootfsDir, func(key string) bool {
+	return s.trashAll(s.writablePath(rootfsDir), s.trashWritable, func(key string) bool {
 		rec := new(rootfsRecord)
-		if err := readRecord(s.path(rootfsDir, key), rec); err != nil {
+		if err := readRecord(s.writablePath(rootfsDir, key), rec); err != nil {
 			s.log.Warn("unreadable root file system discarded", "key", key, "error", err)
 			return false
 		}
@@ -393,7 +393,7 @@ func (s *Store) loadRootfs(onDisk map[string]bool) error {
 
 // loadViews keeps the records of views that are still mounted.
 func (s *Store) loadViews(onDisk map[string]bool) error {
-	return s.trashAll(viewsDir, func(name string) bool {
+	return s.trashAll(s.path(viewsDir), s.trash, func(name string) bool {
 		view := new(viewRecord)
 		if err := readRecord(s.path(viewsDir, name), view); err != nil {
 			return false

@@ -25,6 +25,9 @@ import (
 type Options struct {
 	// Root is the store's directory. It is made, and given mode 0700.
 	Root string
+	// Writable is a directory for prepared root file systems, where these are to be on another file system than the images.
+	// It is made, given mode 0700, and the store's alone. "" has them in Root.
+	Writable string
 	// CertsD is the directory of registry configuration (HOST/hosts.toml, containerd's format), or several, separated by
 	// colons, of which the first that has a registry's counts; "" for none.
 	CertsD string
@@ -50,6 +53,7 @@ type Options struct {
 // Store is the images of one node. Its methods may be called side by side.
 type Store struct {
 	root      string
+	writable  string // of root file systems: root, or another directory
 	rootDir   *os.File
 	certsD    string
 	local     bool
@@ -129,7 +133,13 @@ func Open(o Options) (*Store, error) {
 	if err != nil || o.Root == "" {
 		return nil, fmt.Errorf("image store: root %q: %w", o.Root, errdefs.ErrInvalidArgument)
 	}
-	if err := makeRoot(root); err != nil {
+	writable := root
+	if o.Writable != "" {
+		if writable, err = filepath.Abs(o.Writable); err != nil {
+			return nil, fmt.Errorf("image store: root file systems at %q: %w", o.Writable, errdefs.ErrInvalidArgument)
+		}
+	}
+	if err := errors.Join(makeRoot(root), makeWritable(root, writable)); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
 	rootDir, err := os.Open(root)
@@ -142,7 +152,7 @@ func Open(o Options) (*Store, error) {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
 	s := &Store{
-		root: root, rootDir: rootDir, certsD: o.CertsD, keepBlobs: o.KeepBlobs, local: o.LocalWhenUnavailable, log: log, observe: o.Observe, db: db,
+		root: root, writable: writable, rootDir: rootDir, certsD: o.CertsD, keepBlobs: o.KeepBlobs, local: o.LocalWhenUnavailable, log: log, observe: o.Observe, db: db,
 		pace: paceOf(cmp.Or(o.MinPullRate, DefaultMinPullRate)), bounds: bounds{bytes: cmp.Or(o.MaxLayerBytes, DefaultMaxLayerBytes), entries: cmp.Or(o.MaxLayerEntries, DefaultMaxLayerEntries)}, linger: lingerFor, space: space{dir: rootDir},
 		layersAtOnce: newSlots(max(layersOfPull, 2*runtime.GOMAXPROCS(0))), connections: newSlots(maxConnections),
 		trashed: make(chan struct{}, 1), emptied: make(chan struct{}),
@@ -177,29 +187,17 @@ func (s *Store) Close() error {
 // makeRoot makes the directories of a store. Mode 0700 keeps setuid files of layers and half-unpacked trees from other
 // users of the host (CVE-2021-41103), so it holds for roots that were there before, too.
 func makeRoot(root string) error {
-	if err := os.MkdirAll(root, 0o700); err != nil {
+	if err := makeDir(root, 0o700); err != nil {
 		return err
 	}
-	info, err := os.Stat(root)
-	if err != nil {
-		return err
-	}
-	if !info.IsDir() {
-		return fmt.Errorf("%s is not a directory: %w", root, errdefs.ErrFailedPrecondition)
-	}
-	if err := os.Chmod(root, 0o700); err != nil {
-		return err
-	}
-	for _, dir := range []string{layersDir, recordsDir, blobsDir, rootfsDir, viewsDir, tmpDir, trashDir, emptyDir, voidDir} {
-		path := filepath.Join(root, dir)
-		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	for _, dir := range []string{layersDir, recordsDir, blobsDir, viewsDir, tmpDir, trashDir} {
+		if err := makeDir(filepath.Join(root, dir), 0o700); err != nil {
 			return err
 		}
-		mode := os.FileMode(0o700)
-		if dir == emptyDir || dir == voidDir {
-			mode = 0o755 // its mode is seen as that of the root directory of an image without layers
-		}
-		if err := os.Chmod(path, mode); err != nil {
+	}
+	for _, dir := range []string{emptyDir, voidDir} {
+		// Its mode is seen as that of the root directory of an image without layers.
+		if err := makeDir(filepath.Join(root, dir), 0o755); err != nil {
 			return err
 		}
 	}

@@ -71,6 +71,18 @@ func (s *Store) WritableUsage(key string) (Usage, bool) {
 	return u, ok
 }
 
+// WritablesUsage returns what all of them take.
+func (s *Store) WritablesUsage() Usage {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	all := Usage{Mountpoint: s.writable}
+	for _, u := range s.usage {
+		all.Bytes += u.Bytes
+		all.Inodes += u.Inodes
+	}
+	return all
+}
+
 // countEvery is how often writable layers are counted, as often as the kubelet looks for pods to evict. Counting takes
 // at most a tenth of the time.
 const countEvery = 10 * time.Second
@@ -94,7 +106,7 @@ func (s *Store) countWritables() {
 
 // countWritable counts one. One that was released meanwhile is left out.
 func (s *Store) countWritable(key string) {
-	u := Usage{Mountpoint: s.root}
+	u := Usage{Mountpoint: s.writable}
 	fd, err := unix.Open(s.UpperDir(key), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return

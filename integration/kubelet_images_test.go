@@ -4,9 +4,7 @@ package integration
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -22,7 +20,7 @@ import (
 
 // TestKubeletCollectsImages: a kubelet that is short of space for images removes those that nothing uses, and finds the space
 // free when the removals have returned, so that it evicts no pod. The disk of the images is one of its own. Images that are
-// used, and pinned ones, stay (k8s#81756, #106037).
+// used, and pinned ones, stay (k8s#81756, #106037), and what was imported runs without a registry (k3s#9188).
 func TestKubeletCollectsImages(t *testing.T) {
 	ctx := t.Context()
 	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf})
@@ -39,36 +37,30 @@ func TestKubeletCollectsImages(t *testing.T) {
 		t.Skip("where other runtimes keep their images is theirs")
 	}
 	store := filepath.Join(n.Root(), "images")
-	must(t, os.MkdirAll(store, 0o700))
-	disk := filepath.Join(n.Dir, "disk")
-	must(t, os.WriteFile(disk, nil, 0o600))
-	must(t, os.Truncate(disk, 512<<20))
-	for _, cmd := range [][]string{{"mkfs.ext4", "-q", disk}, {"mount", "-o", "loop", disk, store}} {
-		if out, err := exec.CommandContext(ctx, cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s: %v", cmd, out, err)
-		}
-	}
+	mountDisk(t, store, 512<<20)
 	must(t, n.StartRegistry(ctx))
 	must(t, n.StartBerth(ctx))
 
 	reg := imagestest.NewRegistry(t)
-	noise := func(name string, mib int) imagestest.LayerBlob {
-		data := make([]byte, mib<<20)
-		_, _ = rand.NewChaCha8([32]byte([]byte(fmt.Sprintf("%32s", name)))).Read(data)
-		return imagestest.PlainLayer(imagestest.Tar(imagestest.File(name, string(data))))
-	}
-	shared := noise("shared", 20)
+	shared := noiseLayer("shared", 20)
 	for i := range 5 {
 		name := fmt.Sprintf("unused%d", i)
-		reg.Push(name, "1", imagestest.NewImage(shared, noise(name, 40)))
+		reg.Push(name, "1", imagestest.NewImage(shared, noiseLayer(name, 40)))
 		_, err := n.CRI.Pull(ctx, reg.Host()+"/"+name+":1")
 		must(t, err)
 	}
-	reg.Push("pause", "1", imagestest.NewImage(shared, noise("pause", 1)))
+	reg.Push("pause", "1", imagestest.NewImage(shared, noiseLayer("pause", 1)))
 	_, err = n.CRI.Pull(ctx, reg.Host()+"/pause:1")
 	must(t, err)
 	_, err = n.CRI.Pull(ctx, testimages.Httpd)
 	must(t, err)
+	// One that no registry has.
+	const offline = "registry.invalid/offline:1"
+	tool, archive := toolNode{n}, filepath.Join(n.Dir, "offline.tar")
+	tool.run(t, "images", "pull", testimages.Busybox)
+	tool.run(t, "images", "export", "--file", archive, testimages.Busybox)
+	tool.run(t, "images", "remove", testimages.Busybox)
+	tool.run(t, "images", "import", "--name", offline, archive)
 
 	list := func() (unused, others map[string]uint64) {
 		t.Helper()
@@ -130,9 +122,13 @@ func TestKubeletCollectsImages(t *testing.T) {
 		t.Errorf("removals of %d images promised %d bytes and gave back %d", len(before), promised, back)
 	}
 	_, others := list()
-	if len(others) != 2 {
-		t.Errorf("left are %v, want the pinned and the used image", others)
+	if len(others) != 3 {
+		t.Errorf("left are %v, want the pinned, the imported and the used image", others)
 	}
+	kn.apply(t, "offline", `
+  containers:
+  - {name: c, image: `+offline+`, imagePullPolicy: IfNotPresent, command: [sleep, "1000"]}
+`, lab.Running)
 	again, err := kn.k.WaitPod(ctx, "user", soon, lab.Running)
 	must(t, err)
 	if was, is := pod.Container("web").ContainerID, again.Container("web").ContainerID; was != is {

@@ -316,6 +316,6 @@ func (t *tool) writeUsage(w io.Writer, u *admin.Usage) error {
 	return show.Rows(w, [][]string{
 		{"Images:", fmt.Sprintf("%d of %d layers: %s, %d files, in %s", len(u.Images), u.Layers, show.Size(u.Bytes, t.exact), u.Inodes, u.Root)},
 		{"Freeable:", show.Size(u.Freeable, t.exact)},
-		{"Containers:", fmt.Sprintf("%d have written %s", u.Containers, show.Size(u.WritableBytes, t.exact))},
+		{"Containers:", fmt.Sprintf("%d have written %s, in %s", u.Containers, show.Size(u.WritableBytes, t.exact), u.WritableRoot)},
 	})
 }

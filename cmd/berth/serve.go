@@ -56,6 +56,7 @@ func serveCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&file, "config", "", "configuration `file` (default "+configDir+"/config.yaml and "+configDir+"/config.d/*.yaml, where they exist)")
 	f.StringVar(&c.Root, config.Flag("root"), c.Root, "`directory` of what survives a reboot: images, records, writable layers")
+	f.StringVar(&c.WritableRoot, config.Flag("writableRoot"), "", "`directory` of what containers write, where that is to be on another file system than the images (default in --root)")
 	f.StringVar(&c.Run, config.Flag("run"), c.Run, "`directory` of what does not survive it, on a tmpfs")
 	f.StringVar(&c.Socket, config.Flag("socket"), "", "unix socket `path` for the kubelet (default berth.sock in --run)")
 	f.StringVar(&c.CertsD, config.Flag("certsD"), c.CertsD, "`directory` of HOST/hosts.toml, how to reach registries, or several, separated by colons: the first that has a registry's counts")
@@ -214,7 +215,7 @@ func warnOfCertsD(log *slog.Logger, certsD string) {
 func storeOptions(c *config.Config, log *slog.Logger) images.Options {
 	return images.Options{
 		Root: filepath.Join(c.Root, "images"), CertsD: c.CertsD, LocalWhenUnavailable: c.WhenRegistryDown == config.Local,
-		KeepBlobs:     c.LayerBlobs == config.Keep,
+		Writable: c.WritableStore(), KeepBlobs: c.LayerBlobs == config.Keep,
 		MaxLayerBytes: config.Amount(c.MaxLayerBytes), MaxLayerEntries: config.Amount(c.MaxLayerEntries),
 		MinPullRate: config.Amount(c.MinPullRate),
 		Log:         log, Observe: steps(log),

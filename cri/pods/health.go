@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,9 +68,8 @@ func (m *Manager) Health(ctx context.Context) Health { return m.health.get(ctx) 
 
 // look is one look at all that a pod needs of the node.
 func (m *Manager) look() Health {
-	rootLasting, rootFull := statDisk(m.opts.Root)
-	runLasting, runFull := statDisk(m.opts.Run)
-	h := Health{Storage: first(rootLasting, rootFull, runLasting, runFull), Runtime: first(rootLasting, runLasting)}
+	var h Health
+	h.Runtime, h.Storage = statDisks(m.opts.Root, m.opts.Run, m.opts.Images.Usage().Mountpoint, m.opts.Images.WritablesUsage().Mountpoint)
 	if h.Runtime != nil {
 		return h
 	}
@@ -88,13 +88,14 @@ func (m *Manager) look() Health {
 	return h
 }
 
-func first(problems ...*Problem) *Problem {
-	for _, p := range problems {
-		if p != nil {
-			return p
-		}
+// statDisks tells what keeps from writing to any of some directories at all, and what else is wrong with one.
+func statDisks(dirs ...string) (lasting, any *Problem) {
+	var full *Problem
+	for _, dir := range dirs {
+		l, f := statDisk(dir)
+		lasting, full = cmp.Or(lasting, l), cmp.Or(full, f)
 	}
-	return nil
+	return lasting, cmp.Or(lasting, full)
 }
 
 // statDisk tells whether a directory can be written to at all, and whether there is room.

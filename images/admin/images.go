@@ -64,8 +64,9 @@ type Usage struct {
 	Bytes    uint64 `json:"bytes"`
 	Inodes   uint64 `json:"inodes"`
 	Freeable uint64 `json:"freeableBytes"`
-	// Containers and what they have written, as last counted.
+	// Containers and what they have written, as last counted, to a directory that may be on another file system.
 	Containers    int     `json:"containers"`
+	WritableRoot  string  `json:"writableRoot"`
 	WritableBytes uint64  `json:"writableBytes"`
 	Images        []Image `json:"images"`
 }
@@ -193,12 +194,8 @@ func (s *Server) du(w http.ResponseWriter, _ *http.Request) error {
 		}
 	}
 	u.Freeable = goes.Bytes
-	for _, key := range s.store.Keys() {
-		u.Containers++
-		if w, ok := s.store.WritableUsage(key); ok {
-			u.WritableBytes += w.Bytes
-		}
-	}
+	written := s.store.WritablesUsage()
+	u.Containers, u.WritableRoot, u.WritableBytes = len(s.store.Keys()), written.Mountpoint, written.Bytes
 	reply(w, http.StatusOK, u)
 	return nil
 }

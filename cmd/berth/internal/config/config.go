@@ -18,6 +18,9 @@ import (
 type Config struct {
 	// Root is where what must survive a reboot is kept: images, records, writable layers.
 	Root string `json:"root,omitempty"`
+	// WritableRoot is where what containers write to their root file systems is kept, if it is to be on another file system
+	// than the images; in Root if empty.
+	WritableRoot string `json:"writableRoot,omitempty"`
 	// Run is where the rest is: a tmpfs.
 	Run string `json:"run,omitempty"`
 	// Socket is where the CRI is served; berth.sock in Run if empty.
@@ -160,6 +163,7 @@ const (
 func (c *Config) fields() []field {
 	return []field{
 		{name: "root", flag: "root", text: &c.Root},
+		{name: "writableRoot", flag: "writable-root", text: &c.WritableRoot, optional: true},
 		{name: "run", flag: "run", text: &c.Run},
 		{name: "socket", flag: "socket", text: &c.Socket, optional: true},
 		{name: "certsD", flag: "certs-d", text: &c.CertsD, optional: true, parse: directories},
@@ -348,6 +352,14 @@ func Amount(s string) int64 {
 		return 0
 	}
 	return n << shift
+}
+
+// WritableStore is the directory in WritableRoot that is berth's alone; "" if there is none.
+func (c *Config) WritableStore() string {
+	if c.WritableRoot == "" {
+		return ""
+	}
+	return filepath.Join(c.WritableRoot, "writable")
 }
 
 // AdminSocket is where operators' tools reach the daemon, in a directory of its own: that of Run is passed through by others.

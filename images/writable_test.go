@@ -1,0 +1,91 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/images/imagestest"
+)
+
+// TestKEP4191_SplitFileSystems: what containers write is on a disk of its own, and nothing of it on that of the images.
+func TestKEP4191_SplitFileSystems(t *testing.T) {
+	disk := loopDisk(t, 64<<20, "mkfs.ext4", "-q")
+	o := Options{Root: filepath.Join(t.TempDir(), "images"), Writable: filepath.Join(disk, "w")}
+	open := func() *Store {
+		t.Helper()
+		s, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s, ctx := open(), context.Background()
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", imagestest.NewImage(imagestest.Layer(imagestest.File("f", "x"))))
+	img := mustPull(t, s, reg.Host()+"/a:b")
+	target := mountPoint(t)
+	if err := errors.Join(s.Prepare("k", img.ID, nil), s.Mount(ctx, "k", target)); err != nil {
+		t.Fatal(err)
+	}
+	before := free(t, disk)
+	if err := os.WriteFile(filepath.Join(target, "mine"), make([]byte, 8<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.countWritable("k")
+	took := before - free(t, disk)
+	one, _ := s.WritableUsage("k")
+	all, layers := s.WritablesUsage(), s.Usage()
+	if one != all || all.Mountpoint != o.Writable || all.Bytes < 8<<20 || max(all.Bytes, took)-min(all.Bytes, took) > 8<<20/100 {
+		t.Errorf("%+v of one root file system, %+v of all; the disk has %d bytes less", one, all, took)
+	}
+	if layers.Mountpoint != s.root || layers.Bytes > 1<<20 || onDisk(t, s.UpperDir("k")) != onDisk(t, disk) || onDisk(t, s.root) == onDisk(t, disk) {
+		t.Errorf("images take %+v", layers)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody loses sight of it by a change of options.
+	if s, err := Open(Options{Root: o.Root}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), o.Writable) {
+		t.Errorf("got %v, %v; want it said where the writable layers are", s, err)
+	}
+	s = open()
+	if data, err := os.ReadFile(filepath.Join(s.UpperDir("k"), "mine")); err != nil || len(data) != 8<<20 || len(s.Keys()) != 1 {
+		t.Errorf("after a restart: %d bytes, %v, root file systems %v", len(data), err, s.Keys())
+	}
+	if err := errors.Join(s.Unmount(target), s.Release("k")); err != nil {
+		t.Error(err)
+	}
+	s.waitTrash(ctx)
+	if now := free(t, disk); now < before {
+		t.Errorf("%d bytes are free after all, were %d", now, before)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	writable := o.Writable
+	o.Writable = ""
+	s = open()
+	if err := errors.Join(s.Prepare("k", img.ID, nil), s.Close()); err != nil || onDisk(t, s.UpperDir("k")) != onDisk(t, s.root) {
+		t.Errorf("without a disk of their own: %v", err)
+	}
+	if s, err := Open(Options{Root: o.Root, Writable: writable}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("got %v, %v; want it said that there are writable layers", s, err)
+	}
+}
+
+// onDisk is the device that a path is on.
+func onDisk(t *testing.T, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Dev
+}
