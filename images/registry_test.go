@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/berth-run/berth/images/imagestest"
 )
@@ -397,18 +398,30 @@ func TestWrongBytesAreNeverVisible(t *testing.T) {
 	}
 }
 
-// leftovers lists what is in the staging and layer directories.
+// leftovers are the layers, whatever is staged, and what lies among records, blobs and documents and belongs to nothing.
 func leftovers(t *testing.T, s *Store) []string {
 	t.Helper()
 	var left []string
-	for _, dir := range []string{tmpDir, layersDir} {
+	s.mu.RLock()
+	known := s.knownFiles()
+	s.mu.RUnlock()
+	for _, dir := range []string{tmpDir, layersDir, recordsDir, blobsDir} {
 		entries, err := os.ReadDir(s.path(dir))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, e := range entries {
-			left = append(left, dir+"/"+e.Name())
+			if dir == tmpDir || dir == layersDir || !known[e.Name()] {
+				left = append(left, dir+"/"+e.Name())
+			}
 		}
+	}
+	switch stray, err := s.strayDocs(&changes{}); {
+	case errors.Is(err, berrors.ErrDatabaseNotOpen):
+	case err != nil:
+		t.Fatal(err)
+	case stray:
+		left = append(left, "documents of no image")
 	}
 	return left
 }

@@ -283,7 +283,7 @@ func (h *hostileNode) nothingLeft(t *testing.T) {
 	if len(list.Images) != 0 {
 		t.Errorf("images are left: %v", list.Images)
 	}
-	for _, dir := range []string{"tmp", "layers"} {
+	for _, dir := range []string{"tmp", "layers", "records", "blobs"} {
 		entries, err := os.ReadDir(filepath.Join(h.Root(), "images", dir))
 		must(t, err)
 		for _, e := range entries {
@@ -291,6 +291,9 @@ func (h *hostileNode) nothingLeft(t *testing.T) {
 				t.Errorf("left in %s: %s", dir, e.Name())
 			}
 		}
+	}
+	if out, err := h.Tool(t.Context(), "images", "verify").CombinedOutput(); err != nil {
+		t.Errorf("verify: %s: %v", out, err)
 	}
 }
 
