@@ -21,6 +21,25 @@ import (
 )
 
 // The kubelet dereferences attributes and metadata, and used_bytes.
+// TestSizeOfAnImage: as fetched, but no more than its removal gives back, and never 0, which the kubelet refuses.
+func TestSizeOfAnImage(t *testing.T) {
+	for name, c := range map[string]struct {
+		fetched   int64
+		own, want uint64
+	}{
+		"compressed":                            {100, 250, 100},
+		"compresses to more than it takes":      {100, 90, 90},
+		"shares most of its layers with others": {100, 7, 7},
+		"shares all of them":                    {100, 0, 1},
+		"has no layers":                         {0, 0, 1},
+		"of a manifest that lies":               {-5, 250, 1},
+	} {
+		if got := image(&images.Image{Size: c.fetched, Own: c.own}).Size; got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+}
+
 func TestStatsAreNeverWithoutWhatTheKubeletDereferences(t *testing.T) {
 	now := time.Unix(100, 0)
 	got := containerStats(&pods.Container{ID: idA}, nil, images.Usage{}, true, now)
