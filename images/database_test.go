@@ -18,15 +18,20 @@ import (
 	"github.com/berth-run/berth/images/imagestest"
 )
 
+// randomBytes are the same for the same seed, and compress to nothing less.
+func randomBytes(seed byte, n int) []byte {
+	data := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(data)
+	return data
+}
+
 // scribble puts noise into a file.
 func scribble(path string, off, n int64) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
-	noise := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)
-	_, err = f.WriteAt(noise, off)
+	_, err = f.WriteAt(randomBytes(1, int(n)), off)
 	return errors.Join(err, f.Close())
 }
 

@@ -344,7 +344,7 @@ func (e *exporter) kept(rec *layerRecord) error {
 	defer f.Close()
 	e.written[rec.Blob.Digest] = true
 	return e.file(blobName(rec.Blob.Digest), rec.Blob.Size, func(w io.Writer) error {
-		_, err := io.Copy(w, f) // on the same btrfs or xfs no byte is copied
+		_, err := io.Copy(w, f)
 		return err
 	})
 }

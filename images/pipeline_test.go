@@ -339,9 +339,7 @@ func TestPullsShareAMemory(t *testing.T) {
 
 // noise is an archive of a file that does not get smaller.
 func noise(seed byte, n int) []byte {
-	body := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{seed}).Read(body)
-	return imagestest.Tar(imagestest.File("noise", string(body)))
+	return imagestest.Tar(imagestest.File("noise", string(randomBytes(seed, n))))
 }
 
 // liveMemory is what is in use, and no garbage.

@@ -34,6 +34,9 @@ func TestRootfsLifecycle(t *testing.T) {
 	if n := mountsAt(t, target); n != 1 {
 		t.Errorf("%d mounts at the target", n)
 	}
+	if options := mountOptions(t, target); !slices.Contains(options, "volatile") && !slices.Contains(options, "fsync=volatile") {
+		t.Errorf("mounted with %q: each unmount flushes the disk of the images", options)
+	}
 	var st unix.Stat_t
 	if err := unix.Stat(target, &st); err != nil || st.Mode&0o7777 != 0o750 || st.Uid != 3 || st.Gid != 4 {
 		t.Errorf("root directory: mode %o, %d:%d, %v", st.Mode, st.Uid, st.Gid, err)
@@ -104,6 +107,22 @@ func mountsAt(t *testing.T, target string) int {
 		t.Fatal(err)
 	}
 	return strings.Count(string(data), " "+target+" ")
+}
+
+// mountOptions are those of the file system that is mounted at target, as the kernel has them.
+func mountOptions(t *testing.T, target string) []string {
+	t.Helper()
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if strings.Contains(line, " "+target+" ") {
+			fields := strings.Fields(line)
+			return strings.Split(fields[len(fields)-1], ",")
+		}
+	}
+	return nil
 }
 
 func TestRootfsErrors(t *testing.T) {

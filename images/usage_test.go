@@ -3,11 +3,12 @@ package images
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
@@ -20,10 +21,7 @@ import (
 // bigImage has what makes it hard to say how much it takes: many small files, a few large ones, links, holes, deep and
 // large directories.
 func bigImage(seed uint64) *imagestest.Image {
-	r := rand.NewChaCha8([32]byte{byte(seed)})
-	noise := make([]byte, 3<<20)
-	_, _ = r.Read(noise)
-	entries := []imagestest.Entry{imagestest.File("large", string(noise)), imagestest.GNUSparse("sparse", 256<<20, 128<<20, "data")}
+	entries := []imagestest.Entry{imagestest.File("large", string(randomBytes(byte(seed), 3<<20))), imagestest.GNUSparse("sparse", 256<<20, 128<<20, "data")}
 	for i := range 300 {
 		entries = append(entries, imagestest.File(fmt.Sprintf("many/%d/a-rather-long-name-of-a-file-%d", i%7, i), fmt.Sprint(seed, "x", i)))
 		if i%10 == 0 {
@@ -176,5 +174,42 @@ func TestBlobOfTwoLayersOfACommitThatFails(t *testing.T) {
 	wantWhole(t, s)
 	if left := leftovers(t, s); len(left) != 2 || onlyFile(s.path(blobsDir)) == "" {
 		t.Errorf("left: %v, one blob: %s", left, onlyFile(s.path(blobsDir)))
+	}
+}
+
+// TestPullNeedsNoRoomForWhatIsCompressed: eks-ami#1359, containerd#4249. A disk of 1.2 times what an image unpacks to has room
+// for it, though it compresses to nothing less; with compressed layers kept it has not, and is as it was before.
+func TestPullNeedsNoRoomForWhatIsCompressed(t *testing.T) {
+	disk := loopDisk(t, 48<<20, "mkfs.ext4", "-q", "-m", "0")
+	reg := imagestest.NewRegistry(t)
+	for _, keep := range []bool{true, false} {
+		s, err := Open(Options{Root: filepath.Join(disk, "images"), KeepBlobs: keep})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.linger = 0
+		room := free(t, disk)
+		if keep {
+			var layers []imagestest.LayerBlob
+			for i := range 3 {
+				large := imagestest.File("large", string(randomBytes(byte(i), int(room*10/12)/3)))
+				layers = append(layers, imagestest.Layer(large))
+			}
+			reg.Push("a", "b", imagestest.NewImage(layers...))
+		}
+		_, err = s.Pull(context.Background(), reg.Host()+"/a:b", nil)
+		if errdefs.IsResourceExhausted(err) != keep || !keep && err != nil {
+			t.Errorf("kept blobs %v: %v", keep, err)
+		}
+		wantWhole(t, s)
+		if keep {
+			s.waitTrash(context.Background())
+			if now := free(t, disk); len(leftovers(t, s)) != 0 || now < room-room/100 {
+				t.Errorf("left: %v, %d bytes free of %d", leftovers(t, s), now, room)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

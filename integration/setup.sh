@@ -11,6 +11,8 @@ want=(
   "nftables tests read the firewall rules back with nft"
   "iproute2 the README's commands look at links and addresses with ip"
   "e2fsprogs tests make disks whose power is cut, with mkfs.ext4"
+  "xfsprogs tests look at reflinks, on a disk made with mkfs.xfs"
+  "btrfs-progs the same with mkfs.btrfs"
   "util-linux tests use flock, ipcmk and nsenter"
 )
 
