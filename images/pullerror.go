@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
@@ -41,7 +42,10 @@ func (p *pull) explain(ctx context.Context, err error) error {
 	e := &pullError{text: fmt.Sprintf("pull %s: %s", p.named, p.src.redact(text))}
 	status, hasStatus := errors.AsType[remoteerrors.ErrUnexpectedStatus](err)
 	_, isURL := errors.AsType[*url.Error](err)
-	_, isNet := errors.AsType[net.Error](err)
+	netErr, isNet := errors.AsType[net.Error](err)
+	if _, ok := netErr.(syscall.Errno); ok {
+		isNet = false // of any system call: those of the network's are in errors of its own
+	}
 	_, isTransfer := errors.AsType[*transferError](err)
 	_, isBusy := errors.AsType[*busyError](err)
 	switch {
