@@ -17,7 +17,8 @@ import (
 )
 
 // TestPodView compares what programs see of their containers with the files in podview/testdata, which are of one kernel.
-// On another machine it says so. With BERTH_PODVIEW=update it writes berth's files anew, and containerd's by asking the
+// On another kernel, or with other cgroup controllers, it is skipped, which the end of `make test-integration` tells; limits that
+// the tests were started with are made those of the files. With BERTH_PODVIEW=update it writes berth's files anew, and containerd's by asking the
 // real one; then differences.txt has to explain what differs (podview.TestDifferencesAreExplained).
 func TestPodView(t *testing.T) {
 	update := os.Getenv("BERTH_PODVIEW") == "update"
@@ -29,9 +30,11 @@ func TestPodView(t *testing.T) {
 	if update {
 		must(t, os.WriteFile(of, []byte(machine), 0o644))
 	}
-	if want, err := os.ReadFile(of); err != nil || string(want) != machine {
+	want, err := os.ReadFile(of)
+	if kernelOf(string(want)) != kernelOf(machine) {
 		t.Skipf("the views are of another machine:\n%s(%v) and not of this one:\n%sBERTH_PODVIEW=update makes them anew", want, err, machine)
 	}
+	takeLimits(t, string(want))
 	nodes := map[string]lab.Options{"berth": {Tools: tools, Log: t.Logf}}
 	if update {
 		nodes["containerd"] = lab.Options{Tools: tools, Log: t.Logf, Containerd: true}
@@ -59,6 +62,41 @@ func TestPodView(t *testing.T) {
 	}
 }
 
+// podViewLimits are the limits that programs started here get from the tests' own.
+var podViewLimits = []struct {
+	name     string
+	resource int
+}{{"open files", unix.RLIMIT_NOFILE}, {"core", unix.RLIMIT_CORE}, {"locked memory", unix.RLIMIT_MEMLOCK}, {"stack", unix.RLIMIT_STACK}}
+
+// kernelOf is a machine without its limits.
+func kernelOf(machine string) string {
+	kernel, _, _ := strings.Cut(machine, podViewLimits[0].name)
+	return kernel
+}
+
+// takeLimits gives this process, and so what it starts, the limits of a machine until the test ends.
+func takeLimits(t *testing.T, machine string) {
+	t.Helper()
+	for _, limit := range podViewLimits {
+		var now, want unix.Rlimit
+		must(t, unix.Getrlimit(limit.resource, &now))
+		_, after, _ := strings.Cut(machine, limit.name+" ")
+		_, err := fmt.Sscan(after, &want.Cur, &want.Max)
+		must(t, err)
+		if now == want {
+			continue
+		}
+		if err := unix.Setrlimit(limit.resource, &want); err != nil {
+			t.Skipf("the views are of a machine whose limit of %s is %d and %d, here it is %d and %d: %v", limit.name, want.Cur, want.Max, now.Cur, now.Max, err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Setrlimit(limit.resource, &now); err != nil { // a hard one, without CAP_SYS_RESOURCE
+				t.Logf("the limit of %s stays %d and %d: %v", limit.name, want.Cur, want.Max, err)
+			}
+		})
+	}
+}
+
 // podViewMachine is what of a machine decides about what its pods see.
 func podViewMachine(t *testing.T) string {
 	t.Helper()
@@ -72,10 +110,7 @@ func podViewMachine(t *testing.T) string {
 		names = append(names, strings.Split(line, ":")[1])
 	}
 	machine := fmt.Sprintf("Linux %s.%s\ncgroup controllers %s\n", release[0], release[1], strings.Join(names, " "))
-	for _, limit := range []struct {
-		name     string
-		resource int
-	}{{"open files", unix.RLIMIT_NOFILE}, {"core", unix.RLIMIT_CORE}, {"locked memory", unix.RLIMIT_MEMLOCK}, {"stack", unix.RLIMIT_STACK}} {
+	for _, limit := range podViewLimits {
 		var r unix.Rlimit
 		must(t, unix.Getrlimit(limit.resource, &r))
 		machine += fmt.Sprintf("%s %d %d\n", limit.name, r.Cur, r.Max)
