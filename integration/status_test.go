@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -57,6 +58,55 @@ func TestStatusTellsOfTheDisk(t *testing.T) {
 	err = wantConditions(ctx, n, map[string]string{"StorageReady": "StorageReadOnly", "RuntimeReady": "StorageReadOnly"})
 	must(t, unix.Unmount(n.Root(), 0))
 	must(t, err)
+	must(t, wantConditions(ctx, n, nil))
+}
+
+// TestStatusTellsOfTheExecServer: one that has ended, and that cannot be started again, is a runtime that is not ready.
+func TestStatusTellsOfTheExecServer(t *testing.T) {
+	n := newNode(t)
+	if n.Foreign() {
+		t.Skip("about berth serve alone")
+	}
+	ctx := t.Context()
+	newStreamingPod(t, n)
+	must(t, wantConditions(ctx, n, nil))
+	// With no descriptor to be had, no process is started.
+	var was unix.Rlimit
+	must(t, unix.Prlimit(n.Berth.PID(), unix.RLIMIT_NOFILE, nil, &was))
+	must(t, unix.Prlimit(n.Berth.PID(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}, nil))
+	must(t, unix.Kill(stormProcesses(t, n)["exec server"], unix.SIGKILL))
+	err := wantConditions(ctx, n, map[string]string{"RuntimeReady": "ExecServerNotReady"})
+	must(t, unix.Prlimit(n.Berth.PID(), unix.RLIMIT_NOFILE, &was, nil))
+	must(t, err)
+	must(t, wantConditions(ctx, n, nil))
+}
+
+// TestStatusTellsOfCgroups: a hierarchy that is read-only, in the daemon's mount namespace alone.
+func TestStatusTellsOfCgroups(t *testing.T) {
+	root, err := lab.RepoRoot()
+	must(t, err)
+	bin := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\nexec unshare --mount --propagation private %s/bin/berth \"$@\"\n", root)
+	must(t, os.WriteFile(filepath.Join(bin, "berth"), []byte(script), 0o755))
+	n := startNode(t, lab.Options{Tools: tools, Log: t.Logf, Bin: bin})
+	if n.Foreign() {
+		t.Skip("about berth serve alone")
+	}
+	ctx := t.Context()
+	must(t, wantConditions(ctx, n, nil))
+	hierarchy := cgroupRoot
+	if !onCgroup2() {
+		hierarchy = filepath.Join(cgroupRoot, "pids")
+	}
+	remount := func(how string) {
+		cmd := exec.CommandContext(ctx, "nsenter", "--mount", "--target", fmt.Sprint(n.Berth.PID()), "mount", "-o", "remount,bind,"+how, hierarchy)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("remount: %v: %s", err, out)
+		}
+	}
+	remount("ro")
+	must(t, wantConditions(ctx, n, map[string]string{"RuntimeReady": "CgroupsNotReady"}))
+	remount("rw")
 	must(t, wantConditions(ctx, n, nil))
 }
 
