@@ -6,12 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -129,6 +132,7 @@ func TestEvents(t *testing.T) {
 	t.Run("no end before its start", func(t *testing.T) { eventsOfShortLives(t, n) })
 	t.Run("what is refused is not told", func(t *testing.T) { eventsOfRefused(t, n) })
 	t.Run("many readers, of which some stall", func(t *testing.T) { eventsForMany(t, n) })
+	t.Run("a reader that falls behind is told so", func(t *testing.T) { eventsOfAStalledReader(t, n) })
 	t.Run("the shim dies", func(t *testing.T) { eventsOfADeadShim(t, n) })
 	t.Run("the daemon is killed", func(t *testing.T) { eventsOverAKill(t, n) })
 	t.Run("the daemon stops although readers are there", func(t *testing.T) {
@@ -313,6 +317,55 @@ func eventsForMany(t *testing.T, n *lab.Node) {
 				t.Fatalf("event %d of reader %d is %v of %.12s, the first one's is %v of %.12s",
 					j, i+1, e.ContainerEventType, e.ContainerId, first[j].ContainerEventType, first[j].ContainerId)
 			}
+		}
+	}
+}
+
+// eventsOfAStalledReader has pods come and go until a reader that takes nothing is further behind than is kept for it. Once it
+// reads, it gets what was kept, in order, and then an error that says that there was more.
+func eventsOfAStalledReader(t *testing.T, n *lab.Node) {
+	const kept, each, workers = 4096, 4, 4
+	ctx := t.Context()
+	stalled, err := n.CRI.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
+	must(t, err)
+	_, err = stalled.Header()
+	must(t, err)
+	var wg sync.WaitGroup
+	errs := make([]error, workers)
+	for w := range workers {
+		wg.Go(func() {
+			for i := 0; i < kept/each/workers+50 && errs[w] == nil; i++ { // and as many as its connection takes
+				pod := n.Pod(fmt.Sprintf("behind-%d-%d", w, i))
+				pod.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE // the fastest there is
+				var id string
+				if id, errs[w] = n.CRI.RunPod(ctx, pod); errs[w] == nil {
+					errs[w] = n.CRI.RemovePod(ctx, id)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	must(t, errors.Join(errs...))
+	lives := map[string][]string{}
+	got := 0
+	for {
+		e, err := stalled.Recv()
+		if err != nil {
+			if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "list what is there") {
+				t.Errorf("the stream ends with %v", err)
+			}
+			break
+		}
+		got++
+		lives[e.ContainerId] = append(lives[e.ContainerId], strings.TrimPrefix(e.ContainerEventType.String(), "CONTAINER_"))
+	}
+	if got < kept || got > kept+workers*50*each {
+		t.Errorf("it got %d events, of the %d that are kept for it", got, kept)
+	}
+	whole := []string{"CREATED_EVENT", "STARTED_EVENT", "STOPPED_EVENT", "DELETED_EVENT"}
+	for id, life := range lives {
+		if !slices.Equal(life, whole[:min(len(life), len(whole))]) {
+			t.Errorf("%.12s: %v", id, life)
 		}
 	}
 }
