@@ -17,6 +17,8 @@ while IFS=: read -r file func; do
   began=$SECONDS
   if out=$(CGO_ENABLED=1 "${GO:-go}" test -tags seccomp -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-1m}" "$package" 2>&1); then
     found=none
+  elif [[ $out == *'context deadline exceeded'* && $out != *testdata/fuzz/* ]]; then
+    found='none, it ended late' # Go's own: on a busy machine its worker is not back when the time is over
   else
     status=1
     found=$(grep -oE 'testdata/fuzz/[A-Za-z0-9_]+/[0-9a-f]+' <<< "$out" | sort -u | tr '\n' ' ')

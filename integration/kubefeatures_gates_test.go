@@ -87,15 +87,33 @@ func (n kubeNode) wantKubeletLog(t *testing.T, line *regexp.Regexp) {
 	}
 }
 
-// listStreaming wants the kubelet's lists to have come by the streaming calls, and none to have fallen back.
+// listStreaming has the kubelet want each of its six lists, and wants them to have come by the streaming calls, and none to have
+// fallen back.
 func listStreaming(t *testing.T, n kubeNode) {
-	n.apply(t, "listed", `
+	const name = "listed"
+	n.apply(t, name, `
   containers:
-  - {name: c, image: "`+testimages.Busybox+`", command: `+sleeper+`}
+  - name: c
+    image: `+testimages.Busybox+`
+    command: `+sleeper+`
+    resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {cpu: 200m, memory: 96Mi}}
 `, lab.Running)
-	for _, call := range []string{"StreamPodSandboxes", "StreamContainers", "StreamPodSandboxStats"} {
+	for _, path := range []string{"/stats/summary", "/metrics/cadvisor"} {
+		_, err := n.Kubelet.Get(t.Context(), path)
+		must(t, err)
+	}
+	must(t, n.cp.PatchPod(t.Context(), name, "resize", resizePatch("c", "200m", "80Mi"))) // it looks at what the container uses
+	for _, call := range []string{"StreamPodSandboxes", "StreamContainers", "StreamPodSandboxStats", "StreamContainerStats", "StreamPodSandboxMetrics"} {
 		n.wantKubeletLog(t, regexp.MustCompile(`\[RemoteRuntimeService\] `+call+` Response`))
 	}
+	// Of images it says nothing.
+	must(t, lab.Eventually(t.Context(), soon, "images are listed", func(context.Context) error {
+		text, err := os.ReadFile(n.Berth.Log)
+		if err == nil && !strings.Contains(string(text), `msg="call ends" call=StreamImages`) {
+			err = errors.New("the runtime has had no such call")
+		}
+		return err
+	}))
 	text, err := os.ReadFile(n.Kubelet.Process.Log)
 	must(t, err)
 	if line := regexp.MustCompile(`.*not implemented, falling back.*`).Find(text); line != nil {

@@ -45,7 +45,8 @@ func TestKubeFeatures(t *testing.T) {
 	})
 	t.Run("gates", func(t *testing.T) {
 		// It says what lists and events it gets.
-		n := newKubeNode(t, cp, []string{"--vmodule", "remote_runtime=10,evented=4"}, lab.FeatureGates(gates...), wholeStats)
+		runtime := newNodeServing(t, "--log-level", "debug") // and the runtime which calls it gets
+		n := joinKubeNode(t, runtime, cp, []string{"--vmodule", "remote_runtime=10,evented=4"}, lab.FeatureGates(gates...), wholeStats)
 		n.features(t, gatedFeatures)
 		n.features(t, restartFeatures)
 	})
@@ -56,11 +57,17 @@ func TestKubeFeatures(t *testing.T) {
 	})
 }
 
-// newKubeNode starts a node with a kubelet of that configuration. At the end of the test all its pods must have been deleted,
-// and nothing be left of them.
+// newKubeNode starts a node with a kubelet of that configuration.
 func newKubeNode(t *testing.T, cp *lab.ControlPlane, args []string, change ...func(map[string]any)) kubeNode {
 	t.Helper()
-	n := kubeNode{newNode(t), cp}
+	return joinKubeNode(t, newNode(t), cp, args, change...)
+}
+
+// joinKubeNode gives a node a kubelet. At the end of the test all its pods must have been deleted, and nothing be left of
+// them.
+func joinKubeNode(t *testing.T, node *lab.Node, cp *lab.ControlPlane, args []string, change ...func(map[string]any)) kubeNode {
+	t.Helper()
+	n := kubeNode{node, cp}
 	for _, image := range []string{testimages.Busybox, testimages.Httpd} {
 		_, err := n.CRI.Pull(t.Context(), image)
 		must(t, err)
