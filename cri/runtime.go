@@ -12,6 +12,7 @@ import (
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/pods"
 	"github.com/berth-run/berth/internal/version"
+	"github.com/berth-run/berth/network"
 )
 
 // What Version says. The kubelet and crictl refuse any other version of the kubelet's runtime API, and empty fields.
@@ -56,12 +57,12 @@ func (s *Server) Status(ctx context.Context, req *cri.StatusRequest) (*cri.Statu
 }
 
 func conditions(h pods.Health, netErr error) []*cri.RuntimeCondition {
-	var network *pods.Problem
+	var net *pods.Problem
 	if netErr != nil {
-		network = &pods.Problem{Reason: "NetworkPluginNotReady", Message: netErr.Error()}
+		net = &pods.Problem{Reason: "NetworkPluginNotReady", Message: netErr.Error()}
 	}
 	return []*cri.RuntimeCondition{
-		condition(cri.RuntimeReady, h.Runtime), condition(cri.NetworkReady, network), condition(storageReady, h.Storage),
+		condition(cri.RuntimeReady, h.Runtime), condition(cri.NetworkReady, net), condition(storageReady, h.Storage),
 	}
 }
 
@@ -93,9 +94,9 @@ func (s *Server) checkHandler(field, name string) error {
 
 // statusInfo is what `crictl info` shows beside the conditions.
 func (s *Server) statusInfo(netErr error) (map[string]string, error) {
-	network := "ready"
+	ready := "ready"
 	if netErr != nil {
-		network = netErr.Error()
+		ready = netErr.Error()
 	}
 	out := map[string]string{}
 	for key, value := range map[string]any{
@@ -104,8 +105,9 @@ func (s *Server) statusInfo(netErr error) (map[string]string, error) {
 		"golang":         runtime.Version(),
 		"goroutines":     runtime.NumGoroutine(),                            // the first thing to look at where memory grows
 		"podCIDRs":       append([]netip.Prefix{}, s.network.PodCIDRs()...), // none is [], not null
-		"network":        network,
+		"network":        ready,
 		"currentNetwork": s.network.Current(),
+		"networksOwed":   append([]network.Owed{}, s.network.Owed()...),
 	} {
 		data, err := json.Marshal(value)
 		if err != nil {

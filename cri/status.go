@@ -153,6 +153,8 @@ type sandboxInfo struct {
 	Reason         string `json:"reason,omitempty"`
 	NetNS          string `json:"netns,omitempty"`
 	RuntimeHandler string `json:"runtimeHandler"`
+	// Waiting is what could not be released yet, and is tried again.
+	Waiting *pods.Waiting `json:"waiting,omitempty"`
 	// Overhead and Resources are the pod's as the last resize left them; the CRI has no field for them.
 	Overhead  *cri.LinuxContainerResources `json:"overhead,omitempty"`
 	Resources *cri.LinuxContainerResources `json:"resources,omitempty"`
@@ -162,7 +164,7 @@ type sandboxInfo struct {
 func newSandboxInfo(sb *pods.Sandbox) *sandboxInfo {
 	i := &sandboxInfo{
 		PID: sb.ShimPID, ProcessStatus: "running", Reason: sb.Reason, NetNS: sb.NetNS, RuntimeHandler: sb.Handler,
-		Overhead: sb.Overhead, Resources: sb.Resources, Config: sb.Config,
+		Overhead: sb.Overhead, Resources: sb.Resources, Config: sb.Config, Waiting: sb.Waiting,
 	}
 	if !sb.Ready {
 		i.ProcessStatus = "stopped"

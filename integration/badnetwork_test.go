@@ -4,11 +4,13 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +41,8 @@ func TestBadNetwork(t *testing.T) {
 	t.Run("plugin: it hangs in ADD", n.hangsInAdd)
 	t.Run("plugin: it hangs in DEL", n.hangsInDel)
 	t.Run("plugin: it fails in DEL", n.failsInDel)
+	t.Run("plugin: it fails in DEL, and nobody asks again", n.failsOnce)
+	t.Run("plugin: it is uninstalled while a pod runs", n.uninstalled)
 	for _, f := range badAnnotations {
 		t.Run(fmt.Sprintf("annotation: %s=%.20s", f.key, f.value), func(t *testing.T) { n.badAnnotation(t, f) })
 	}
@@ -296,6 +300,99 @@ func (n badNetwork) failsInDel(t *testing.T) {
 	n.install(t, passes)
 	must(t, n.CRI.RemovePod(t.Context(), id))
 	n.removeAll(t)
+}
+
+// failsOnce has a caller who does not come back: what is left is released all the same.
+func (n badNetwork) failsOnce(t *testing.T) {
+	ledger(t, n.Node)
+	t.Cleanup(func() { n.mend(t) })
+	before := addresses(t, n.Node)
+	id, err := n.CRI.RunPod(t.Context(), n.Pod("late"))
+	must(t, err)
+	n.installBoth(t, passes, `echo '{"cniVersion":"1.0.0","code":100,"msg":"not now"}'; exit 1`)
+	if _, err := n.CRI.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err == nil {
+		t.Error("it is stopped")
+	}
+	n.install(t, passes)
+	must(t, lab.Eventually(t.Context(), soon, "the pod waits for nothing", func(ctx context.Context) error {
+		if w := n.waiting(ctx, t, id); w.For != "" {
+			return fmt.Errorf("it waits for %+v", w)
+		}
+		return nil
+	}))
+	if got := addresses(t, n.Node); !slices.Equal(got, before) {
+		t.Errorf("addresses: %v, before: %v", got, before)
+	}
+	n.removeAll(t)
+}
+
+// waiting is what the status of a pod says that it waits for.
+type waiting struct {
+	For   string
+	Tries int
+}
+
+func (n badNetwork) waiting(ctx context.Context, t *testing.T, podID string) waiting {
+	t.Helper()
+	status, err := n.CRI.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: podID, Verbose: true})
+	must(t, err)
+	var info struct{ Waiting waiting }
+	must(t, json.Unmarshal([]byte(status.Info["info"]), &info))
+	return info.Waiting
+}
+
+// uninstalled takes configuration and plugin away for good, as an add-on that is removed. The pod goes all the same, and what
+// it held is released when that can be, by a later daemon.
+func (n badNetwork) uninstalled(t *testing.T) {
+	ledger(t, n.Node)
+	t.Cleanup(func() { n.mend(t) })
+	ctx := t.Context()
+	before := addresses(t, n.Node)
+	pod := n.Pod("late")
+	id, err := n.CRI.RunPod(ctx, pod)
+	must(t, err)
+	must(t, errors.Join(os.Remove(n.file()), os.Remove(filepath.Join(n.bin, badType))))
+	why := fmt.Sprintf("no plugin %q in ", badType)
+	if err := n.CRI.RemovePod(ctx, id); err == nil || !strings.Contains(err.Error(), why) {
+		t.Errorf("at first: %v", err)
+	}
+	if w := n.waiting(ctx, t, id); !strings.Contains(w.For, why) || w.Tries == 0 {
+		t.Errorf("its status says that it waits for %+v", w)
+	}
+	began := time.Now()
+	must(t, lab.Eventually(ctx, 3*time.Minute, "the pod is let go", func(ctx context.Context) error { return n.CRI.RemovePod(ctx, id) }))
+	t.Logf("it was let go after %v", time.Since(began))
+	for range 2 {
+		if owed := n.owed(t); len(owed) != 1 || owed[0].Pod != fmt.Sprintf("pod %s/late (%.12s)", n.Network(), id) || !strings.Contains(owed[0].Error, why) {
+			t.Errorf("owed: %+v", owed)
+		}
+		must(t, n.KillBerth())
+		must(t, n.StartBerthUnready(ctx))
+	}
+	if got := addresses(t, n.Node); len(got) != len(before)+1 {
+		t.Errorf("addresses: %v, before: %v", got, before)
+	}
+	must(t, n.KillBerth())
+	n.install(t, passes)
+	must(t, n.StartBerthUnready(ctx))
+	must(t, lab.Eventually(ctx, soon, "nothing is owed", func(context.Context) error {
+		if owed := n.owed(t); len(owed) > 0 {
+			return fmt.Errorf("owed: %+v", owed)
+		}
+		return nil
+	}))
+	if got := addresses(t, n.Node); !slices.Equal(got, before) {
+		t.Errorf("addresses: %v, before: %v", got, before)
+	}
+}
+
+// owed is what crictl info says is to be released.
+func (n badNetwork) owed(t *testing.T) (all []struct{ Pod, Error string }) {
+	t.Helper()
+	status, err := n.CRI.RuntimeServiceClient.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
+	must(t, err)
+	must(t, json.Unmarshal([]byte(status.Info["networksOwed"]), &all))
+	return all
 }
 
 // badAnnotation is one that speaks of the network.

@@ -143,7 +143,7 @@ func (m *Manager) GC(ctx context.Context, live []string) error {
 	}
 	var errs []error
 	for _, a := range all {
-		if slices.Contains(live, a.id) {
+		if slices.Contains(live, a.id) || m.owes(a.id) {
 			continue
 		}
 		if err := m.collect(ctx, a); err != nil {

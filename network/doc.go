@@ -21,8 +21,8 @@
 // them by bind mounts. A pin that exists is whole: hostname, loopback and sysctls are set before. [Unpin] releases the
 // namespaces in every mount namespace that had come to hold a copy of the pin.
 //
-// It does not serialise calls for one pod (the caller holds a lock for each), does not retry, and does not watch the
-// network of a pod that runs.
+// It does not serialise calls for one pod (the caller holds a lock for each), does not retry, but for teardowns that it is
+// handed ([Manager.Owe]), and does not watch the network of a pod that runs.
 //
 //	m, err := network.Open(network.Options{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"}, CacheDir: dir})
 //	...

@@ -49,6 +49,8 @@ type Options struct {
 	// Exec are types of plugins whose programs are run in any case; with ExecAll no plugin is answered in process. Else those
 	// that [cni] has are, unless the node's program of that name is not the reference plugin.
 	Exec []string
+	// NamespaceDir is where the namespaces of pods are pinned whose teardown is owed. Empty: they are not kept.
+	NamespaceDir string
 	// ExclusiveNetworks says that nobody else on this node uses the networks of ConfDir, so that GC may also tell the
 	// plugins (CNI 1.1) to release what belongs to none of our pods.
 	ExclusiveNetworks bool
@@ -64,8 +66,12 @@ type Manager struct {
 	plugins *plugins
 	cidrs   *podCIDRs
 	linger  time.Duration
-	stop    chan struct{}
-	stopped sync.WaitGroup
+	owed    debts
+	// owedFirst is how long a teardown that is owed waits at first.
+	owedFirst time.Duration
+	stop      chan struct{}
+	closed    sync.Once
+	stopped   sync.WaitGroup
 
 	mu       sync.Mutex
 	conflist *conflist // the current one, nil if none can be read
@@ -86,23 +92,26 @@ func Open(o Options) (*Manager, error) {
 	}
 	p := &plugins{log: o.Log, inProcess: cni.New(o.Log), exec: o.Exec}
 	m := &Manager{
-		opts:     o,
-		log:      o.Log,
-		cni:      libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, checked{p}),
-		plugins:  p,
-		cidrs:    openPodCIDRs(o.PodCIDRFile, o.PodCIDRs, o.Log),
-		linger:   lingerTime,
-		stop:     make(chan struct{}),
-		notReady: errors.New("network configuration not read yet"),
+		opts:      o,
+		log:       o.Log,
+		cni:       libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, checked{p}),
+		plugins:   p,
+		cidrs:     openPodCIDRs(o.PodCIDRFile, o.PodCIDRs, o.Log),
+		linger:    lingerTime,
+		owed:      debts{all: map[string]*debt{}},
+		owedFirst: owedFirst,
+		stop:      make(chan struct{}),
+		notReady:  errors.New("network configuration not read yet"),
 	}
 	m.refresh()
+	m.takeUpOwed()
 	m.stopped.Go(m.watch)
 	return m, nil
 }
 
-// Close ends the watch. Calls under way are not affected.
+// Close ends the watch. Calls under way are not affected. It may be called again.
 func (m *Manager) Close() error {
-	close(m.stop)
+	m.closed.Do(func() { close(m.stop) })
 	m.stopped.Wait()
 	return nil
 }

@@ -149,6 +149,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	net, err := network.Open(network.Options{
 		ConfDir: c.CNIConf, BinDirs: c.CNIBin, Exec: c.CNIExec, CacheDir: filepath.Join(c.Root, "cni"), Log: log,
 		PodCIDRs: c.PodCIDRs(), PodCIDRFile: filepath.Join(c.Root, "podcidr"), NoDefault: c.PodCIDR == "",
+		NamespaceDir: filepath.Join(c.Run, "netns"),
 	})
 	if err != nil {
 		return err

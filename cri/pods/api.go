@@ -26,6 +26,16 @@ type Sandbox struct {
 	Overhead, Resources *cri.LinuxContainerResources
 	// Reason says why the sandbox is not ready, where it is known: "stopped", "the node was restarted", …
 	Reason string
+	// Waiting says what of the sandbox could not be released yet; nil where all is.
+	Waiting *Waiting
+}
+
+// Waiting is what keeps a sandbox that is not ready from being released.
+type Waiting struct {
+	For   string    `json:"for"` // the error
+	Since time.Time `json:"since"`
+	Tries int       `json:"tries"`
+	Next  time.Time `json:"next"`
 }
 
 // Container is what is known of a container at one instant. Nobody changes it once it is handed out.

@@ -121,7 +121,7 @@ func (m *Manager) later(p *pod, slots chan struct{}, finish func(context.Context
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		if err := finish(ctx); err != nil {
-			m.log.Warn("pod is not all recovered; it is tried again when it is stopped", "pod", name(p.config()), "id", p.rec.ID, "error", err)
+			m.log.Warn("pod is not all recovered", "pod", name(p.config()), "id", p.rec.ID, "error", err)
 		}
 	})
 }
@@ -270,6 +270,7 @@ func (m *Manager) undoPod(ctx context.Context, p *pod) error {
 		m.mu.Lock()
 		m.pods[rec.ID] = p // listed, so that it is stopped again
 		m.mu.Unlock()
+		p.tryAgain(err)
 		return errors.Join(err, p.update(func(r *podRecord) {
 			r.Phase, r.Reason = stopped, "could not be set up, nor all of it undone: "+err.Error()
 		}))

@@ -32,6 +32,8 @@ type pod struct {
 	life    lifeline    // what is told of it
 	told    toldNRI     // to plugins of NRI
 
+	again retry // of what could not be released
+
 	sessions int           // execs and attached clients
 	shimGone chan struct{} // closed when the watch has ended, after what follows from it is done
 }
@@ -74,6 +76,7 @@ func (p *pod) publish() {
 	s := &Sandbox{
 		ID: r.ID, Config: r.Config.M, Handler: r.Handler, Ready: r.Phase == ready, CreatedAt: r.CreatedAt,
 		IPs: r.IPs, ShimPID: r.ShimPID, CgroupPath: cgroups.Path(r.Cgroup), Reason: r.Reason, Overhead: r.Overhead.M, Resources: r.Resources.M,
+		Waiting: p.again.waiting,
 	}
 	if s.Overhead == nil {
 		s.Overhead = r.Config.M.GetLinux().GetOverhead()
@@ -190,7 +193,8 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		m.mu.Lock()
 		m.pods[id] = p
 		m.mu.Unlock()
-		m.log.Warn("pod sandbox failed and is not all undone; it is tried again when it is stopped", "pod", name(cfg), "id", id, "error", undo)
+		m.log.Warn("pod sandbox failed and is not all undone", "pod", name(cfg), "id", id, "error", undo)
+		p.tryAgain(undo)
 		return nil, err
 	}
 	p.tellRemoved(ctx, s)
@@ -219,8 +223,19 @@ func (m *Manager) StopSandbox(ctx context.Context, id string) error {
 	return p.stop(ctx, "StopPodSandbox", "stopped")
 }
 
-// stop does the work of StopSandbox, of the removal and of the recovery. The caller holds the lock.
+// stop does the work of StopSandbox, of the removal and of the recovery. What cannot be released is tried again in the
+// background. The caller holds the lock.
 func (p *pod) stop(ctx context.Context, call, reason string) error {
+	err := p.stopOnce(ctx, call, reason)
+	if err != nil {
+		p.tryAgain(err)
+	} else {
+		p.released()
+	}
+	return err
+}
+
+func (p *pod) stopOnce(ctx context.Context, call, reason string) error {
 	m := p.m
 	rec := p.record()
 	s := m.stack(call, rec.ID, p.saveSteps)

@@ -332,7 +332,14 @@ func (p *pod) disconnect(ctx context.Context) error {
 			n.NetNS = ""
 		}
 	}
-	return p.m.opts.Network.Teardown(ctx, n)
+	err := p.m.opts.Network.Teardown(ctx, n)
+	if err == nil || !p.longEnough() {
+		return err
+	}
+	if owed := p.m.opts.Network.Owe(n, err); owed != nil {
+		return errors.Join(err, owed)
+	}
+	return p.update(func(r *podRecord) { r.Reason += "; its network is released in the background" })
 }
 
 // startWatch connects to the shim and follows what it tells. It returns the state of each container now.

@@ -17,6 +17,15 @@ import (
 // Where the node runs containerd instead, that is started; where it uses another runtime that is there
 // (BERTH_TEST_ENDPOINT), it only connects to it.
 func (n *Node) StartBerth(ctx context.Context, env ...string) error {
+	return n.startBerth(ctx, env, (*Client).Ready)
+}
+
+// StartBerthUnready is StartBerth on a node whose network is not ready: it returns once the runtime answers.
+func (n *Node) StartBerthUnready(ctx context.Context) error {
+	return n.startBerth(ctx, nil, (*Client).Answers)
+}
+
+func (n *Node) startBerth(ctx context.Context, env []string, probe func(*Client, context.Context) error) error {
 	if n.foreign && !n.shared {
 		return n.startContainerd(ctx)
 	}
@@ -54,11 +63,10 @@ func (n *Node) StartBerth(ctx context.Context, env ...string) error {
 			return errors.Join(err, p.Kill())
 		}
 	}
-	probe := n.CRI.Ready
 	if n.bare {
-		probe = n.CRI.Answers
+		probe = (*Client).Answers
 	}
-	return p.ready(ctx, 2*time.Minute, probe)
+	return p.ready(ctx, 2*time.Minute, func(ctx context.Context) error { return probe(n.CRI, ctx) })
 }
 
 // Foreign tells whether the node uses another runtime than `berth serve`.
