@@ -150,11 +150,25 @@ esac
 
 func trapNamespaceGone(t *testing.T, n *lab.Node) {
 	ctx := t.Context()
+	pod, otherID, _ := runTrap(t, n, "other", nil)
+	others := filepath.Join(n.Run(), "pods", otherID, "ns", "net")
+	defer func() { // it has its address still
+		id, err := n.CRI.Start(ctx, otherID, pod, lab.Sleeper("looks"))
+		must(t, err)
+		ip, err := n.CRI.PodIP(ctx, otherID)
+		must(t, err)
+		if out, err := n.CRI.Exec(ctx, id, "ip", "addr", "show", "dev", "eth0"); err != nil || !strings.Contains(out, ip+"/") {
+			t.Errorf("the other pod: %s, %v, want %s", out, err, ip)
+		}
+	}()
 	before := addresses(t, n)
 	for name, spoil := range map[string]func(netns string) error{
 		"the pin is a plain file": func(netns string) error { return unix.Unmount(netns, unix.MNT_DETACH) },
 		"the pin is gone": func(netns string) error {
 			return errors.Join(unix.Unmount(netns, unix.MNT_DETACH), os.Remove(netns))
+		},
+		"another pod's namespace is pinned there": func(netns string) error {
+			return errors.Join(unix.Unmount(netns, unix.MNT_DETACH), unix.Mount(others, netns, "", unix.MS_BIND, ""))
 		},
 	} {
 		_, podID, _ := runTrap(t, n, "no-netns", nil)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -231,6 +232,29 @@ func Pinned(path string) bool {
 		return false
 	}
 	return isNamespace(func(fs *unix.Statfs_t) error { return unix.Statfs(path, fs) })
+}
+
+// Identity tells network namespaces apart, for as long as the node runs: the kernel's cookie of the one that is pinned at
+// path, which no other ever gets, or before Linux 5.14 the number of its file, which no other has while it lives.
+func Identity(path string) (id string, err error) {
+	err = InNamespaces([]string{path}, func() error {
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(s) //nolint:errcheck // nothing was sent
+		if cookie, err := unix.GetsockoptUint64(s, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err == nil {
+			id = "cookie " + strconv.FormatUint(cookie, 10)
+			return nil
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return err
+		}
+		id = "file " + strconv.FormatUint(st.Ino, 10)
+		return nil
+	})
+	return id, err
 }
 
 func isNamespace(stat func(*unix.Statfs_t) error) bool {

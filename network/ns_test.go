@@ -378,6 +378,30 @@ func FuzzSysctlPath(f *testing.F) {
 	})
 }
 
+func TestIdentityTellsNamespacesApart(t *testing.T) {
+	a, b := pinned(t, NamespaceSet{}), pinned(t, NamespaceSet{})
+	id := func(path string) string {
+		t.Helper()
+		id, err := Identity(path)
+		if err != nil || id == "" {
+			t.Errorf("%s: %q, %v", path, id, err)
+		}
+		return id
+	}
+	copied := t.TempDir() + "/net"
+	if err := (namespace{path: copied}).pin(a.Net); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = Unpin(copied) })
+	if id(a.Net) == id(b.Net) || id(a.Net) != id(copied) {
+		t.Errorf("%s, another %s, a copy %s", id(a.Net), id(b.Net), id(copied))
+	}
+	if _, err := Identity(t.TempDir() + "/none"); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+	atHome(t)
+}
+
 func TestUnpinRefusesWhatIsNoPin(t *testing.T) {
 	dir := t.TempDir()
 	full := dir + "/file"

@@ -43,6 +43,7 @@ type podRecord struct {
 	CreatedAt time.Time
 	Cgroup    string
 	IPs       []netip.Addr `json:",omitempty"`
+	NetID     string       `json:",omitempty"` // of its network namespace: what is pinned at the path may be another
 	Conflist  []byte       `json:",omitempty"` // the network configuration that its addresses come from
 	ShimPID   int          `json:",omitempty"`
 	PausePID  int          `json:",omitempty"`

@@ -86,7 +86,26 @@ func (p *pod) pinNamespaces(context.Context) error {
 		}
 		set.User = p.m.networkUserns(p.nsPath("user"), userns)
 	}
-	return network.Pin(set)
+	if err := network.Pin(set); err != nil || set.Net == "" {
+		return err
+	}
+	id, err := network.Identity(set.Net)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.rec.NetID = id // kept with the next step
+	p.mu.Unlock()
+	return nil
+}
+
+// isPinned says whether the pod's network namespace, and no other, is pinned where it should be.
+func (p *pod) isPinned(rec podRecord) bool {
+	if !network.Pinned(p.nsPath("net")) {
+		return false
+	}
+	id, err := network.Identity(p.nsPath("net"))
+	return err == nil && (rec.NetID == "" || rec.NetID == id)
 }
 
 // unpinNamespaces keeps the network namespace for as long as its network could not be released: plugins find there what
@@ -325,10 +344,10 @@ func (p *pod) disconnect(ctx context.Context) error {
 	switch {
 	case rec.Boot != p.m.boot:
 		n.NetNS = "" // the node was restarted: no path of then may be given to a plugin now
-	case !network.Pinned(n.NetNS):
-		// Somebody has taken the pin away. While the shim is there, the namespace is, too.
+	case !p.isPinned(rec):
+		// Somebody has taken the pin away, or put another's there. While the shim is there, the namespace is, too.
 		procs, err := cgroups.Processes(cgroups.Path(rec.Cgroup))
-		if err != nil || !slices.Contains(procs, rec.ShimPID) || p.pinOf(rec.ShimPID, "net") != nil {
+		if err != nil || !slices.Contains(procs, rec.ShimPID) || p.pinOf(rec.ShimPID, "net") != nil || !p.isPinned(rec) {
 			n.NetNS = ""
 		}
 	}
