@@ -71,6 +71,7 @@ func TestKubeletStats(t *testing.T) {
 		t.Skip("berth is compared with containerd")
 	}
 	wantSame(t, "on berth, as on containerd", berthFromContainerd, peer, ours)
+	t.Run("values on containerd", func(t *testing.T) { statsAreTheKernels(t, peer) })
 	t.Run("values by default gates", func(t *testing.T) { statsAreTheKernels(t, ours) })
 
 	cadvisor := ours.view(t)
@@ -401,19 +402,92 @@ func statsAreTheKernels(t *testing.T, n kubeletNode) {
 	if limit := uint64(128 * mib); c.Memory.AvailableBytes != limit-c.Memory.WorkingSetBytes || c.Memory.WorkingSetBytes < c.Memory.RSSBytes/2 {
 		t.Errorf("%d bytes are available, %d in use, the limit is %d", c.Memory.AvailableBytes, c.Memory.WorkingSetBytes, limit)
 	}
-	series, err := n.series(ctx)
-	must(t, err)
-	found := false
-	for _, s := range series {
-		if s.name == "container_cpu_usage_seconds_total" && s.labels["container"] == "busy" {
-			found = true
-			if after := float64(n.cpu(t, busy.Id)) / 1e9; s.value > after {
-				t.Errorf("%s is %v, the kernel has %v later", s.name, s.value, after)
+	seriesAreTheKernels(t, n, busy.Id, web.Id)
+}
+
+// seriesAreTheKernels holds series of the metrics against two reads of the kernel's files: one from before, and one from after
+// they were told. What is told may be as old as cAdvisor's last look, so that the first answers can be from before both.
+func seriesAreTheKernels(t *testing.T, n kubeletNode, busy, web string) {
+	before := n.kernelSeries(t, busy, web)
+	err := lab.Eventually(t.Context(), measured, "the series", func(ctx context.Context) error {
+		series, err := n.series(ctx)
+		if err != nil {
+			return err
+		}
+		after := n.kernelSeries(t, busy, web)
+		var wrong []string
+		for name, from := range before {
+			to, told := after[name], 0
+			for _, s := range series {
+				if s.name != name.series || s.labels["container"] != name.container && s.labels["interface"] != name.container {
+					continue
+				}
+				told++
+				if s.value < min(from.value, to.value)-from.slack || s.value > max(from.value, to.value)+from.slack {
+					wrong = append(wrong, fmt.Sprintf("%s of %q is %v, the kernel had %v and has %v", s.name, name.container, s.value, from.value, to.value))
+				}
+			}
+			if told == 0 {
+				wrong = append(wrong, fmt.Sprintf("there is no %s of %q", name.series, name.container))
 			}
 		}
+		if wrong != nil {
+			slices.Sort(wrong)
+			return errors.New(strings.Join(wrong, "\n"))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
-	if !found {
-		t.Error("no CPU time in the metrics")
+}
+
+// seriesOf is a series of a container, or of an interface of the pod.
+type seriesOf struct{ series, container string }
+
+// kernelValue is what the kernel has for a series, and how far what is told may be beside two of them.
+type kernelValue struct{ value, slack float64 }
+
+// kernelSeries are values of the kernel's now. What only grows has no slack but that of the unit: the CRI's numbers are whole.
+func (n kubeletNode) kernelSeries(t *testing.T, busy, web string) map[seriesOf]kernelValue {
+	t.Helper()
+	const (
+		second = 1
+		shell  = 4 << 20 // what its programs come and go with
+	)
+	v1 := cgroups.Version() == 1
+	memory := func(on1, on2 string) float64 {
+		key, text := on2, n.kernel(t, busy, "memory", "memory.stat", "memory.stat")
+		if v1 {
+			key = on1
+		}
+		return float64(keyedNumber(t, text, key+" "))
+	}
+	usage := float64(keyedNumber(t, n.kernel(t, busy, "memory", "memory.usage_in_bytes", "memory.current"), ""))
+	cpuOf := func(what string) float64 {
+		if v1 { // in hundredths of a second
+			return float64(keyedNumber(t, n.kernel(t, busy, "cpuacct", "cpuacct.stat", ""), what+" ")) / 100
+		}
+		return float64(keyedNumber(t, n.kernel(t, busy, "", "", "cpu.stat"), what+"_usec ")) / 1e6
+	}
+	received, sent := n.traffic(t, web)
+	processes := strings.Count(n.kernel(t, web, "pids", "cgroup.procs", "cgroup.procs"), "\n")
+	return map[seriesOf]kernelValue{
+		{"container_cpu_usage_seconds_total", "busy"}:      {float64(n.cpu(t, busy)) / 1e9, second},
+		{"container_cpu_user_seconds_total", "busy"}:       {cpuOf("user"), second},
+		{"container_cpu_system_seconds_total", "busy"}:     {cpuOf("system"), second},
+		{"container_memory_usage_bytes", "busy"}:           {usage, shell},
+		{"container_memory_working_set_bytes", "busy"}:     {usage - memory("total_inactive_file", "inactive_file"), shell},
+		{"container_memory_rss", "busy"}:                   {float64(n.rss(t, busy)), shell},
+		{"container_memory_cache", "busy"}:                 {memory("total_cache", "file"), shell},
+		{"container_spec_memory_limit_bytes", "busy"}:      {128 << 20, 0},
+		{"container_spec_cpu_quota", "busy"}:               {20_000, 0},
+		{"container_spec_cpu_period", "busy"}:              {100_000, 0},
+		{"container_oom_events_total", "busy"}:             {0, 0},
+		{"container_processes", "web"}:                     {float64(processes), 0},
+		{"container_threads", "web"}:                       {float64(keyedNumber(t, n.kernel(t, web, "pids", "pids.current", "pids.current"), "")), 0},
+		{"container_network_receive_bytes_total", "eth0"}:  {float64(received), 0},
+		{"container_network_transmit_bytes_total", "eth0"}: {float64(sent), 0},
 	}
 }
 
@@ -492,13 +566,22 @@ func (n kubeletNode) rss(t *testing.T, id string) uint64 {
 // received are the bytes that a container sees its pod's interface have received.
 func (n kubeletNode) received(t *testing.T, id string) uint64 {
 	t.Helper()
+	in, _ := n.traffic(t, id)
+	return in
+}
+
+// traffic is the bytes that a container sees its pod's interface have received and sent.
+func (n kubeletNode) traffic(t *testing.T, id string) (received, sent uint64) {
+	t.Helper()
 	text, err := n.CRI.Exec(t.Context(), id, "sh", "-c", "grep eth0: /proc/net/dev | sed 's/.*: *//'")
 	must(t, err)
 	fields := strings.Fields(text)
 	if len(fields) < 16 {
 		t.Fatalf("/proc/net/dev: %q", text)
 	}
-	v, err := strconv.ParseUint(fields[0], 10, 64)
+	received, err = strconv.ParseUint(fields[0], 10, 64)
 	must(t, err)
-	return v
+	sent, err = strconv.ParseUint(fields[8], 10, 64)
+	must(t, err)
+	return received, sent
 }
