@@ -82,7 +82,11 @@ func (s *Store) sweepFiles() error {
 		for _, chain := range rec.Layers {
 			// An earlier directory of a layer, or one of a layer that is not on record any more.
 			was := &layerRecord{Generation: rec.Generations[chain]}
-			if now := s.layers[chain]; now == nil || now.Generation != was.Generation {
+			now := s.layers[chain]
+			if now == nil {
+				s.log.Warn("layer is on record no more, and stays for what was made of it", "layer", chain, "image", rec.Image)
+			}
+			if now == nil || now.Generation != was.Generation {
 				s.retired[was.dirName(chain)] = retiredLayer{chain, was}
 			}
 		}

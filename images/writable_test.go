@@ -80,6 +80,31 @@ func TestKEP4191_SplitFileSystems(t *testing.T) {
 	}
 }
 
+// TestUserNamespacesOnSplitFileSystems: layers with mapped ids on the one, an upper directory with a container's on the other.
+func TestUserNamespacesOnSplitFileSystems(t *testing.T) {
+	disk := loopDisk(t, 64<<20, "mkfs.ext4", "-q")
+	s, err := Open(Options{Root: filepath.Join(t.TempDir(), "images"), Writable: filepath.Join(disk, "w")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", imagestest.NewImage(imagestest.Layer(imagestest.File("f", "x").Owner(7, 8))))
+	img := mustPull(t, s, reg.Host()+"/a:b")
+	target := mountPoint(t)
+	if err := errors.Join(s.Prepare("k", img.ID, testUserns(t, 1<<20, 1<<21, 65536)), s.Mount(context.Background(), "k", target)); err != nil {
+		t.Fatal(err)
+	}
+	wantOwner(t, filepath.Join(target, "f"), "1048583:2097160")
+	if err := os.WriteFile(filepath.Join(target, "f"), []byte("changed"), 0o600); err != nil {
+		t.Error(err)
+	}
+	wantOwner(t, filepath.Join(s.UpperDir("k"), "f"), "1048583:2097160")
+	if err := errors.Join(s.Unmount(target), s.Release("k")); err != nil {
+		t.Error(err)
+	}
+}
+
 // onDisk is the device that a path is on.
 func onDisk(t *testing.T, path string) uint64 {
 	t.Helper()
