@@ -100,6 +100,38 @@ func TestBesidePrograms(t *testing.T) {
 	}
 }
 
+// A node without iptables, nft and programs of plugins has masquerading and host ports all the same.
+func TestBareNode(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	t.Setenv("PATH", "/nonexistent")
+	cni.ForgetIPTables()
+	t.Cleanup(cni.ForgetIPTables)
+	exec := &inProcess{DefaultExec: reference(), plugins: cni.New(slog.New(slog.NewTextHandler(t.Output(), nil)))}
+	w := newWorld(t, "/nonexistent", exec)
+	s := scenario{
+		conf: `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge","bridge":"br0","isGateway":true,"ipMasq":true,
+"ipam":{"type":"host-local","dataDir":"DIR/ipam","ranges":[[{"subnet":"10.88.0.0/27"}],[{"subnet":"fd00:88::/64"}]]}},
+{"type":"portmap","capabilities":{"portMappings":true}}]}`,
+		caps: object{"portMappings": []object{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}},
+	}
+	for _, do := range []string{"ADD", "CHECK", "DEL", "DEL"} {
+		if out := w.run(s, step{do: do}); strings.HasPrefix(out, "error") {
+			t.Errorf("%s: %s", do, out)
+		}
+		state := w.state(1)
+		for _, rule := range []string{"cni_hostport hostports rule", "cni_hostport masquerading rule", "cni_plugins_masquerade masq_checks rule"} {
+			if strings.Contains(state, rule) != (do != "DEL") {
+				t.Errorf("after %s: rules of %q are there: %v", do, rule, do == "DEL")
+			}
+		}
+	}
+	if exec.programs > 0 {
+		t.Errorf("%d calls were left to programs", exec.programs)
+	}
+}
+
 // lasting are rules and files, but for the one that says which address was taken last.
 func lasting(state string) string {
 	all := strings.Split(state, "\n")

@@ -6,9 +6,11 @@
 // differential_test.go, which runs both beside each other.
 //
 // Nothing is executed, but for what the configuration asks for:
-//   - macspoofchk and nftables as the backend of ipMasq are left to the reference project's packages, which run nft;
+//   - macspoofchk is left to the reference project's package, which runs nft;
 //   - on a node whose iptables does not keep rules in nf_tables as this package does ("legacy"), its own program masquerades;
-//   - where portmap would need either, or conditions, another chain for marks, SCTP, it is [ErrProgram].
+//   - where portmap would need that, or conditions, another chain for marks, SCTP, it is [ErrProgram].
+//
+// A node without iptables has its rules in tables of nftables, whether it has the nft program or not.
 //
 // Where a program of the reference crashes (bandwidth without a result of an earlier plugin, args for sysctls of tuning without
 // sysctls), there is an error, or what was meant. The caller's thread is in the network namespace of the node. What is done in a pod's is done on threads that end with it.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +18,23 @@ func RuleSet(drop func(line string) bool) ([]string, error) {
 	}
 	defer c.close()
 	var all []string
+	tables, err := c.get(nftMsg{kind: unix.NFT_MSG_GETTABLE, flags: unix.NLM_F_DUMP})
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range tables {
+		line := "nft table"
+		attrs(m, func(kind uint16, content []byte) {
+			switch kind {
+			case unix.NFTA_TABLE_NAME, unix.NFTA_TABLE_FLAGS, nftaTableUserdata:
+				line += fmt.Sprintf(" %q", content)
+			}
+		})
+		// iptables makes its table when it is asked to delete what is not there; it is not missed.
+		if !strings.HasPrefix(line, `nft table "nat\x00"`) {
+			all = append(all, line)
+		}
+	}
 	for _, family := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6, unix.NFPROTO_INET, unix.NFPROTO_BRIDGE} {
 		chains, err := c.get(nftMsg{kind: unix.NFT_MSG_GETCHAIN, flags: unix.NLM_F_DUMP, family: family})
 		if err != nil {
@@ -33,8 +51,6 @@ func RuleSet(drop func(line string) bool) ([]string, error) {
 	slices.Sort(all)
 	return all, nil
 }
-
-const nftaChainUserdata = 12 // NFTA_CHAIN_USERDATA
 
 func (c *nftConn) chainLines(family byte, chain []byte, drop func(string) bool) ([]string, error) {
 	var table, name, base string
@@ -81,5 +97,11 @@ func exprLine(exprs nftExprs) string {
 	return strings.Join(parts, " ")
 }
 
-// IPTablesDiffers says why rules of the node's iptables are not made here.
-func IPTablesDiffers(p *Plugins, v6 bool) error { return p.iptablesDiffers(v6) }
+// ForgetIPTables has the node's iptables looked for anew.
+func ForgetIPTables() {
+	iptables.Lock()
+	defer iptables.Unlock()
+	for i := range iptables.families {
+		iptables.families[i].looked = time.Time{}
+	}
+}

@@ -89,7 +89,7 @@ func (g generator) portmap() object {
 	g.may(o, 5, "snat", true, false)
 	g.may(o, 6, "masqAll", true)
 	g.may(o, 8, "markMasqBit", 0, 5, 31, 32, -1)
-	g.may(o, 12, "backend", "iptables", "nftables", "other")
+	g.may(o, 4, "backend", "iptables", "nftables", "nftables", "nftables", "other")
 	g.may(o, 12, "conditionsV4", []string{"-i", "br0"}, []string{"!", "-d", "192.0.2.0/24"}, []string{"iif", "br0"}, []string{})
 	g.may(o, 12, "externalSetMarkChain", "OTHER-MARK")
 	return o
@@ -285,6 +285,7 @@ func TestStaticIsTheReferences(t *testing.T) {
 func TestPortmapIsTheReferences(t *testing.T) {
 	differential(t, 25, func(g generator) scenario {
 		first := object{"type": "bridge", "bridge": "br0", "isGateway": true, "ipMasq": g.seldom(2), "ipam": g.hostLocal()}
+		g.may(first, 4, "ipMasqBackend", "nftables")
 		return scenario{conf: g.list(first, g.portmap()), caps: object{"portMappings": g.portMappings()}, steps: g.calls()}
 	})
 }

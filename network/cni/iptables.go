@@ -23,10 +23,14 @@ import (
 var iptables struct {
 	sync.Mutex
 	families [2]struct { // IPv4, IPv6
+		looked  time.Time
 		program string // which one was asked
 		differs error  // why its rules are not made here; nil if they are
 	}
 }
+
+// lookAgain is how old what is known of the node's iptables may be, before it is looked whether it is the same program.
+const lookAgain = time.Second
 
 // errNoIPTables says that the node has none.
 var errNoIPTables = errors.New("not installed")
@@ -42,11 +46,14 @@ func (p *Plugins) iptablesDiffers(v6 bool) error {
 	if v6 {
 		name, family = "ip6tables", &iptables.families[1]
 	}
-	program, err := identify(name)
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+	if time.Since(family.looked) < lookAgain {
+		return family.differs
 	}
-	if program != family.program {
+	program, err := identify(name)
+	family.looked = time.Now()
+	if err != nil {
+		family.program, family.differs = "", fmt.Errorf("%s: %w", name, err)
+	} else if program != family.program {
 		family.program, family.differs = program, compareSample(name, v6)
 		if family.differs != nil {
 			p.log.Info("firewall rules are made by running "+name, "reason", family.differs)

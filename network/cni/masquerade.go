@@ -2,14 +2,11 @@ package cni
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ip"
 	"github.com/containernetworking/plugins/pkg/utils"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -19,21 +16,27 @@ const (
 
 // backend says which of both a configuration that does not say is for: iptables, unless the node has none that works.
 func (p *Plugins) backend(configured *string) string {
-	switch {
-	case configured != nil:
+	if configured != nil {
 		return *configured
-	case p.iptablesDiffers(false) == nil, utils.SupportsIPTables(), !utils.SupportsNFTables():
-		return backendIPTables
 	}
-	return backendNFTables
+	switch differs := p.iptablesDiffers(false); {
+	case differs == nil:
+		return backendIPTables
+	case errors.Is(differs, errNoIPTables), !utils.SupportsIPTables() && utils.SupportsNFTables():
+		return backendNFTables
+	}
+	return backendIPTables
 }
 
-// masquerade has what a pod sends to the outside of its subnets masqueraded. nftables, and an iptables whose rules are not
-// made here, are left to the reference project's functions, which run nft and iptables.
+// masquerade has what a pod sends to the outside of its subnets masqueraded. An iptables whose rules are not made here is left
+// to the reference project's functions, which run it.
 func (p *Plugins) masquerade(backend *string, nets []*net.IPNet, network, ifName, id string) error {
 	use := p.backend(backend)
 	comment := utils.FormatComment(network, id)
-	if use != backendIPTables || !p.madeHere(nets) || len(comment) >= commentSize {
+	switch {
+	case use == backendNFTables:
+		return masqueradeNFT(nets, network, ifName, id)
+	case use != backendIPTables || !p.madeHere(nets) || len(comment) >= commentSize:
 		return ip.SetupIPMasqForNetworks(&use, nets, network, ifName, id)
 	}
 	chain := utils.FormatChainName(network, id)
@@ -126,37 +129,4 @@ func unmasqueradeFamily(v6 bool, chain string) error {
 		return err
 	}
 	return t.apply()
-}
-
-// unmasqueradeNFT deletes the rules that the reference project's functions have made with nftables.
-func unmasqueradeNFT(network, ifName, id string) error {
-	conn, err := openNFT()
-	if err != nil {
-		return err
-	}
-	defer conn.close()
-	const chain, hashSize = "masq_checks", 16
-	t := nftTable{nftConn: conn, family: unix.NFPROTO_INET, name: "cni_plugins_masquerade"}
-	rules, err := t.rules(chain)
-	if err != nil {
-		return err
-	}
-	whose := fmt.Sprintf("%s-%s", utils.MustFormatHashWithPrefix(hashSize, "", network), utils.MustFormatHashWithPrefix(hashSize, "", ifName+":"+id))
-	for _, r := range rules {
-		if strings.HasPrefix(r.comment(), whose) {
-			t.deleteRule(chain, r.handle)
-		}
-	}
-	return t.apply()
-}
-
-// comment is what nft shows as a rule's comment: of the user data, which are types, lengths and values of a byte each.
-func (r nftRule) comment() string {
-	const comment, head = 0, 2 // NFTNL_UDATA_RULE_COMMENT
-	for d := r.userdata; len(d) >= head && len(d) >= head+int(d[1]); d = d[head+int(d[1]):] {
-		if d[0] == comment {
-			return strings.TrimRight(string(d[head:head+int(d[1])]), "\x00")
-		}
-	}
-	return ""
 }

@@ -236,16 +236,15 @@ type nftBase struct {
 	priority int32
 }
 
-// addChain makes a chain if it is not there; base may be nil.
-func (t *nftTable) addChain(name string, base *nftBase) {
+// addChain makes a chain if it is not there; base may be nil. more are further attributes. What comes to its end is accepted.
+func (t *nftTable) addChain(name string, base *nftBase, more ...[]byte) {
 	a := [][]byte{attr(unix.NFTA_CHAIN_TABLE, str(t.name)), attr(unix.NFTA_CHAIN_NAME, str(name))}
 	if base != nil {
 		a = append(a,
 			attr(unix.NFTA_CHAIN_HOOK, attr(unix.NFTA_HOOK_HOOKNUM, be32(base.hook)), attr(unix.NFTA_HOOK_PRIORITY, be32(uint32(base.priority)))),
-			attr(unix.NFTA_CHAIN_POLICY, be32(nfAccept)),
 			attr(unix.NFTA_CHAIN_TYPE, str(base.kind)))
 	}
-	t.change(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, a...)
+	t.change(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, append(a, more...)...)
 }
 
 const nfAccept = 1 // NF_ACCEPT

@@ -3,7 +3,6 @@ package cni
 import (
 	"errors"
 	"fmt"
-	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -26,17 +25,33 @@ const (
 	chainOldSNAT = "CNI-HOSTPORT-SNAT" // of versions before 0.8
 )
 
-// portmapHere says whether the plugin is answered here for the rules of some families.
-func (c *call) portmapHere(families iter.Seq[bool]) error {
-	for v6 := range families {
-		if err := c.iptablesDiffers(v6); err != nil {
-			return fmt.Errorf("%w: %w", ErrProgram, err)
+// portMapper makes host ports with one of two backends.
+type portMapper interface {
+	// usable says why it cannot make rules of a family here.
+	usable(v6 bool) error
+	forward(conf *portmapConf, id string, pod netip.Prefix) error
+	unforward(conf *portmapConf, id string) error
+	check(conf *portmapConf, id string, pod netip.Prefix) error
+}
+
+func (p *Plugins) portMapper(conf *portmapConf) portMapper {
+	if p.backend(conf.Backend) == backendNFTables {
+		return nftPorts{}
+	}
+	return xtPorts{p}
+}
+
+// allUsable says whether a mapper makes the rules of all families that a pod has.
+func allUsable(m portMapper, conf *portmapConf) error {
+	for v6 := range conf.pods {
+		if err := m.usable(v6); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-var errNotPlain = fmt.Errorf("%w: a backend, conditions, externalSetMarkChain, or a port mapping of another kind", ErrProgram)
+var errNotPlain = fmt.Errorf("%w: another backend, conditions, externalSetMarkChain, or a port mapping of another kind", ErrProgram)
 
 func portmapAdd(c *call) error {
 	conf, err := loadPortmapConf(c.config, c.ifName)
@@ -48,23 +63,41 @@ func portmapAdd(c *call) error {
 	case len(conf.RuntimeConfig.PortMaps) == 0:
 		return c.print(conf.PrevResult, conf.CNIVersion)
 	}
-	if err := c.portmapHere(maps.Keys(conf.pods)); err != nil {
+	m := c.portMapper(conf)
+	if err := allUsable(m, conf); err != nil {
 		return err
 	}
 	for _, v6 := range []bool{false, true} {
-		if pod, ok := conf.pods[v6]; ok {
-			if err := c.forwardPorts(conf, pod); err != nil {
-				return err
-			}
+		pod, ok := conf.pods[v6]
+		if !ok {
+			continue
+		}
+		if err := m.forward(conf, c.containerID, pod); err != nil {
+			return err
+		}
+		c.forgetConnections(conf, v6)
+		if v6 || !conf.snat() {
+			continue
+		}
+		if err := routeLocalnet(pod.Addr()); err != nil {
+			return err
 		}
 	}
 	return c.print(conf.PrevResult, conf.CNIVersion)
 }
 
-// forwardPorts makes the rules of one address of the pod.
-func (c *call) forwardPorts(conf *portmapConf, pod netip.Prefix) error {
-	v6 := pod.Addr().Is6()
-	t, err := openNAT(v6)
+// xtPorts makes host ports with iptables.
+type xtPorts struct{ *Plugins }
+
+func (p xtPorts) usable(v6 bool) error {
+	if err := p.iptablesDiffers(v6); err != nil {
+		return fmt.Errorf("%w: %w", ErrProgram, err)
+	}
+	return nil
+}
+
+func (xtPorts) forward(conf *portmapConf, id string, pod netip.Prefix) error {
+	t, err := openNAT(pod.Addr().Is6())
 	if err != nil {
 		return err
 	}
@@ -82,7 +115,7 @@ func (c *call) forwardPorts(conf *portmapConf, pod netip.Prefix) error {
 			return err
 		}
 	}
-	chain, rules, entries := c.portRules(conf, pod)
+	chain, rules, entries := portRules(conf, id, pod)
 	if _, err := t.ensureChain(chain); err != nil {
 		return err
 	}
@@ -100,11 +133,7 @@ func (c *call) forwardPorts(conf *portmapConf, pod netip.Prefix) error {
 	if err := t.apply(); err != nil {
 		return fmt.Errorf("unable to setup DNAT: %v", err)
 	}
-	c.forgetConnections(conf, v6)
-	if v6 || !conf.snat() {
-		return nil
-	}
-	return routeLocalnet(pod.Addr())
+	return nil
 }
 
 // ensureMasquerading has packets with a mark masqueraded. Its jump is the first in POSTROUTING: others end there.
@@ -117,10 +146,10 @@ func ensureMasquerading(t *xtTable, mark uint32) error {
 }
 
 // portRules are the rules of an address of the pod: a chain, what is in it, and what leads to it from the chain of all pods.
-func (c *call) portRules(conf *portmapConf, pod netip.Prefix) (chain string, rules, entries []xtRule) {
+func portRules(conf *portmapConf, id string, pod netip.Prefix) (chain string, rules, entries []xtRule) {
 	v6 := pod.Addr().Is6()
-	chain = utils.MustFormatChainNameWithPrefix(conf.Name, c.containerID, "DN-")
-	comment := fmt.Sprintf(`dnat name: "%s" id: "%s"`, conf.Name, c.containerID)
+	chain = utils.MustFormatChainNameWithPrefix(conf.Name, id, "DN-")
+	comment := fmt.Sprintf(`dnat name: "%s" id: "%s"`, conf.Name, id)
 	if len(comment) >= commentSize {
 		comment = comment[:commentSize-3] + "..."
 	}
@@ -209,35 +238,40 @@ func portmapDel(c *call) error {
 	case len(conf.RuntimeConfig.PortMaps) == 0:
 		return nil
 	}
-	// Nobody knows which addresses the pod had. A node that has iptables for one family alone made rules for that one.
+	return c.portMapper(conf).unforward(conf, c.containerID)
+}
+
+// unforward deletes the rules of a pod in both families: nobody knows any more which it had. A node that has iptables for one
+// alone has made rules for that one.
+func (p xtPorts) unforward(conf *portmapConf, id string) error {
 	var families []bool
 	for _, v6 := range []bool{false, true} {
-		switch err := c.iptablesDiffers(v6); {
+		switch err := p.usable(v6); {
 		case err == nil:
 			families = append(families, v6)
 		case !errors.Is(err, errNoIPTables):
-			return fmt.Errorf("%w: %w", ErrProgram, err)
+			return err
 		}
 	}
 	if len(families) == 0 {
-		return fmt.Errorf("%w: iptables: %w", ErrProgram, errNoIPTables)
+		return p.usable(false)
 	}
 	for _, v6 := range families {
-		if err := c.unforwardPorts(conf, v6); err != nil {
+		if err := removePortChains(v6, conf.Name, id); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *call) unforwardPorts(conf *portmapConf, v6 bool) error {
+func removePortChains(v6 bool, network, id string) error {
 	t, err := openNAT(v6)
 	if err != nil {
 		return err
 	}
 	defer t.close()
 	for prefix, from := range map[string]string{"DN-": chainDNAT, "SN-": chainOldSNAT} {
-		if err := t.removeChain(utils.MustFormatChainNameWithPrefix(conf.Name, c.containerID, prefix), from); err != nil {
+		if err := t.removeChain(utils.MustFormatChainNameWithPrefix(network, id, prefix), from); err != nil {
 			return err
 		}
 	}
@@ -258,26 +292,38 @@ func portmapCheck(c *call) error {
 	if len(conf.RuntimeConfig.PortMaps) == 0 {
 		return nil
 	}
-	if err := c.portmapHere(maps.Keys(conf.pods)); err != nil {
+	m := c.portMapper(conf)
+	if err := allUsable(m, conf); err != nil {
 		return err
 	}
-	for v6, family := range map[bool]string{false: "ipv4", true: "ipv6"} {
+	for _, v6 := range []bool{false, true} {
 		if pod, ok := conf.pods[v6]; ok {
-			if err := c.checkPorts(conf, pod); err != nil {
-				return fmt.Errorf("could not check %s dnat: %v", family, err)
+			if err := m.check(conf, c.containerID, pod); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-func (c *call) checkPorts(conf *portmapConf, pod netip.Prefix) error {
+func (xtPorts) check(conf *portmapConf, id string, pod netip.Prefix) error {
+	family := "ipv4"
+	if pod.Addr().Is6() {
+		family = "ipv6"
+	}
+	if err := checkPortChains(conf, id, pod); err != nil {
+		return fmt.Errorf("could not check %s dnat: %v", family, err)
+	}
+	return nil
+}
+
+func checkPortChains(conf *portmapConf, id string, pod netip.Prefix) error {
 	t, err := openNAT(pod.Addr().Is6())
 	if err != nil {
 		return err
 	}
 	defer t.close()
-	chain, rules, entries := c.portRules(conf, pod)
+	chain, rules, entries := portRules(conf, id, pod)
 	there, err := t.hasChain(chain)
 	if err != nil {
 		return err

@@ -102,7 +102,7 @@ func (c *portmapConf) findPod(r *types100.Result, ifName string) {
 
 // plain says whether all that is configured is what is made here; anything else is for the reference plugin.
 func (c *portmapConf) plain() bool {
-	if c.Backend != nil && *c.Backend != backendIPTables || c.ConditionsV4 != nil || c.ConditionsV6 != nil || c.ExternalSetMarkChain != nil {
+	if c.Backend != nil && *c.Backend != backendIPTables && *c.Backend != backendNFTables || c.ConditionsV4 != nil || c.ConditionsV6 != nil || c.ExternalSetMarkChain != nil {
 		return false
 	}
 	for _, m := range c.RuntimeConfig.PortMaps {
