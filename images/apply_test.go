@@ -181,7 +181,7 @@ func TestUnpackingIsLinear(t *testing.T) {
 			data = append(data[:len(data)-1024], bytes.Repeat(imagestest.Tar(mark)[:512], n)...)
 			return append(data, make([]byte, 1024)...)
 		}},
-		"files": {10_000, func(n int) []byte {
+		"files": {5000, func(n int) []byte {
 			entries := make([]imagestest.Entry, n)
 			for i := range entries {
 				entries[i] = imagestest.File(fmt.Sprintf("%d/f%d", i/1000, i), "")

@@ -288,15 +288,15 @@ func (l *load) begin() (end func()) {
 	}
 }
 
-// TestPullsShareAMemory: sixteen layers are pulled at once, gzip and zstd, and all that are under way have come half way.
+// TestPullsShareAMemory: twelve layers are pulled at once, gzip and zstd, and all that are under way have come half way.
 func TestPullsShareAMemory(t *testing.T) {
 	s := quick(t)
 	const atOnce = 4
 	s.layersAtOnce = newSlots(atOnce)
 	reg := imagestest.NewRegistry(t)
 	var all []imagestest.LayerBlob
-	for i := range 8 {
-		own := []imagestest.LayerBlob{imagestest.GzipLayer(noise(byte(2*i), 3<<20)), imagestest.ZstdLayer(noise(byte(2*i+1), 3<<20))}
+	for i := range 6 {
+		own := []imagestest.LayerBlob{imagestest.GzipLayer(noise(byte(2*i), 2<<20)), imagestest.ZstdLayer(noise(byte(2*i+1), 2<<20))}
 		reg.Push(fmt.Sprint("a", i), "b", imagestest.NewImage(own...))
 		all = append(all, own...)
 	}
@@ -319,7 +319,7 @@ func TestPullsShareAMemory(t *testing.T) {
 	}))
 	before := liveMemory()
 	var wg sync.WaitGroup
-	for i := range 8 {
+	for i := range 6 {
 		wg.Go(func() {
 			if _, err := s.Pull(context.Background(), fmt.Sprintf("%s/a%d:b", reg.Host(), i), nil); err != nil {
 				t.Error(err)
