@@ -75,7 +75,7 @@ test-oom: build ## 500 containers run out of memory: each is told so, in its fir
 	@BERTH_TOOLS="registry cni crictl busybox" BERTH_OOM_RUNS=500 integration/progress.sh test-oom $(GO) test -tags integration -count=1 -timeout 60m -v -run 'TestOOMKilled$$' ./integration
 
 test-powercut: setup ## the power of a disk with images is cut at 150 moments of pulls and removals (15 in the unit tests)
-	@BERTH_POWERCUTS=150 integration/progress.sh test-powercut $(GO) test -count=1 -timeout 30m -v -run '^TestPowerCut$$' ./images
+	@BERTH_POWERCUTS=150 integration/progress.sh test-powercut $(GO) test -count=1 -timeout 30m -v -run '^TestContainerd5854_PowerCut$$' ./images
 
 test-faults: setup ## 500 pulls from a registry of which a third of the answers goes wrong (BERTH_FAULTS_SEED=1: which)
 	@BERTH_FAULTS=500 integration/progress.sh test-faults $(GO) test -count=1 -timeout 60m -v -run '^TestPullsThroughFaults$$' ./images

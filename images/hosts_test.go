@@ -186,6 +186,25 @@ func TestContainerd12636_SeveralDirectories(t *testing.T) {
 	mustPull(t, s, "two.example/a:b")
 }
 
+// TestContainerd6438_PasswordsOfMirrors: a mirror's own have their place in the file, and go to no other host.
+func TestContainerd6438_PasswordsOfMirrors(t *testing.T) {
+	mirror, upstream := imagestest.NewRegistry(t), imagestest.NewRegistry(t)
+	mirror.Push("a", "b", smallImage("x"))
+	mirror.RequireBasic(user, secret)
+	upstream.Push("a", "only-upstream", smallImage("y"))
+	s := quick(t, certs(t, map[string]string{"registry.example": fmt.Sprintf("server = %q\n[host.%q.header]\nAuthorization = %q\n",
+		upstream.URL, mirror.URL, imagestest.Basic(user, secret))}))
+	for _, tag := range []string{"b", "only-upstream"} {
+		mustPull(t, s, "registry.example/a:"+tag)
+	}
+	if n := upstream.Count("GET", "/blobs/"); n != 2 {
+		t.Errorf("upstream was asked for %d blobs, want those of its image", n)
+	}
+	if upstream.Saw(imagestest.Basic(user, secret)) {
+		t.Error("upstream saw the mirror's password")
+	}
+}
+
 // TestDefaultServerGetsNoCredentials: what is configured for all registries would see the passwords of all.
 func TestDefaultServerGetsNoCredentials(t *testing.T) {
 	auth := &Auth{Username: user, Password: secret}

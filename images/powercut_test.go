@@ -107,10 +107,10 @@ func (d *disk) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
 	return 0
 }
 
-// TestPowerCut: containerd#5854, #12302, harvester#4434, podman#8005. A machine whose power is cut at random moments of pulls
+// TestContainerd5854_PowerCut: containerd#5854, #12302, harvester#4434, podman#8005. A machine whose power is cut at random moments of pulls
 // and removals finds, each time, a store in which nothing is wrong, every image that is listed whole, every image there whose
 // pull had returned, and none whose removal had.
-func TestPowerCut(t *testing.T) {
+func TestContainerd5854_PowerCut(t *testing.T) {
 	cuts := 15
 	if n := os.Getenv(envPowerCuts); n != "" {
 		var err error

@@ -557,8 +557,8 @@ func TestRetryAfterIsWaitedFor(t *testing.T) {
 	}
 }
 
-// TestStuckDownloadEnds: bytes that trickle in do not count as progress (containerd#11650), nor does silence.
-func TestStuckDownloadEnds(t *testing.T) {
+// TestContainerd11650_StuckDownloadEnds: bytes that trickle in do not count as progress (containerd#11650), nor does silence.
+func TestContainerd11650_StuckDownloadEnds(t *testing.T) {
 	for name, each := range map[string]string{"trickle": "x", "silence": ""} {
 		t.Run(name, func(t *testing.T) {
 			reg := imagestest.NewRegistry(t)

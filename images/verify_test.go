@@ -178,9 +178,9 @@ func gone(path string) bool {
 	return errors.Is(err, os.ErrNotExist)
 }
 
-// TestDamageFoundOnMount: containerd#11390, #8878, moby#52411. A layer that is gone is found when a container is made, or
+// TestContainerd11390_DamageFoundOnMount: containerd#11390, #8878, moby#52411. A layer that is gone is found when a container is made, or
 // when its image is pulled though it is there; the error says so, and the next pull mends it.
-func TestDamageFoundOnMount(t *testing.T) {
+func TestContainerd11390_DamageFoundOnMount(t *testing.T) {
 	for _, how := range []string{"mount", "view", "pull"} {
 		t.Run(how, func(t *testing.T) {
 			s := openStore(t)

@@ -91,7 +91,7 @@ func TestImagesTool(t *testing.T) {
 	}
 	ctx := t.Context()
 
-	id := n.run(t, "images", "pull", testimages.Busybox)
+	id := n.run(t, "images", "pull", testimages.Busybox) // by hosts.toml, as the kubelet's pulls (containerd#8053)
 	t.Run("pull and list show what crictl shows", func(t *testing.T) {
 		var list struct {
 			Images []struct {

@@ -18,10 +18,10 @@ import (
 	"github.com/berth-run/berth/integration/testimages"
 )
 
-// TestKubeletCollectsImages: a kubelet that is short of space for images removes those that nothing uses, and finds the space
+// TestK8s81756_KubeletCollectsImages: a kubelet that is short of space for images removes those that nothing uses, and finds the space
 // free when the removals have returned, so that it evicts no pod. The disk of the images is one of its own. Images that are
 // used, and pinned ones, stay (k8s#81756, #106037), and what was imported runs without a registry (k3s#9188).
-func TestKubeletCollectsImages(t *testing.T) {
+func TestK8s81756_KubeletCollectsImages(t *testing.T) {
 	ctx := t.Context()
 	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf})
 	must(t, err)

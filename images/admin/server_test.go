@@ -245,7 +245,7 @@ func gated(t *testing.T) (reg *imagestest.Registry, open func()) {
 	return reg, open
 }
 
-func TestPullTellsHowFarItHasComeAndReadsDoNotWait(t *testing.T) {
+func TestCRIO1172_PullTellsHowFarItHasComeAndReadsDoNotWait(t *testing.T) {
 	n := serve(t)
 	reg, open := gated(t)
 	ref := reg.Host() + "/big:v1"
