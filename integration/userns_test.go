@@ -285,7 +285,7 @@ func (n usernsNode) testVolumes(t *testing.T) {
 func (n usernsNode) testPodFiles(t *testing.T) {
 	p := n.pod(t, ids(), nil)
 	a, b := n.start(t, p, p.container("a")), n.start(t, p, p.container("b"))
-	wantOutput(t, "owners", n.sh(t, a, "stat -c %u:%g:%a /etc/hosts /etc/hostname /etc/resolv.conf /dev/shm"), "0:0:644\n0:0:644\n0:0:644\n0:0:1777")
+	wantOutput(t, "owners", n.sh(t, a, "stat -c %u:%g:%a /etc/hosts /etc/hostname /etc/resolv.conf /dev/shm /dev/mqueue"), "0:0:644\n0:0:644\n0:0:644\n0:0:1777\n0:0:1777")
 	n.sh(t, a, "echo 1.2.3.4 name >> /etc/hosts; echo x > /dev/shm/x; chown 5:5 /dev/shm/x; test -c /dev/null; echo y > /dev/null; ls /dev/mqueue")
 	wantOutput(t, "shared by the pod", n.sh(t, b, "tail -n 1 /etc/hosts; stat -c %u /dev/shm/x"), "1.2.3.4 name\n5")
 }

@@ -34,10 +34,12 @@ type IDs struct{ Host, Length uint32 }
 // HolderEnv in the environment of a program tells it to be a holder.
 const HolderEnv = "_BERTH_HOLDER=1"
 
-// What a holder is told and tells. For each of its arguments, PATH=VALUE, it writes VALUE to PATH below the procfs that is
-// its descriptor 3: as root of the user namespace, which is whom the settings belong to, and who is asked which of its
-// groups may ping. Then it writes eight bytes to descriptor 1: the number of the argument that failed, from 0, and the
-// errno, as 32-bit numbers of this machine; both zero when none did. Then it waits for the end of its standard input.
+// What a holder is told and tells. Its first argument is the flags of the other namespaces, which it makes as root of the user
+// namespace: what is made with them, the root of the mqueue file system, belongs to their maker. For each of the others,
+// PATH=VALUE, it writes VALUE to PATH below the procfs that is its descriptor 3: as root of the user namespace, which is whom
+// the settings belong to, and who is asked which of its groups may ping. Then it writes eight bytes to descriptor 1: the number
+// of the setting that failed, from 0 (2^32-1: the making of the namespaces), and the errno, as 32-bit numbers of this machine;
+// both zero when none did. Then it waits for the end of its standard input.
 const holderAnswer = 8
 
 func (u *UserNamespace) check() error {
@@ -105,7 +107,7 @@ func (u *UserNamespace) hold(flags int, proc *procfs.Handle, sysctls []sysctl) (
 		return nil, errors.Join(err, inW.Close())
 	}
 	defer outW.Close() //nolint:errcheck // a copy
-	args := []string{"berth-holder"}
+	args := []string{"berth-holder", strconv.Itoa(flags)}
 	for _, s := range sysctls {
 		args = append(args, "sys/"+s.path+"="+s.value)
 	}
@@ -115,7 +117,7 @@ func (u *UserNamespace) hold(flags int, proc *procfs.Handle, sysctls []sysctl) (
 	process, err := os.StartProcess(u.Holder, args, &os.ProcAttr{
 		Dir: "/", Env: []string{HolderEnv}, Files: []*os.File{inR, outW, os.Stderr, root},
 		Sys: &syscall.SysProcAttr{
-			Cloneflags: unix.CLONE_NEWUSER | uintptr(flags), Setsid: true,
+			Cloneflags: unix.CLONE_NEWUSER, Setsid: true,
 			UidMappings: ids(u.UIDs), GidMappings: ids(u.GIDs), GidMappingsEnableSetgroups: true,
 			Credential: &syscall.Credential{Uid: 0, Gid: 0},
 		},
@@ -155,8 +157,11 @@ func (h *holder) answer(sysctls []sysctl) error {
 	if errno == 0 {
 		return nil
 	}
-	if int(i) >= len(sysctls) {
-		return fmt.Errorf("the holder of the namespaces: %w", errno)
+	if int64(i) >= int64(len(sysctls)) {
+		if errors.Is(errno, unix.ENOSPC) || errors.Is(errno, unix.EUSERS) {
+			return fmt.Errorf("make namespaces: %w (is a sysctl user.max_*_namespaces too low?)", errno)
+		}
+		return fmt.Errorf("make namespaces: %w", errno)
 	}
 	return sysctls[i].failed(errno)
 }

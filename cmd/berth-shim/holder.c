@@ -1,9 +1,10 @@
-// A holder keeps the namespaces of a pod with a user namespace of its own until the daemon has pinned them, and writes the
-// pod's sysctls as root of that user namespace: see network/userns.go for what it is told and tells. It does so before Go
-// starts, which takes longer than all of this.
+// A holder makes the namespaces of a pod with a user namespace of its own, keeps them until the daemon has pinned them, and
+// writes the pod's sysctls as root of that user namespace: see network/userns.go for what it is told and tells. It does so
+// before Go starts, which takes longer than all of this.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,10 +33,17 @@ __attribute__((constructor)) static void berth_hold_if_asked(int argc, char **ar
 		return;
 	prctl(PR_SET_NAME, "berth-holder", 0, 0, 0);
 	uint32_t answer[2] = {0, 0};
-	for (int i = 1; i < argc; i++) {
+	if (argc < 2)
+		_exit(1);
+	if (unshare(atoi(argv[1])) < 0) {
+		answer[0] = UINT32_MAX;
+		answer[1] = (uint32_t)errno;
+		argc = 0;
+	}
+	for (int i = 2; i < argc; i++) {
 		int failed = berth_set(argv[i]);
 		if (failed != 0) {
-			answer[0] = (uint32_t)(i - 1);
+			answer[0] = (uint32_t)(i - 2);
 			answer[1] = (uint32_t)failed;
 			break;
 		}
