@@ -14,6 +14,8 @@ want=(
   "dbus is how the systemd cgroup driver asks it for units"
   "sudo critest runs apparmor_parser with it"
   "apparmor loads profiles of containers, with apparmor_parser"
+  "selinux-policy-default is the policy of SELinux with -e"
+  "policycoreutils builds and loads it"
 )
 need=()
 for line in "${want[@]}"; do

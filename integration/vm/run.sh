@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Runs a command as root in a virtual machine with Debian's stock kernel: cgroup v2 with every controller, AppArmor, all
-# modules. What this machine's kernel lacks is tested there.
+# Runs a command as root in a virtual machine with Debian's stock kernel: cgroup v2 with every controller, AppArmor or
+# SELinux, all modules. What this machine's kernel lacks is tested there.
 #
-#   run.sh [-s] [-m MIB] [-t SECONDS] [-o DIR] COMMAND [ARG...]    exit status and output are the command's
+#   run.sh [-s] [-e] [-m MIB] [-t SECONDS] [-o DIR] COMMAND [ARG...]    exit status and output are the command's
 #     -s  systemd is process 1 there, and the command a unit of it with Delegate=yes; else process 1 is a shell
+#     -e  SELinux instead of AppArmor, permissive, with Debian's policy; not together with -s
 #     -m  memory (default 4096)
 #     -t  how long it may take (default 3600)
 #     -o  a directory of this machine that the command may write to, under the same path
@@ -16,10 +17,11 @@
 # on 2 processors, and reaches no network.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-memory=4096 limit=3600 systemd='' share=''
-while getopts sm:t:o: option; do
+memory=4096 limit=3600 systemd='' selinux='' share=''
+while getopts sem:t:o: option; do
   case $option in
     s) systemd=y ;;
+    e) selinux=y ;;
     m) memory=$OPTARG ;;
     t) limit=$OPTARG ;;
     o) share=$(mkdir -p "$OPTARG" && cd "$OPTARG" && pwd) ;;
@@ -27,12 +29,13 @@ while getopts sm:t:o: option; do
   esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || { sed -n '2,/^set/{/^#/p}' "$0" >&2; exit 2; }
+[ $# -gt 0 ] && [ -z "$systemd" -o -z "$selinux" ] || { sed -n '2,/^set/{/^#/p}' "$0" >&2; exit 2; }
 
 cache=${BERTH_CACHE:-${XDG_CACHE_HOME:-${HOME:?set HOME or BERTH_CACHE}/.cache}/berth}/vm
 mkdir -p "$cache"
 kernel=$(flock "$cache/lock" "$here/kernel.sh" "$cache")
 release=$(ls "$kernel/lib/modules")
+[ -z "$selinux" ] || selinux=$(flock "$cache/lock" "$here/selinux.sh" "$cache")
 
 run=$(mktemp -d "${TMPDIR:-/tmp}/berth-vm.XXXXXX")
 trap 'rm -rf "$run"' EXIT
@@ -41,7 +44,7 @@ mkdir -p "$share" "$run/settings" "$run/initrd"/{bin,modules}
 
 # The command, and what init has to know, are read through a directory that qemu shares.
 printf 'export HOME=/root TERM=dumb TMPDIR=/disk PATH=%q\ncd %q\nexec %s\n' "$PATH" "$PWD" "$(printf '%q ' "$@")" > "$run/settings/command"
-printf 'kernel=%q release=%q share=%q systemd=%q\n' "$kernel" "$release" "$share" "$systemd" > "$run/settings/env"
+printf 'kernel=%q release=%q share=%q systemd=%q selinux=%q\n' "$kernel" "$release" "$share" "$systemd" "$selinux" > "$run/settings/env"
 cp "$here/guest.sh" "$here/guest.service" "$run/settings/"
 
 cp "$(command -v busybox)" "$run/initrd/bin/busybox"
@@ -62,7 +65,7 @@ mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1 "$run/disk"
 shared='security_model=none,multidevs=remap'
 status=0
 timeout "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m "$memory" -smp 2 -display none -no-reboot -nodefaults \
-  -kernel "$kernel/boot/vmlinuz-$release" -initrd "$run/initrd.gz" -append 'console=ttyS0 quiet panic=-1' \
+  -kernel "$kernel/boot/vmlinuz-$release" -initrd "$run/initrd.gz" -append "console=ttyS0 quiet panic=-1${selinux:+ security=selinux selinux=1 enforcing=0}" \
   -serial "file:$run/console" -serial stdio -serial "file:$run/status" \
   -drive "file=$run/disk,format=raw,if=virtio,cache=unsafe" \
   -virtfs "local,path=/,mount_tag=root,readonly=on,$shared" \
