@@ -10,9 +10,10 @@ CNI_BIN ?= /opt/cni/bin
 DESTDIR ?=
 # What to run of the integration tests: make test-integration RUN='TestKubelet/pods/logs'
 RUN ?= .
-# The same for the machine of integration/vm: with a shell as process 1, and with systemd.
+# The same for the machine of integration/vm: with a shell as process 1, with systemd, and with SELinux instead of AppArmor.
 VM_RUN ?= ^(TestCritest|TestUserNamespaces|TestEachLimit|TestOOMKilled|TestPidsLimit)$$
 VM_SYSTEMD_RUN ?= ^TestSystemdDriver$$
+VM_SELINUX_RUN ?= ^(TestSELinux|TestCritestSELinux)$$
 
 # Which fuzz targets to run, and for how long each.
 FUZZ ?= .
@@ -58,13 +59,15 @@ test-integration: build ## kubelet, crictl, critest, kill matrix, attacks: real 
 	@integration/progress.sh test-integration integration/test.sh test-integration ./integration \
 		-tags integration -count=1 -timeout 80m -run '$(RUN)'
 
-test-vm: build ## critest and others in a virtual machine: cgroup v2, AppArmor, ext4, systemd (no KVM needed; an hour)
+test-vm: build ## critest and others in a virtual machine: cgroup v2, AppArmor, SELinux, ext4, systemd (no KVM needed; an hour)
 	@integration/tools/build.sh > /dev/null
 	@$(GO) test -c -tags integration -o bin/integration.test ./integration
 	@integration/progress.sh 'test-vm' integration/count.sh bin/test-vm.log \
 		integration/vm/run.sh -t 7200 integration/vm/tests.sh '$(VM_RUN)'
 	@integration/progress.sh 'test-vm with systemd' integration/count.sh bin/test-vm-systemd.log \
 		integration/vm/run.sh -s -t 3600 integration/vm/tests.sh '$(VM_SYSTEMD_RUN)'
+	@integration/progress.sh 'test-vm with SELinux' integration/count.sh bin/test-vm-selinux.log \
+		integration/vm/run.sh -e -t 3600 integration/vm/tests.sh '$(VM_SELINUX_RUN)'
 
 test-storm: build ## a minute of a hundred exec probes a second, half of which time out and leave daemons behind; then 3,000 of these
 	@for storm in '1m 100' '150s 40'; do read -r lasts rate <<< "$$storm"; \

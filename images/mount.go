@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,7 +18,15 @@ type overlay struct {
 	upper, work string
 	// userns is the file of a user namespace that the lower directories' owners are to be seen from, or "".
 	userns string
+	// context is the SELinux context of everything in it, or "".
+	context string
 }
+
+// A MountOption is what a mount has beside what the image says.
+type MountOption func(*overlay)
+
+// Context gives everything in a mount an SELinux context, whatever its layers have; nothing is labelled if it is empty.
+func Context(context string) MountOption { return func(o *overlay) { o.context = context } }
 
 // errNoLowerPlus says that the kernel is older than lowerdir+ (6.7).
 var errNoLowerPlus = errors.New("no lowerdir+")
@@ -114,6 +123,11 @@ func (o overlay) mountNew(name func(string) (string, error)) (int, error) {
 			return -1, err
 		}
 	}
+	if o.context != "" {
+		if err := unix.FsconfigSetString(fs, "context", o.context); err != nil {
+			return -1, fsError(fs, fmt.Errorf("context=%s: %w", o.context, err))
+		}
+	}
 	attrs := unix.MOUNT_ATTR_RDONLY
 	if o.upper != "" {
 		attrs = 0
@@ -189,7 +203,7 @@ func (o overlay) mountOld(at string, short func(string) (string, error)) (int, e
 	// /proc/self/fd is the calling thread's process's, but the thread must not be one that left the file table.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	data := strings.Join(options, ",")
+	data := label.FormatMountLabel(strings.Join(options, ","), o.context)
 	err := unix.EINVAL
 	if o.upper != "" {
 		err, _ = unix.Mount("berth", at, "overlay", flags, data+",volatile").(unix.Errno) // as in mountNew

@@ -172,7 +172,7 @@ func (s *Store) makeRootfs(key string, rec *rootfsRecord) (err error) {
 }
 
 // Mount mounts the root file system key at target, a directory. Nil if it is mounted there already.
-func (s *Store) Mount(ctx context.Context, key, target string) error {
+func (s *Store) Mount(ctx context.Context, key, target string, options ...MountOption) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -202,6 +202,9 @@ func (s *Store) Mount(ctx context.Context, key, target string) error {
 	if rec.Userns != nil {
 		o.userns = rec.Userns.Path
 	}
+	for _, option := range options {
+		option(&o)
+	}
 	if err := o.mount(target); err != nil {
 		return fmt.Errorf("mount root file system %s at %s: %w", key, target, err)
 	}
@@ -210,7 +213,7 @@ func (s *Store) Mount(ctx context.Context, key, target string) error {
 
 // MountView mounts an image alone, read-only, at target, for containers of a user namespace where that is not nil. Its
 // layers stay until Unmount of that target.
-func (s *Store) MountView(ctx context.Context, image digest.Digest, target string, userns *Userns) error {
+func (s *Store) MountView(ctx context.Context, image digest.Digest, target string, userns *Userns, options ...MountOption) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -231,13 +234,13 @@ func (s *Store) MountView(ctx context.Context, image digest.Digest, target strin
 	if old != nil {
 		err = s.letGo(&old.rootfsRecord)
 	}
-	if err = errors.Join(err, s.makeView(name, view)); err != nil {
+	if err = errors.Join(err, s.makeView(name, view, options)); err != nil {
 		return errors.Join(fmt.Errorf("view of image %s at %s: %w", image, target, err), s.dropView(target))
 	}
 	return nil
 }
 
-func (s *Store) makeView(name string, view *viewRecord) error {
+func (s *Store) makeView(name string, view *viewRecord, options []MountOption) error {
 	dir := s.path(viewsDir, name)
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -256,6 +259,9 @@ func (s *Store) makeView(name string, view *viewRecord) error {
 	o := overlay{lowers: lowers}
 	if view.Userns != nil {
 		o.userns = view.Userns.Path
+	}
+	for _, option := range options {
+		option(&o)
 	}
 	return o.mount(view.Target)
 }

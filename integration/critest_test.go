@@ -26,11 +26,12 @@ var absent = []struct{ name, why string }{
 	{"[k8s.io] Container benchmark", benchmarks},
 	{"[k8s.io] Image benchmark", benchmarks},
 	{"[k8s.io] PodSandbox benchmark", benchmarks},
-	{"[k8s.io] SELinux", "SELinux is not on in this machine's kernel"},
+	{"[k8s.io] SELinux", noSELinux},
 }
 
 const (
 	noAppArmor = "AppArmor is not on in this machine's kernel"
+	noSELinux  = "SELinux is not on in this machine's kernel"
 	benchmarks = "benchmarks run with -benchmark only: TestCritestBenchmarks"
 )
 
@@ -75,7 +76,7 @@ func whySkipped(name string) string {
 		}
 	}
 	for _, a := range absent {
-		if strings.HasPrefix(name, a.name) && (a.why != noAppArmor || !appArmor()) {
+		if strings.HasPrefix(name, a.name) && (a.why != noAppArmor || !appArmor()) && (a.why != noSELinux || !seLinux()) {
 			return a.why
 		}
 	}

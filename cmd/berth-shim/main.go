@@ -100,16 +100,21 @@ func runShim(args []string) error {
 
 // pauseOf reads what follows the directory.
 func pauseOf(args []string) (*shim.Pause, error) {
-	switch {
-	case len(args) == 0:
-		return nil, nil
-	case args[0] != "shared-pid" || len(args) != 1 && len(args) != 3:
-		return nil, fmt.Errorf("arguments %q", args)
-	case len(args) == 1:
-		return &shim.Pause{}, nil
+	p, rest := &shim.Pause{}, args
+	if n := len(rest); n > 3 && rest[n-3] == "selinux" {
+		p.Label, p.Context, rest = rest[n-2], rest[n-1], rest[:n-3]
 	}
-	nobody, err := strconv.ParseUint(args[2], 10, 32)
-	return &shim.Pause{Userns: args[1], Nobody: uint32(nobody)}, err
+	switch {
+	case len(rest) == 0:
+		return nil, nil
+	case rest[0] != "shared-pid" || len(rest) != 1 && len(rest) != 3:
+		return nil, fmt.Errorf("arguments %q", args)
+	case len(rest) == 1:
+		return p, nil
+	}
+	nobody, err := strconv.ParseUint(rest[2], 10, 32)
+	p.Userns, p.Nobody = rest[1], uint32(nobody)
+	return p, err
 }
 
 // defaultSignals has what this process starts find no signal ignored, whatever started this one: a shell whose SIGINT is

@@ -71,10 +71,19 @@ static void berth_pause(void) {
 	ignore(SIGQUIT);
 	need(prctl(PR_SET_NAME, "pause", 0, 0, 0) == 0, "name");
 
+	// Its SELinux label waits for the end: what follows is not for containers to do.
+	const char *label = getenv("_BERTH_PAUSE_LABEL"), *context = getenv("_BERTH_PAUSE_CONTEXT");
+	int current = label == NULL ? -1 : open("/proc/self/attr/current", O_WRONLY | O_CLOEXEC);
+	char options[8192];
+	const char *format = context == NULL ? "%s" : "%s,context=\"%s\"";
+	int length = snprintf(options, sizeof options, format, "size=4k,nr_inodes=1,mode=555", context);
+	errno = E2BIG;
+	need(length >= 0 && (size_t)length < sizeof options, "context");
+
 	// A root of its own, empty and read-only, in the place of the host's. /proc is a directory that every host has.
 	need(unshare(CLONE_NEWNS) == 0, "unshare");
 	need(mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0, "make mounts private");
-	need(mount("pause", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,nr_inodes=1,mode=555") == 0, "mount");
+	need(mount("pause", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options) == 0, "mount");
 	need(chdir("/proc") == 0, "chdir");
 	need(syscall(SYS_pivot_root, ".", ".") == 0, "pivot_root");
 	need(umount2(".", MNT_DETACH) == 0, "leave the host's root");
@@ -94,6 +103,9 @@ static void berth_pause(void) {
 	need(syscall(SYS_capset, &head, none) == 0, "capset");
 	need(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, "not dumpable");
 
+	// A policy may not let the daemon's domain change to a container's: then it stays what it is, which has nothing either.
+	if (current >= 0 && write(current, label, strlen(label)) < 0)
+		fprintf(stderr, "berth-shim: pause: SELinux label %s: %s\n", label, strerror(errno));
 	need(write(READY, "1", 1) == 1, "tell the shim");
 	for (int fd = (int)sysconf(_SC_OPEN_MAX); syscall(SYS_close_range, 0, ~0U, 0) != 0 && fd >= 0; fd--)
 		close(fd);

@@ -72,6 +72,8 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&cdiDirs, config.Flag("cdiSpecDirs"), strings.Join(c.CDISpecDirs, ":"), "`directories` of CDI device specifications, separated by colons; none if empty")
 	f.StringVar(&c.CgroupDriver, config.Flag("cgroupDriver"), c.CgroupDriver, "`who` makes cgroups: cgroupfs, systemd, or auto, which is systemd where that is process 1")
 	f.StringSliceVar(&c.DefaultUlimits, config.Flag("defaultUlimits"), nil, "resource `limits` of containers, NAME=SOFT:HARD, separated by commas; those not named are the daemon's")
+	f.StringVar(&c.SELinux, config.Flag("selinux"), c.SELinux, "`whether` pods get SELinux labels: auto, where the kernel has SELinux on, or "+config.Disabled)
+	f.StringVar(&c.SELinuxRelabel, config.Flag("selinuxRelabel"), c.SELinuxRelabel, "`when` a volume is relabelled that has to have a container's SELinux label: always, or once, which takes one whose root has it to have it throughout")
 	f.StringVar(&c.StreamIdle, config.Flag("streamIdle"), c.StreamIdle, "`time` without a byte after which an exec, attach or port-forward is cut")
 	f.StringVar(&c.CadvisorSocket, config.Flag("cadvisorSocket"), c.CadvisorSocket, "unix socket `path` where a kubelet's cAdvisor asks for containers, or \""+config.Disabled+"\"")
 	f.StringVar(&c.NRISocket, config.Flag("nriSocket"), c.NRISocket, "unix socket `path` for plugins of NRI, or \""+config.Disabled+"\"")
@@ -157,7 +159,8 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	defer closing("network", net.Close)
 	manager, err := pods.Open(ctx, pods.Options{
 		Root: c.Root, Run: c.Run, ShimPath: c.Shim, Images: store, Network: net,
-		Cgroups: driver, Rlimits: rlimits, Log: log, Observe: steps(log),
+		Cgroups: driver, Rlimits: rlimits, NoSELinux: c.SELinux == config.Disabled, RelabelOnce: c.SELinuxRelabel == config.Once,
+		Log: log, Observe: steps(log),
 		CDI: cdi.Registry{Dirs: c.CDISpecDirs},
 		NRI: nri.Options{Socket: c.NRISocket, Plugins: c.NRIPlugins, Config: c.NRIConfig, Version: version.Version},
 	})

@@ -82,6 +82,7 @@ func (c *container) forget() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.gone = true
+	c.m.levels.free(c.rec.ID)
 	return c.m.ctrFiles.remove(c.rec.ID)
 }
 
@@ -170,6 +171,9 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 	if !p.view.Load().Ready {
 		return nil, failedPrecondition("pod sandbox %s is not ready (%s)", p.rec.ID, p.view.Load().Reason)
 	}
+	if err := m.labelContainer(id, cfg, p.rec.SELinux); err != nil {
+		return nil, err
+	}
 	c := m.newContainer(p, containerRecord{
 		Version: recordVersion, ID: id, SandboxID: p.rec.ID, Boot: m.boot, Phase: creating, CreatedAt: time.Now(),
 		ImageID: image.ID.String(), ImageRef: imageRef(image), Cgroup: string(cgroup), LogPath: logPath,
@@ -186,6 +190,9 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 	}()
 	b := &build{container: c, image: image}
 	err = s.Run(ctx, c.steps(b, "dirs", "rootfs", "mount", "image-volumes", "spec")...)
+	if err == nil && b.labels().Mount != "" {
+		err = s.Run(ctx, c.steps(b, "relabel")...)
+	}
 	if err == nil {
 		err = b.negotiate(ctx, s)
 	}

@@ -25,6 +25,8 @@ type build struct {
 	image *images.Image
 	out   *spec.Output
 
+	volumes []spec.Source // of the request's mounts
+
 	target uint64 // the PID namespace of the container that mode TARGET names, else 0
 }
 
@@ -44,6 +46,7 @@ func (c *container) steps(b *build, names ...string) []step.Step {
 		"mount":         {Timeout: 30 * time.Second, Do: c.mount, Undo: c.unmount},
 		"image-volumes": {Timeout: 30 * time.Second, Do: b.mountVolumes, Undo: c.unmountVolumes},
 		"spec":          {Timeout: 30 * time.Second, Do: b.writeSpec}, // it stats the host paths of volumes, which may hang
+		"relabel":       {Timeout: relabelWithin, Do: b.relabel},
 		"create":        {Timeout: 100 * time.Second, Do: b.create, Undo: c.destroy},
 	}
 	list := make([]step.Step, 0, len(names))
@@ -75,7 +78,7 @@ func (b *build) prepare(context.Context) error {
 func (c *container) release(context.Context) error { return c.m.opts.Images.Release(c.rec.ID) }
 
 func (c *container) mount(ctx context.Context) error {
-	return c.m.opts.Images.Mount(ctx, c.rec.ID, c.dir("rootfs"))
+	return c.m.opts.Images.Mount(ctx, c.rec.ID, c.dir("rootfs"), images.Context(c.labels().Mount))
 }
 
 func (c *container) unmount(context.Context) error { return c.m.opts.Images.Unmount(c.dir("rootfs")) }
@@ -95,7 +98,7 @@ func (b *build) mountVolumes(ctx context.Context) error {
 		if err := os.MkdirAll(b.volumePath(i), 0o700); err != nil {
 			return err
 		}
-		if err := b.m.opts.Images.MountView(ctx, image.ID, b.volumePath(i), b.pod.imageUserns()); err != nil {
+		if err := b.m.opts.Images.MountView(ctx, image.ID, b.volumePath(i), b.pod.imageUserns(), images.Context(b.labels().Mount)); err != nil {
 			return fmt.Errorf("ImageVolumeMountFailed: config.mounts[%d].image: %w", i, err)
 		}
 	}

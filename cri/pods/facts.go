@@ -69,8 +69,9 @@ func hostFacts() (spec.Host, error) {
 		_, err = exec.LookPath("apparmor_parser")
 		h.AppArmorEnabled = err == nil
 	}
-	_, err = os.Stat("/sys/fs/selinux/enforce")
-	h.SELinuxEnabled = err == nil
+	if h.SELinux, err = selinuxFacts(); err != nil {
+		return h, err
+	}
 	h.RecursiveReadOnly = unix.MountSetattr(-1, "", 0, &unix.MountAttr{}) != unix.ENOSYS
 	if sizes, err := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB"); err == nil && hasHugetlb(h.CgroupVersion) {
 		for _, s := range sizes {
@@ -213,6 +214,7 @@ func (b *build) input() (spec.Input, error) {
 	in := spec.Input{
 		ID: b.rec.ID, Sandbox: p.config(), Container: cfg, Image: b.image.Config.Config, Host: b.m.hostNow(),
 		RootfsPath: b.dir("rootfs"), CgroupPath: b.rec.Cgroup, PodFiles: p.files(),
+		Labels:     b.labels(),
 		Namespaces: spec.Namespaces{Net: p.nsPath("net"), IPC: p.nsPath("ipc"), UTS: p.nsPath("uts"), User: p.nsPath("user")},
 	}
 	if spec.SharedPID(p.config()) {
@@ -246,6 +248,7 @@ func (b *build) input() (spec.Input, error) {
 	if in.Sources, err = b.sources(cfg.GetMounts()); err != nil {
 		return in, err
 	}
+	b.volumes = in.Sources
 	if err := b.checkIDMapped(cfg.GetMounts(), in.Sources); err != nil {
 		return in, err
 	}

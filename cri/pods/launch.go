@@ -17,6 +17,7 @@ import (
 
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/shim"
+	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/internal/step"
 	"github.com/berth-run/berth/network"
 )
@@ -106,6 +107,7 @@ type launch struct {
 	sharedPID   bool
 	userns      string // of the pod's own, pinned, or ""
 	nobody      uint32 // user and group in it that have nothing
+	labels      spec.Labels
 	oomScoreAdj int
 }
 
@@ -133,6 +135,9 @@ func (l *launcher) startShim(ctx context.Context, a launch) (int, error) {
 		args = append(args, "shared-pid")
 		if a.userns != "" {
 			args = append(args, a.userns, strconv.FormatUint(uint64(a.nobody), 10))
+		}
+		if a.labels != (spec.Labels{}) {
+			args = append(args, "selinux", a.labels.Process, a.labels.Mount)
 		}
 	}
 	var proc *os.Process

@@ -37,9 +37,13 @@ type Options struct {
 	CDI      cdi.Registry        // what is known of CDI devices
 	Cgroups  cgroups.Driver      // of new pods; cgroupfs if empty
 	Rlimits  []specs.POSIXRlimit // of containers; those that are not named are the daemon's
-	NRI      nri.Options         // plugins that see and change pods; its Log is the one below
-	Log      *slog.Logger
-	Observe  func(step.Event) // told the end of every step, if not nil
+	// NoSELinux labels nothing, as where SELinux is off.
+	NoSELinux bool
+	// RelabelOnce takes a volume whose root has the container's SELinux label to have it throughout.
+	RelabelOnce bool
+	NRI         nri.Options // plugins that see and change pods; its Log is the one below
+	Log         *slog.Logger
+	Observe     func(step.Event) // told the end of every step, if not nil
 }
 
 // Manager is all pods and containers of this node.
@@ -60,6 +64,7 @@ type Manager struct {
 	health    health
 	clampOnce sync.Once
 	userns    usernsRanges
+	levels    levels
 	noUserns  error // why pods cannot have user namespaces of their own
 
 	mu         sync.RWMutex
@@ -108,6 +113,9 @@ func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 		return nil, fmt.Errorf("facts of the host: %w", err)
 	}
 	m.host.Rlimits = o.Rlimits
+	if o.NoSELinux {
+		m.host.SELinux = spec.SELinux{}
+	}
 	if m.host.AppArmorEnabled {
 		if err := loadAppArmor(); err != nil {
 			m.log.Error("the default AppArmor profile cannot be loaded: containers that do not name another are refused", "profile", spec.DefaultAppArmorProfile, "error", err)

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/cri/spec"
 )
 
 // recordVersion is the format of records. Fields may be added without a new one; a daemon refuses to touch records of a
@@ -48,6 +50,7 @@ type podRecord struct {
 	ShimPID   int          `json:",omitempty"`
 	PausePID  int          `json:",omitempty"`
 	Reason    string       `json:",omitempty"`
+	SELinux   spec.Labels  `json:",omitzero"`
 
 	Config message[*cri.PodSandboxConfig]
 	// Overhead and Resources are what a resize has made of those in Config.

@@ -43,6 +43,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	for _, p := range found {
 		byID[p.rec.ID] = p
 		m.pods[p.rec.ID] = p
+		m.levels.keep(p.rec.ID, p.rec.SELinux.Level())
 		if slices.Contains(p.rec.Steps, "namespaces") {
 			m.userns.keep(p.rec.ID, p.config())
 		}
@@ -72,6 +73,7 @@ func (m *Manager) recover(ctx context.Context) error {
 			m.containers[id] = c
 			m.own(containerName(rec.SandboxID, rec.Config.M), id)
 		}
+		m.levels.keep(id, c.labels().Level())
 		members[rec.SandboxID] = append(members[rec.SandboxID], c)
 		return nil
 	})

@@ -63,6 +63,7 @@ func (p *pod) forget() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gone = true
+	p.m.levels.free(p.rec.ID)
 	return p.m.podFiles.remove(p.rec.ID)
 }
 
@@ -144,9 +145,13 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 	if err != nil {
 		return nil, fmt.Errorf("config.linux.cgroup_parent: %w", err)
 	}
+	labels, err := m.labelPod(id, cfg)
+	if err != nil {
+		return nil, err
+	}
 	p := m.newPod(podRecord{
 		Version: recordVersion, ID: id, Boot: m.boot, Phase: creating, Handler: handler, CreatedAt: time.Now(),
-		Cgroup: string(cgroup), Config: message[*cri.PodSandboxConfig]{cfg},
+		Cgroup: string(cgroup), SELinux: labels, Config: message[*cri.PodSandboxConfig]{cfg},
 	})
 	m.mu.Lock()
 	m.makingPods[id] = p

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -162,6 +163,9 @@ func (p *pod) makeFiles(context.Context) error {
 			return err
 		}
 	}
+	if err := p.labelFiles(p.rec.SELinux.Mount); err != nil {
+		return err
+	}
 	if spec.HostIPC(cfg) {
 		return nil
 	}
@@ -172,6 +176,7 @@ func (p *pod) makeFiles(context.Context) error {
 	if userns, own := spec.Userns(cfg); own {
 		options += fmt.Sprintf(",uid=%d,gid=%d", userns.UIDs.Host, userns.GIDs.Host)
 	}
+	options = label.FormatMountLabel(options, p.rec.SELinux.Mount)
 	if err := unix.Mount("shm", p.dir("shm"), "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount /dev/shm: %w", err)
 	}
@@ -221,7 +226,10 @@ func (p *pod) startShim(ctx context.Context) error {
 	cfg := p.config()
 	l := launch{
 		dir: p.dir(), cgroup: cgroups.Path(p.rec.Cgroup), sharedPID: spec.SharedPID(cfg),
-		oomScoreAdj: p.m.clampOOMScore(sandboxOOMScore),
+		oomScoreAdj: p.m.clampOOMScore(sandboxOOMScore), labels: p.rec.SELinux,
+	}
+	if cfg.GetLinux().GetSecurityContext().GetPrivileged() {
+		l.labels.Process = ""
 	}
 	if userns, own := spec.Userns(cfg); own {
 		l.userns, l.nobody = p.nsPath("user"), min(nobody, userns.UIDs.Length-1, userns.GIDs.Length-1)

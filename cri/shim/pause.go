@@ -25,6 +25,12 @@ func (s *Server) startPause(p Pause) error {
 		Dir: "/", Env: []string{"_BERTH_PAUSE=1"}, Files: []uintptr{0, 1, 2, uintptr(ready[1])},
 		Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Setsid: true},
 	}
+	if p.Label != "" {
+		attr.Env = append(attr.Env, "_BERTH_PAUSE_LABEL="+p.Label)
+	}
+	if p.Context != "" {
+		attr.Env = append(attr.Env, "_BERTH_PAUSE_CONTEXT="+p.Context)
+	}
 	if p.Userns != "" {
 		userns, err := os.Open(p.Userns)
 		if err != nil {

@@ -46,6 +46,8 @@ type Pause struct {
 	Userns string
 	// Nobody is the user and group that it becomes in that: 65534 may be none there.
 	Nobody uint32
+	// Label and Context are the SELinux contexts of the process and of its root, or "".
+	Label, Context string
 }
 
 // Serve runs the shim in dir, the pod's directory, until it is told to shut down: it never ends by itself. With pause,

@@ -42,11 +42,6 @@ func unmet(field string, value any, why string, args ...any) error {
 	return &Error{field, show(value), fmt.Sprintf(why, args...), errdefs.ErrFailedPrecondition}
 }
 
-// unsupported is the error of a request for what berth does not offer yet.
-func unsupported(field string, value any, why string, args ...any) error {
-	return &Error{field, show(value), fmt.Sprintf(why, args...), errdefs.ErrNotImplemented}
-}
-
 // show renders a value for an error: text quoted (which escapes control characters) and no longer than a line.
 func show(value any) string {
 	const most = 120

@@ -188,6 +188,9 @@ func mounts(in Input) (list []specs.Mount, rootPropagation string, err error) {
 		if err != nil {
 			return nil, "", err
 		}
+		if Relabels(m) && in.Labels.Mount != "" && !mayRelabel(in.Sources[i].Path) {
+			return nil, "", invalid(index("config.mounts", i)+".selinux_relabel", in.Sources[i].Path, "is the system's, and is not relabelled")
+		}
 		idMap(&bound, m, sandboxNamespaces(in.Sandbox).GetUsernsOptions())
 		list = append(list, bound)
 		switch m.GetPropagation() {
@@ -212,6 +215,9 @@ func mounts(in Input) (list []specs.Mount, rootPropagation string, err error) {
 	})
 	return append(below, list...), rootPropagation, nil
 }
+
+// Relabels says whether a mount asks for the container's SELinux label. An image volume has it anyway.
+func Relabels(m *cri.Mount) bool { return m.GetSelinuxRelabel() && m.GetImage().GetImage() == "" }
 
 func depth(p string) int { return strings.Count(p, "/") }
 

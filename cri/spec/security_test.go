@@ -247,16 +247,6 @@ func TestAppArmor(t *testing.T) {
 	refuse(t, func(in *Input) { security(in).ApparmorProfile = "mine" }, "apparmor_profile") //nolint:staticcheck // tests it
 }
 
-func TestSELinuxIsNotSilentlyIgnored(t *testing.T) {
-	label := func(in *Input) { security(in).SelinuxOptions = &cri.SELinuxOption{Type: "spc_t"} }
-	mustContainer(t, label) // where SELinux is off a label says nothing
-	_, err := Container(request(func(in *Input) {
-		label(in)
-		in.Host.SELinuxEnabled = true
-	}))
-	refused(t, err, errdefs.ErrNotImplemented, "selinux_options")
-}
-
 func TestPathsExactlyAsGiven(t *testing.T) {
 	masked, readonly := []string{"/proc/kcore", "/sys/devices/virtual/powercap", "/bin/ls"}, []string{"/proc/sys"}
 	l := mustContainer(t, func(in *Input) { security(in).MaskedPaths, security(in).ReadonlyPaths = masked, readonly }).Spec.Linux

@@ -29,8 +29,8 @@ type Host struct {
 	SeccompEnabled bool
 	// AppArmorEnabled says that the kernel has AppArmor on.
 	AppArmorEnabled bool
-	// SELinuxEnabled says that the kernel has SELinux on.
-	SELinuxEnabled bool
+	// SELinux is what labels are made from.
+	SELinux SELinux
 	// RecursiveReadOnly says that the kernel has mount_setattr(AT_RECURSIVE), Linux 5.12.
 	RecursiveReadOnly bool
 	// SwapController says that memory.memsw.limit_in_bytes (v1) or memory.swap.max (v2) exists.
@@ -100,6 +100,8 @@ type Input struct {
 	SeccompProfile []byte
 	// AppArmorLoaded says that the profile that [AppArmorProfile] names, if it names one, is loaded in the kernel.
 	AppArmorLoaded bool
+	// Labels are those of [ContainerLabels].
+	Labels Labels
 }
 
 // Output is a container as it should be.
@@ -127,10 +129,6 @@ func Container(in Input) (*Output, error) {
 		}
 	}
 	sc := in.Container.GetLinux().GetSecurityContext()
-	if in.Host.SELinuxEnabled && sc.GetSelinuxOptions() != nil && !sc.GetPrivileged() {
-		return nil, unsupported(securityContext+".selinux_options", nil, "SELinux labels are not implemented yet")
-	}
-
 	if err := validateVolumes(in.Image.Volumes); err != nil {
 		return nil, err
 	}
@@ -193,6 +191,9 @@ func process(in Input, who identity) (*specs.Process, error) {
 	if p.ApparmorProfile != "" && !in.AppArmorLoaded {
 		return nil, unmet(apparmorField, p.ApparmorProfile, "is not loaded on this host")
 	}
+	if !sc.GetPrivileged() { // else the policy says which domain it comes to
+		p.SelinuxLabel = in.Labels.Process
+	}
 	return p, nil
 }
 
@@ -200,7 +201,7 @@ func process(in Input, who identity) (*specs.Process, error) {
 // profile opens depends on the capabilities.
 func linux(in Input, sofar *specs.Spec) (*specs.Linux, error) {
 	sc := in.Container.GetLinux().GetSecurityContext()
-	l := &specs.Linux{CgroupsPath: in.CgroupPath}
+	l := &specs.Linux{CgroupsPath: in.CgroupPath, MountLabel: in.Labels.Mount}
 	if !sc.GetPrivileged() {
 		// Exactly as given: the kubelet sends the paths, and none of them means an unmasked /proc.
 		l.MaskedPaths = slices.Clone(sc.GetMaskedPaths())

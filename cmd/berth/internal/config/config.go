@@ -56,6 +56,12 @@ type Config struct {
 	CgroupDriver string `json:"cgroupDriver,omitempty"`
 	// DefaultUlimits are NAME=SOFT:HARD, the resource limits of containers; those not named are the daemon's.
 	DefaultUlimits []string `json:"defaultUlimits,omitempty"`
+	// SELinux is auto, which labels pods where the kernel has SELinux on, or disabled: none is, and what pods ask for says
+	// nothing.
+	SELinux string `json:"selinux,omitempty"`
+	// SELinuxRelabel says when a volume is relabelled that has to have a container's SELinux label: always (file by file, where
+	// it differs), or once, which takes a volume whose root has the label to have it throughout.
+	SELinuxRelabel string `json:"selinuxRelabel,omitempty"`
 	// StreamIdle is after how long without a byte an exec, attach or port-forward is cut: "4h", "90s".
 	StreamIdle string `json:"streamIdle,omitempty"`
 	// CadvisorSocket is where cAdvisor, inside a kubelet, asks for containers. "disabled" turns it off and is the same as
@@ -91,6 +97,8 @@ func Default() Config {
 		PodCIDR:          Kubelet,
 		CDISpecDirs:      []string{"/etc/cdi", "/var/run/cdi"},
 		CgroupDriver:     "auto",
+		SELinux:          "auto",
+		SELinuxRelabel:   Always,
 		StreamIdle:       "4h",
 		CadvisorSocket:   "/run/containerd/containerd.sock",
 		NRISocket:        "/var/run/nri/nri.sock",
@@ -159,6 +167,12 @@ const (
 	Keep = "keep"
 )
 
+// When a volume is relabelled.
+const (
+	Always = "always"
+	Once   = "once"
+)
+
 // fields names all fields once. A test holds that none is missing.
 func (c *Config) fields() []field {
 	return []field{
@@ -179,6 +193,8 @@ func (c *Config) fields() []field {
 		{name: "cdiSpecDirs", flag: "cdi-spec-dirs", list: &c.CDISpecDirs, optional: true},
 		{name: "cgroupDriver", flag: "cgroup-driver", text: &c.CgroupDriver, words: []string{"auto", "cgroupfs", "systemd"}},
 		{name: "defaultUlimits", flag: "default-ulimits", list: &c.DefaultUlimits, optional: true, parse: ulimit},
+		{name: "selinux", flag: "selinux", text: &c.SELinux, words: []string{"auto", Disabled}},
+		{name: "selinuxRelabel", flag: "selinux-relabel", text: &c.SELinuxRelabel, words: []string{Always, Once}},
 		{name: "streamIdle", flag: "stream-idle", text: &c.StreamIdle, parse: idle},
 		{name: "cadvisorSocket", flag: "cadvisor-socket", text: &c.CadvisorSocket, optional: true, off: Disabled},
 		{name: "nriSocket", flag: "nri-socket", text: &c.NRISocket, optional: true, off: Disabled},
