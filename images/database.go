@@ -23,6 +23,9 @@ const brokenExt = ".broken"
 // openDatabase opens the database of a store, or makes it. One that is damaged is made anew of what can be read of it: what
 // is lost is pulled again, which is better than a node that stays down (containerd#5854, #12302).
 func openDatabase(path string, log *slog.Logger) (*bolt.DB, error) {
+	if lostDatabase(path) {
+		log.Error("database of images is lost; what it knew of is pulled again", "database", path)
+	}
 	if err := mendDatabase(path, log); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -34,6 +37,16 @@ func openDatabase(path string, log *slog.Logger) (*bolt.DB, error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return db, nil
+}
+
+// lostDatabase tells whether a database is gone, or empty, that had told of layers: these are there.
+func lostDatabase(path string) bool {
+	st, err := os.Stat(path)
+	if err == nil && st.Size() > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	layers, err := os.ReadDir(filepath.Join(filepath.Dir(path), layersDir))
+	return err == nil && len(layers) > 0
 }
 
 func mendDatabase(path string, log *slog.Logger) error {
@@ -48,6 +61,9 @@ func mendDatabase(path string, log *slog.Logger) error {
 	// bbolt's own lock: what another process is at must not be looked at.
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil
+	}
+	if st, err := f.Stat(); err != nil || st.Size() == 0 {
+		return err // bbolt makes one of an empty file
 	}
 	wrong, err := checkDatabase(f, nil)
 	if err != nil || len(wrong) == 0 {
@@ -69,7 +85,7 @@ func mendDatabase(path string, log *slog.Logger) error {
 // may write to it meanwhile.
 func checkDatabase(f *os.File, found func(bucket, key, value []byte)) (wrong []error, err error) {
 	st, err := f.Stat()
-	if err != nil || st.Size() == 0 {
+	if err != nil {
 		return nil, err
 	}
 	if found == nil {

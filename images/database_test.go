@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -274,31 +275,45 @@ func TestDamagedPagesAreFound(t *testing.T) {
 	}
 }
 
-// TestVerifyFindsADamagedDatabase, and says how it is mended, and asks it for nothing more.
+// TestVerifyFindsADamagedDatabase, and says how it is mended, and asks it for nothing more: what bbolt has mapped of a file that
+// became shorter ends the process.
 func TestVerifyFindsADamagedDatabase(t *testing.T) {
 	needRoot(t)
-	root := filepath.Join(t.TempDir(), "images")
-	s, err := Open(Options{Root: root})
-	if err != nil {
-		t.Fatal(err)
-	}
 	reg := imagestest.NewRegistry(t)
 	reg.Push("a", "b", smallImage("x"))
-	mustPull(t, s, reg.Host()+"/a:b")
-	if err := scribblePage(filepath.Join(root, dbName), func(m dbMeta) uint64 { return m.root }); err != nil {
-		t.Fatal(err)
+	for name, damage := range map[string]func(db string) error{
+		"a page":  func(db string) error { return scribblePage(db, func(m dbMeta) uint64 { return m.root }) },
+		"deleted": os.Remove,
+		"half":    func(db string) error { return os.Truncate(db, 16<<10) },
+		"empty":   func(db string) error { return os.Truncate(db, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := filepath.Join(t.TempDir(), "images")
+			s, err := Open(Options{Root: root})
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustPull(t, s, reg.Host()+"/a:b")
+			if err := damage(filepath.Join(root, dbName)); err != nil {
+				t.Fatal(err)
+			}
+			r := mustVerify(t, s, VerifyOptions{Deep: true, Repair: true})
+			if !r.Damaged() || r.Findings[0].Kind != FoundDatabase || !strings.Contains(r.Findings[0].Error, "restart") {
+				t.Errorf("found %+v", r.Findings)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			var log bytes.Buffer
+			if s, err = Open(Options{Root: root, Log: slog.New(slog.NewTextHandler(&log, nil))}); err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if !strings.Contains(log.String(), "database of images is") {
+				t.Errorf("the log does not say what was lost: %s", &log)
+			}
+			mustPull(t, s, reg.Host()+"/a:b")
+			wantWhole(t, s)
+		})
 	}
-	r := mustVerify(t, s, VerifyOptions{Deep: true, Repair: true})
-	if !r.Damaged() || r.Findings[0].Kind != FoundDatabase || !strings.Contains(r.Findings[0].Error, "restart") {
-		t.Errorf("found %+v", r.Findings)
-	}
-	if err := s.Close(); err != nil {
-		t.Error(err)
-	}
-	if s, err = Open(Options{Root: root}); err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	mustPull(t, s, reg.Host()+"/a:b")
-	wantWhole(t, s)
 }

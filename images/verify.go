@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -147,12 +148,15 @@ func (v *verification) run() error {
 func (v *verification) database() error {
 	v.s.change.Lock()
 	defer v.s.change.Unlock()
+	var wrong []error
 	f, err := os.Open(v.s.path(dbName))
-	if err != nil {
-		return err
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		wrong, err = []error{errors.New("is missing")}, nil
+	case err == nil:
+		defer f.Close()
+		wrong, err = checkDatabase(f, nil)
 	}
-	defer f.Close()
-	wrong, err := checkDatabase(f, nil)
 	for _, w := range wrong[:min(len(wrong), findingsPerLayer)] {
 		found := Finding{Kind: FoundDatabase, What: w.Error()}
 		if v.o.Repair {
