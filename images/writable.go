@@ -12,7 +12,8 @@ import (
 
 // Prepared root file systems can be on another file system than the images (KEP-4191), so that what containers write and
 // what images take is not the same space. Nothing is renamed from the one to the other: each has a tmp and a trash of its
-// own. ROOT/rootfs is then a link that leads there, by which a start with other options sees what it would leave behind.
+// own. ROOT/rootfs is then a link that leads there, by which a start with other options sees what it would leave behind, and one
+// without that file system what is not mounted.
 
 // writablePath is a path in the directory of root file systems.
 func (s *Store) writablePath(parts ...string) string {
@@ -27,6 +28,9 @@ func makeWritable(root, writable string) error {
 	is := link
 	if to, err := os.Readlink(link); err == nil {
 		is = to
+		if err := stillThere(is, link); err != nil {
+			return err
+		}
 	}
 	if is != want {
 		if err := leaveWritable(is, link); err != nil {
@@ -44,10 +48,42 @@ func makeWritable(root, writable string) error {
 	if want == link {
 		return nil
 	}
-	if err := os.Symlink(want, link); !errors.Is(err, fs.ErrExist) {
+	if err := os.Symlink(want, link); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return nil
+	return noteBoot(link)
+}
+
+// stillThere refuses to go on without the root file systems of containers that may run on them: their layers would be held
+// by nothing. After a reboot nothing runs, and a disk that is lost or empty then keeps no node from its start.
+func stillThere(is, link string) error {
+	if _, err := os.Stat(is); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	if noted, err := os.ReadFile(link + bootExt); err != nil || string(noted) != boot {
+		return nil
+	}
+	return fmt.Errorf("writable layers of containers were in %s, which is not there: mount its file system, or remove %s if that is lost: %w", is, link, errdefs.ErrFailedPrecondition)
+}
+
+// bootExt is a file beside the link, which says in which boot it led somewhere.
+const bootExt = ".boot"
+
+func noteBoot(link string) error {
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(link+bootExt, []byte(boot), 0o600)
+}
+
+func bootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return string(id), err
 }
 
 // leaveWritable gives up the place where root file systems were, which must be empty.

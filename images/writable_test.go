@@ -105,6 +105,48 @@ func TestUserNamespacesOnSplitFileSystems(t *testing.T) {
 	}
 }
 
+// TestDiskOfWritableLayersIsNotMounted: a start without it would hold no layer of the containers that run on it.
+func TestDiskOfWritableLayersIsNotMounted(t *testing.T) {
+	needRoot(t)
+	disk := filepath.Join(t.TempDir(), "disk")
+	o := Options{Root: filepath.Join(t.TempDir(), "images"), Writable: filepath.Join(disk, "w")}
+	open := func() *Store {
+		t.Helper()
+		s, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := open()
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", smallImage("x"))
+	img := mustPull(t, s, reg.Host()+"/a:b")
+	if err := errors.Join(s.Prepare("k", img.ID, nil), s.Close(), os.Rename(disk, disk+".away")); err != nil {
+		t.Fatal(err)
+	}
+	for _, writable := range []string{o.Writable, o.Writable + "2", ""} {
+		if s, err := Open(Options{Root: o.Root, Writable: writable}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), o.Writable) {
+			t.Errorf("with %q: got %v, %v; want it said what is not there", writable, s, err)
+		}
+	}
+	if err := os.Rename(disk+".away", disk); err != nil {
+		t.Fatal(err)
+	}
+	s = open()
+	if keys := s.Keys(); len(keys) != 1 {
+		t.Errorf("mounted again: root file systems %v", keys)
+	}
+	// What is lost with a reboot was no container's any more.
+	if err := errors.Join(s.Close(), os.RemoveAll(disk), os.WriteFile(filepath.Join(o.Root, rootfsDir+bootExt), []byte("another"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s = open()
+	if err := errors.Join(s.Prepare("new", img.ID, nil), s.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
 // onDisk is the device that a path is on.
 func onDisk(t *testing.T, path string) uint64 {
 	t.Helper()

@@ -279,14 +279,18 @@ func (t *tool) imagesVerify() *cobra.Command {
 		Example: "  berth images verify\n  berth images verify --deep --repair",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			damaged := false
+			damaged, database := false, false
 			ask := func(ctx context.Context, c *admin.Client) (*images.Report, error) {
 				r, err := c.Verify(ctx, v)
 				damaged = err == nil && r.Damaged()
+				database = damaged && r.Findings[0].Kind == images.FoundDatabase
 				return r, err
 			}
 			if err := answer(cmd, t, ask, t.writeReport); err != nil {
 				return err
+			}
+			if database {
+				return errors.New("the database is damaged: restart berth serve, which makes it anew of what can be read of it")
 			}
 			if damaged {
 				return errors.New("something is damaged: berth images verify --repair fetches it again, as does the next pull")

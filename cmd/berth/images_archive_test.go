@@ -106,6 +106,12 @@ func TestDamageIsAFailure(t *testing.T) {
 	if out := d.must(t, "images", "verify", "--repair"); !strings.Contains(out, "(repaired)") {
 		t.Errorf("repair: %q", out)
 	}
+	if err := os.Remove(filepath.Join(filepath.Dir(d.socket), "images", "meta.db")); err != nil {
+		t.Fatal(err)
+	}
+	if out, errs, code := d.tool(t, "images", "verify"); code != exitFailure || !strings.HasPrefix(out, "database: is missing") || !strings.Contains(errs, "restart berth serve") || strings.Contains(errs, "--repair") {
+		t.Errorf("verify: %q %q, exit code %d", out, errs, code)
+	}
 }
 
 // A link of a directory that leads out of it is not followed, as little as one of an archive.
