@@ -17,7 +17,8 @@ import (
 )
 
 // TestDamagedRecords starts the daemon with records of a pod and of a container that a bad disk has cut short: what they
-// named is lost to every client, and so must not run on, beside the one that the kubelet makes in its place.
+// named is lost to every client, and so must not run on, beside the one that the kubelet makes in its place, nor keep its
+// address, whose result was lost, too.
 func TestDamagedRecords(t *testing.T) {
 	n := newNode(t)
 	if n.Foreign() {
@@ -37,6 +38,11 @@ func TestDamagedRecords(t *testing.T) {
 	for _, record := range []string{filepath.Join("pods", pods[0]), filepath.Join("containers", ctrs[1])} {
 		must(t, os.Truncate(filepath.Join(n.Root(), record+".json"), 100))
 	}
+	results, err := filepath.Glob(filepath.Join(n.Root(), "cni", "results", "*"+pods[0]+"*"))
+	if err != nil || len(results) != 1 {
+		t.Fatalf("results of the pod: %v, %v", results, err)
+	}
+	must(t, os.Remove(results[0]))
 	must(t, n.StartBerth(ctx))
 	must(t, lab.Eventually(ctx, 10*time.Second, "only the other pod's shim is left", func(ctx context.Context) error {
 		left, err := n.Processes()
@@ -47,6 +53,12 @@ func TestDamagedRecords(t *testing.T) {
 			if !strings.Contains(name, pods[1]) {
 				return fmt.Errorf("process %d is left: %s", pid, name)
 			}
+		}
+		return nil
+	}))
+	must(t, lab.Eventually(ctx, soon, "only the other pod's address is left", func(context.Context) error {
+		if left := addresses(t, n); len(left) != 1 {
+			return fmt.Errorf("addresses %v", left)
 		}
 		return nil
 	}))

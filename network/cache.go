@@ -27,6 +27,11 @@ type attachment struct {
 // attachments reads the cache. A power cut leaves files of no bytes, or of some (containernetworking/cni#1055): these
 // still have the pod's id in their names.
 func (m *Manager) attachments() ([]attachment, error) {
+	return m.attachmentsOf(func(string) bool { return true })
+}
+
+// attachmentsOf reads those of some pods.
+func (m *Manager) attachmentsOf(pick func(id string) bool) ([]attachment, error) {
 	dir := m.resultsDir()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -38,7 +43,7 @@ func (m *Manager) attachments() ([]attachment, error) {
 	var all []attachment
 	for _, e := range entries {
 		_, id, ok := splitCacheName(e.Name())
-		if !ok || !e.Type().IsRegular() {
+		if !ok || !e.Type().IsRegular() || !pick(id) {
 			continue
 		}
 		a := attachment{file: filepath.Join(dir, e.Name()), id: id}
@@ -108,13 +113,13 @@ func (a *attachment) read() error {
 
 // cached are the configurations that a pod was added with, as far as the cache can be read.
 func (m *Manager) cached(id string) ([]*conflist, error) {
-	all, err := m.attachments()
+	all, err := m.attachmentsOf(func(of string) bool { return of == id })
 	if err != nil {
 		return nil, err
 	}
 	var lists []*conflist
 	for _, a := range all {
-		if a.id == id && a.conflist != nil {
+		if a.conflist != nil {
 			lists = append(lists, a.conflist)
 		}
 	}
@@ -133,27 +138,26 @@ func (m *Manager) dropTornCache(c *conflist, rt *libcni.RuntimeConf) {
 	}
 }
 
-// GC tears down what was set up for pods that are not in live, as far as cached results tell; and, where the networks are
-// exclusive, has the plugins release what belongs to no pod in live (the verb GC of CNI 1.1). No Setup of a pod that is not
-// in live may be under way.
+// GC tears down what was set up for pods that are not in live, as far as cached results tell, and gives back addresses of
+// default networks that are none of theirs; and, where the networks are exclusive, has the plugins release what belongs to no
+// pod in live (the verb GC of CNI 1.1). No Setup of a pod that is not in live may be under way.
 func (m *Manager) GC(ctx context.Context, live []string) error {
 	all, err := m.attachments()
 	if err != nil {
 		return err
 	}
+	keep := func(id string) bool { return slices.Contains(live, id) || m.owes(id) }
 	var errs []error
 	for _, a := range all {
-		if slices.Contains(live, a.id) || m.owes(a.id) {
+		if keep(a.id) {
 			continue
 		}
 		if err := m.collect(ctx, a); err != nil {
 			errs = append(errs, fmt.Errorf("network of lost pod %s: %w", a.id, withContext(ctx, err)))
+			live = append(slices.Clone(live), a.id) // its addresses are not free yet
 		}
 	}
-	if err := m.collectByPlugins(ctx, live); err != nil {
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, m.collectLeases(keep), m.collectByPlugins(ctx, live))...)
 }
 
 func (m *Manager) collect(ctx context.Context, a attachment) error {

@@ -81,7 +81,12 @@ func (m *Manager) defaultNetwork(none error) (*conflist, error) {
 	if err := takenElsewhere(cidrs, defaultName(cidrs), m.log); err != nil {
 		return nil, err
 	}
-	c, err := defaultConflist(cidrs, wayOutMTU(cidrs), filepath.Join(m.opts.CacheDir, "networks"))
+	if slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		if err := keepAdvertised(m.log); err != nil {
+			return nil, err
+		}
+	}
+	c, err := defaultConflist(cidrs, wayOutMTU(cidrs), m.leasesDir())
 	if err != nil {
 		return nil, err
 	}

@@ -6,9 +6,11 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Addresses far away, which the kernel is asked the route to. Nothing is sent there.
@@ -48,23 +50,51 @@ func routeMTU(to net.IP) int {
 	}
 	mtu := 0
 	for _, r := range routes {
-		mtu = smaller(mtu, smaller(r.MTU, linkMTU(r.LinkIndex)))
-		for _, hop := range r.MultiPath {
-			mtu = smaller(mtu, linkMTU(hop.LinkIndex))
+		mtu = smaller(mtu, r.MTU)
+		for _, link := range linksOf(r) {
+			mtu = smaller(mtu, link.Attrs().MTU)
 		}
 	}
 	return mtu
 }
 
-func linkMTU(index int) int {
-	if index == 0 {
-		return 0
+// linksOf are the links by which a route leads out.
+func linksOf(r netlink.Route) (links []netlink.Link) {
+	indexes := []int{r.LinkIndex}
+	for _, hop := range r.MultiPath {
+		indexes = append(indexes, hop.LinkIndex)
 	}
-	link, err := netlink.LinkByIndex(index)
+	for _, index := range indexes {
+		if link, err := netlink.LinkByIndex(index); err == nil {
+			links = append(links, link)
+		}
+	}
+	return links
+}
+
+// keepAdvertised has the node keep its IPv6 route out where a router advertises it: the kernel drops such routes, and takes no
+// more, as soon as the node forwards packets, which it does for pods, unless accept_ra is 2.
+func keepAdvertised(log *slog.Logger) error {
+	routes, err := netlink.RouteGetWithOptions(far6, &netlink.RouteGetOptions{FIBMatch: true})
 	if err != nil {
-		return 0
+		return nil //nolint:nilerr // there is none
 	}
-	return link.Attrs().MTU
+	for _, r := range routes {
+		if r.Protocol != unix.RTPROT_RA {
+			continue
+		}
+		for _, link := range linksOf(r) {
+			setting := "/proc/sys/net/ipv6/conf/" + link.Attrs().Name + "/accept_ra"
+			if now, err := os.ReadFile(setting); err != nil || strings.TrimSpace(string(now)) != "1" {
+				continue // somebody else takes them, such as systemd-networkd
+			}
+			if err := os.WriteFile(setting, []byte("2"), 0o600); err != nil {
+				return fmt.Errorf("the advertised IPv6 route out of the node would go: %w", err)
+			}
+			log.Info("the node goes on to take its IPv6 route from a router's advertisements, also when it forwards packets of pods", "setting", setting, "value", 2)
+		}
+	}
+	return nil
 }
 
 // takenElsewhere says which link, other than the bridge, has an address of the pods' ranges: that of another runtime's

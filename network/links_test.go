@@ -3,6 +3,7 @@ package network
 import (
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"testing"
 
@@ -97,6 +98,51 @@ func TestWayOutMTU(t *testing.T) {
 	want("two ways", v4, 1400)
 	l.route(netlink.Route{Gw: net.ParseIP("192.168.1.1"), Priority: 10}) // not the first choice
 	want("a spare way", v4, 1400)
+}
+
+// A node that forwards IPv6 drops the routes that routers advertise.
+func TestAdvertisedRouteIsKept(t *testing.T) {
+	for name, tc := range map[string]struct {
+		protocol      netlink.RouteProtocol
+		before, after string
+	}{
+		"advertised":                           {unix.RTPROT_RA, "1", "2"},
+		"advertised, and taken by a program":   {unix.RTPROT_RA, "0", "0"},
+		"advertised, and thought of already":   {unix.RTPROT_RA, "2", "2"},
+		"configured":                           {unix.RTPROT_STATIC, "1", "1"},
+		"a protocol of a routing daemon's own": {unix.RTPROT_BGP, "1", "1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLinks(t)
+			out, other := cable("out", 1500), cable("other", 1500)
+			l.add(out, "fd02::2/64")
+			l.add(other, "fd03::2/64")
+			setting := func(link string) string { return "/proc/sys/net/ipv6/conf/" + link + "/accept_ra" }
+			l.do(func() error {
+				for _, link := range []string{"out", "other"} {
+					if err := os.WriteFile(setting(link), []byte(tc.before), 0o600); err != nil {
+						return err
+					}
+				}
+				if err := keepAdvertised(slog.New(slog.DiscardHandler)); err != nil { // no route yet
+					return err
+				}
+				if err := netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP("fd02::1"), Protocol: tc.protocol}); err != nil {
+					return err
+				}
+				if err := keepAdvertised(slog.New(slog.DiscardHandler)); err != nil {
+					return err
+				}
+				if got := read(t, setting("out")); got != tc.after {
+					t.Errorf("the link out has %s, want %s", got, tc.after)
+				}
+				if got := read(t, setting("other")); got != tc.before {
+					t.Errorf("another link has %s", got)
+				}
+				return nil
+			})
+		})
+	}
 }
 
 func TestRangeThatAnotherLinkHas(t *testing.T) {

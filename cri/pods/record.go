@@ -110,7 +110,8 @@ func (m *message[M]) UnmarshalJSON(data []byte) error {
 }
 
 // records is a directory of records: one file each, replaced by rename. Nothing is synced: no pod survives a power cut,
-// so that the worst that can be is an empty newest record of something that is gone.
+// so that the worst that can be is an empty newest record of something that is gone. Its name has the id, which is what
+// addresses go by.
 type records struct{ dir string }
 
 var idPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -145,11 +146,11 @@ func (r *records) remove(id string) error {
 }
 
 // load calls each with every record's id and content. Files that are torn or no records are set aside with a warning,
-// so that they are looked at once.
-func (r *records) load(log *slog.Logger, each func(id string, data []byte) error) error {
+// so that they are looked at once, and their ids returned.
+func (r *records) load(log *slog.Logger, each func(id string, data []byte) error) (damaged []string, err error) {
 	entries, err := os.ReadDir(r.dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, e := range entries {
 		name := e.Name()
@@ -163,20 +164,21 @@ func (r *records) load(log *slog.Logger, each func(id string, data []byte) error
 		}
 		data, err := os.ReadFile(r.path(id))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		err = each(id, data)
 		if errors.Is(err, errLaterVersion) {
-			return err
+			return nil, err
 		}
 		if err != nil {
 			log.Warn("record is damaged and set aside: what it named is lost to berth", "file", r.path(id), "error", err)
 			if err := os.Rename(r.path(id), r.path(id)+".damaged"); err != nil {
-				return err
+				return nil, err
 			}
+			damaged = append(damaged, id)
 		}
 	}
-	return nil
+	return damaged, nil
 }
 
 var errLaterVersion = errors.New("record was written by a later berth: start that one, or remove its pods first")

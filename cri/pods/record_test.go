@@ -52,7 +52,7 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got *podRecord
-	err = files.load(slog.Default(), func(id string, data []byte) (err error) {
+	_, err = files.load(slog.Default(), func(id string, data []byte) (err error) {
 		got, err = decodePod(id, data)
 		return err
 	})
@@ -84,15 +84,15 @@ func TestTornRecordsAreSetAside(t *testing.T) {
 			t.Fatal(err)
 		}
 		var found []string
-		err = files.load(slog.New(slog.DiscardHandler), func(id string, data []byte) error {
+		lost, err := files.load(slog.New(slog.DiscardHandler), func(id string, data []byte) error {
 			rec, err := decodePod(id, data)
 			if err == nil {
 				found = append(found, rec.ID)
 			}
 			return err
 		})
-		if err != nil || len(found) != 1 || found[0] != podB {
-			t.Fatalf("cut at %d: found %v, %v", cut, found, err)
+		if err != nil || len(found) != 1 || found[0] != podB || len(lost) != 1 || lost[0] != podA {
+			t.Fatalf("cut at %d: found %v, lost %v, %v", cut, found, lost, err)
 		}
 		if _, err := os.Stat(files.path(podA) + ".damaged"); err != nil {
 			t.Fatalf("cut at %d: %v", cut, err)
@@ -110,7 +110,7 @@ func TestLaterRecordsAreLeftAlone(t *testing.T) {
 	if err := files.save(podA, rec); err != nil {
 		t.Fatal(err)
 	}
-	err = files.load(slog.Default(), func(id string, data []byte) error {
+	_, err = files.load(slog.Default(), func(id string, data []byte) error {
 		_, err := decodePod(id, data)
 		return err
 	})
@@ -135,7 +135,7 @@ func TestHalfWrittenReplacementIsDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := 0
-	if err := files.load(slog.Default(), func(string, []byte) error { n++; return nil }); err != nil || n != 1 {
+	if _, err := files.load(slog.Default(), func(string, []byte) error { n++; return nil }); err != nil || n != 1 {
 		t.Errorf("%d records, %v", n, err)
 	}
 	if _, err := os.Stat(tmp); !errors.Is(err, os.ErrNotExist) {

@@ -14,17 +14,20 @@ import (
 
 	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/cri/shim"
+	"github.com/berth-run/berth/network"
 )
 
 // recoverAtOnce bounds how many pods are recovered at the same time.
 const recoverAtOnce = 16
+
+var errDamaged = errors.New("its record is damaged")
 
 // recover makes of the records what they say, or undoes it: after a daemon that was killed or upgraded, after shims that
 // have died meanwhile, and after a reboot.
 func (m *Manager) recover(ctx context.Context) error {
 	start := time.Now()
 	var found []*pod
-	err := m.podFiles.load(m.log, func(id string, data []byte) error {
+	damaged, err := m.podFiles.load(m.log, func(id string, data []byte) error {
 		rec, err := decodePod(id, data)
 		if err != nil {
 			return err
@@ -53,7 +56,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	}
 	members := map[string][]*container{}
 	var orphans []*container
-	err = m.ctrFiles.load(m.log, func(id string, data []byte) error {
+	_, err = m.ctrFiles.load(m.log, func(id string, data []byte) error {
 		rec, err := decodeContainer(id, data)
 		if err != nil {
 			return err
@@ -88,6 +91,12 @@ func (m *Manager) recover(ctx context.Context) error {
 		}
 	}
 	m.sweep(ctx)
+	for _, id := range damaged {
+		// Plugins go by the id, and know its addresses where no result is left that would.
+		if err := m.opts.Network.Owe(network.Pod{ID: id}, errDamaged); err != nil {
+			m.log.Warn("the network of a pod whose record is damaged is not released", "id", id, "error", err)
+		}
+	}
 	// What can be seen at once is seen before the first call is answered. What takes time, undoing and tearing down,
 	// goes on in the background, each under its pod's lock: five hundred stale pods do not keep a node down.
 	var wg sync.WaitGroup
