@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // Prepared root file systems can be on another file system than the images (KEP-4191), so that what containers write and
@@ -78,7 +79,14 @@ func noteBoot(link string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(link+bootExt, []byte(boot), 0o600)
+	if noted, err := os.ReadFile(link + bootExt); err == nil && string(noted) == boot {
+		return nil
+	}
+	// A disk that is full keeps no node from its start.
+	if err := os.WriteFile(link+bootExt, []byte(boot), 0o600); !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	return nil
 }
 
 func bootID() (string, error) {

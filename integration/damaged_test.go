@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/integration/lab"
+	"github.com/berth-run/berth/integration/testimages"
 )
 
 // TestDamagedRecords starts the daemon with records of a pod and of a container that a bad disk has cut short: what they
@@ -72,4 +73,57 @@ func TestDamagedRecords(t *testing.T) {
 	_, err = n.CRI.Exec(ctx, again, "true")
 	must(t, err)
 	must(t, n.CRI.RemovePod(ctx, pods[1]))
+}
+
+// TestAFullDiskEndsNoPod has a daemon start on a disk that somebody has filled: pods run on, and end once there is space.
+func TestAFullDiskEndsNoPod(t *testing.T) {
+	ctx := t.Context()
+	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf})
+	must(t, err)
+	t.Cleanup(func() {
+		if t.Failed() && n.Berth != nil {
+			t.Logf("the end of the log of berth serve:\n%s", n.Berth.Tail(40))
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if n.Foreign() {
+		t.Skip("another runtime has other records")
+	}
+	mountDisk(t, n.Root(), 64<<20)
+	must(t, n.StartRegistry(ctx))
+	must(t, n.StartBerth(ctx))
+	_, err = n.CRI.Pull(ctx, testimages.Busybox)
+	must(t, err)
+	var pods, ctrs []string
+	for name, pid := range map[string]runtimeapi.NamespaceMode{"shares": runtimeapi.NamespaceMode_POD, "apart": runtimeapi.NamespaceMode_CONTAINER} {
+		cfg := n.Pod(name)
+		cfg.Linux.SecurityContext.NamespaceOptions.Pid = pid
+		id, err := n.CRI.RunPod(ctx, cfg)
+		must(t, err)
+		ctr, err := n.CRI.Start(ctx, id, cfg, lab.Sleeper("c"))
+		must(t, err)
+		pods, ctrs = append(pods, id), append(ctrs, ctr)
+	}
+	fill := filepath.Join(n.Root(), "fill")
+	f, err := os.Create(fill)
+	must(t, err)
+	for size := 1 << 20; size > 0; {
+		if _, err := f.Write(make([]byte, size)); err != nil {
+			size /= 2
+		}
+	}
+	must(t, f.Close())
+	must(t, n.KillBerth())
+	must(t, n.StartBerth(ctx))
+	for _, ctr := range ctrs {
+		if _, err := n.CRI.Exec(ctx, ctr, "true"); err != nil {
+			t.Errorf("after a start on a full disk: %v", err)
+		}
+	}
+	must(t, os.Remove(fill))
+	for _, pod := range pods {
+		must(t, n.CRI.RemovePod(ctx, pod))
+	}
 }

@@ -380,10 +380,10 @@ func (p *pod) startWatch() ([]shim.State, error) {
 	p.shimGone = make(chan struct{})
 	gone := p.shimGone
 	p.mu.Unlock()
-	if w.Pause() > 0 {
-		if err := p.update(func(r *podRecord) { r.PausePID = w.Pause() }); err != nil {
-			w.Close()
-			return nil, err
+	if pause := w.Pause(); pause > 0 && pause != p.record().PausePID {
+		// The next daemon is told, too: a disk that is full must not cost the pod.
+		if err := p.update(func(r *podRecord) { r.PausePID = pause }); err != nil {
+			p.m.log.Warn("pause process of a pod is not put on record", "pod", name(p.config()), "id", p.rec.ID, "error", err)
 		}
 	}
 	p.m.watchers.Go(func() {
