@@ -478,7 +478,10 @@ func TestBoundsOfLayersAreSettings(t *testing.T) {
 		bytes, entries int64
 		said           string
 	}{
-		{"files", 0, 21, ""}, {"files", 0, 20, "20 entries (maxLayerEntries)"}, {"bytes", 102_400, 0, ""}, {"bytes", 102_399, 0, "102399 bytes are not allowed (maxLayerBytes)"},
+		{"files", 0, 21, ""},
+		{"files", 0, 20, "20 entries (maxLayerEntries)"},
+		{"bytes", 102_400, 0, ""},
+		{"bytes", 102_399, 0, "102399 bytes are not allowed (maxLayerBytes)"},
 		{"blob", 50_000, 0, "50000 bytes are not allowed (maxLayerBytes)"},
 	} {
 		s := openStore(t, func(o *Options) { o.MaxLayerBytes, o.MaxLayerEntries = c.bytes, c.entries })

@@ -24,12 +24,12 @@ func BenchmarkPull(b *testing.B) {
 	if os.Getenv("BERTH_TEST_ENDPOINT") != "" {
 		b.Skip("it compares two runtimes of its own")
 	}
-	berth := pullNode(b, lab.Options{})
+	berth := idleNode(b, lab.Options{})
 	must(b, berth.StartEmptyRegistry(b.Context()))
 	builder, err := berth.Builder()
 	must(b, err)
 	must(b, builder.PushLayers(b.Context()))
-	containerd := pullNode(b, lab.Options{Containerd: true})
+	containerd := idleNode(b, lab.Options{Containerd: true})
 	must(b, containerd.UseRegistry(berth.Registry))
 	for _, n := range []*lab.Node{berth, containerd} {
 		must(b, n.StartBerth(b.Context()))
@@ -55,19 +55,6 @@ func BenchmarkPull(b *testing.B) {
 			b.ReportMetric(0, "ns/op") // of all rounds together: of no use
 		})
 	}
-}
-
-func pullNode(b *testing.B, o lab.Options) *lab.Node {
-	b.Helper()
-	o.Tools, o.Log = tools, b.Logf
-	n, err := lab.New(o)
-	must(b, err)
-	b.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			b.Error(err)
-		}
-	})
-	return n
 }
 
 func median(all []time.Duration) time.Duration {

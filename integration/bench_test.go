@@ -25,19 +25,11 @@ const rounds = 25
 // benchNode is a node whose images are there.
 func benchNode(b *testing.B) *lab.Node {
 	b.Helper()
-	n, err := lab.New(lab.Options{Tools: tools, Log: b.Logf})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			b.Error(err)
-		}
-	})
+	n := idleNode(b, lab.Options{})
 	ctx := b.Context()
 	must(b, n.StartRegistry(ctx))
 	must(b, n.StartBerth(ctx))
-	_, err = n.CRI.Pull(ctx, testimages.Busybox)
+	_, err := n.CRI.Pull(ctx, testimages.Busybox)
 	must(b, err)
 	return n
 }

@@ -78,23 +78,14 @@ func TestDamagedRecords(t *testing.T) {
 // TestAFullDiskEndsNoPod has a daemon start on a disk that somebody has filled: pods run on, and end once there is space.
 func TestAFullDiskEndsNoPod(t *testing.T) {
 	ctx := t.Context()
-	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf})
-	must(t, err)
-	t.Cleanup(func() {
-		if t.Failed() && n.Berth != nil {
-			t.Logf("the end of the log of berth serve:\n%s", n.Berth.Tail(40))
-		}
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := idleNode(t, lab.Options{})
 	if n.Foreign() {
 		t.Skip("another runtime has other records")
 	}
 	mountDisk(t, n.Root(), 64<<20)
 	must(t, n.StartRegistry(ctx))
 	must(t, n.StartBerth(ctx))
-	_, err = n.CRI.Pull(ctx, testimages.Busybox)
+	_, err := n.CRI.Pull(ctx, testimages.Busybox)
 	must(t, err)
 	var pods, ctrs []string
 	for name, pid := range map[string]runtimeapi.NamespaceMode{"shares": runtimeapi.NamespaceMode_POD, "apart": runtimeapi.NamespaceMode_CONTAINER} {

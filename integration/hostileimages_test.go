@@ -156,16 +156,7 @@ func sized(name string, size int64) []byte {
 // with an error that names host, image and layer, or with the right tree; nothing outside has changed, nothing is left,
 // and the next pull of a good image works.
 func TestHostileImages(t *testing.T) {
-	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf})
-	must(t, err)
-	t.Cleanup(func() {
-		if t.Failed() && n.Berth != nil {
-			t.Logf("the end of the log of berth serve:\n%s", n.Berth.Tail(40))
-		}
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := idleNode(t, lab.Options{})
 	if n.Foreign() {
 		t.Skip("it looks at the directories of berth")
 	}

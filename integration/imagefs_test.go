@@ -71,16 +71,7 @@ func TestKEP4191_ImageFsInfo(t *testing.T) {
 	})
 	mountDisk(t, writable, 128<<20)
 	ctx := t.Context()
-	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf, Serve: []string{"--writable-root", writable}})
-	must(t, err)
-	t.Cleanup(func() {
-		if t.Failed() && n.Berth != nil {
-			t.Logf("the end of the log of berth serve:\n%s", n.Berth.Tail(40))
-		}
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := idleNode(t, lab.Options{Serve: []string{"--writable-root", writable}})
 	if n.Foreign() {
 		t.Skip("where other runtimes keep their images is theirs")
 	}
@@ -139,7 +130,7 @@ func TestKEP4191_ImageFsInfo(t *testing.T) {
 		t.Errorf("%d bytes are said without images, were %d; the file system has %d, had %d", without.UsedBytes.Value, images.UsedBytes.Value, spaceOf(t, store).bytes, had.bytes)
 	}
 
-	_, err = n.CRI.Pull(ctx, testimages.Busybox)
+	_, err := n.CRI.Pull(ctx, testimages.Busybox)
 	must(t, err)
 	pod := n.Pod("writes")
 	podID, err := n.CRI.RunPod(ctx, pod)

@@ -23,16 +23,7 @@ import (
 // used, and pinned ones, stay (k8s#81756, #106037), and what was imported runs without a registry (k3s#9188).
 func TestK8s81756_KubeletCollectsImages(t *testing.T) {
 	ctx := t.Context()
-	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf})
-	must(t, err)
-	t.Cleanup(func() {
-		if t.Failed() && n.Berth != nil {
-			t.Logf("the end of the log of berth serve:\n%s", n.Berth.Tail(40))
-		}
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := idleNode(t, lab.Options{})
 	if n.Foreign() {
 		t.Skip("where other runtimes keep their images is theirs")
 	}
@@ -50,7 +41,7 @@ func TestK8s81756_KubeletCollectsImages(t *testing.T) {
 		must(t, err)
 	}
 	reg.Push("pause", "1", imagestest.NewImage(shared, noiseLayer("pause", 1)))
-	_, err = n.CRI.Pull(ctx, reg.Host()+"/pause:1")
+	_, err := n.CRI.Pull(ctx, reg.Host()+"/pause:1")
 	must(t, err)
 	_, err = n.CRI.Pull(ctx, testimages.Httpd)
 	must(t, err)

@@ -39,15 +39,24 @@ func TestMain(m *testing.M) {
 // must have left nothing behind.
 func newNode(t *testing.T) *lab.Node {
 	t.Helper()
-	return startNode(t, lab.Options{Tools: tools, Log: t.Logf})
+	return startNode(t, lab.Options{})
 }
 
 func startNode(t *testing.T, o lab.Options) *lab.Node {
 	t.Helper()
+	n := idleNode(t, o)
+	must(t, n.StartRegistry(t.Context()))
+	must(t, n.StartBerth(t.Context()))
+	return n
+}
+
+// idleNode makes a node that runs nothing yet. At the end of the test it is taken down, and its log is shown where that has
+// failed.
+func idleNode(t testing.TB, o lab.Options) *lab.Node {
+	t.Helper()
+	o.Tools, o.Log = tools, t.Logf
 	n, err := lab.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() {
 		if t.Failed() && n.Berth != nil {
 			t.Logf("the end of the log of berth serve:\n%s", n.Berth.Tail(40))
@@ -56,13 +65,6 @@ func startNode(t *testing.T, o lab.Options) *lab.Node {
 			t.Error(err)
 		}
 	})
-	ctx := t.Context()
-	if err := n.StartRegistry(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.StartBerth(ctx); err != nil {
-		t.Fatal(err)
-	}
 	return n
 }
 

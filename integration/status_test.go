@@ -21,13 +21,7 @@ import (
 // TestStatusTellsOfTheDisk fills the node's disk, and makes it read-only. A full one leaves the runtime ready: it is by
 // ending pods that room comes back.
 func TestStatusTellsOfTheDisk(t *testing.T) {
-	n, err := lab.New(lab.Options{Tools: tools, Log: t.Logf})
-	must(t, err)
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := idleNode(t, lab.Options{})
 	if n.Foreign() {
 		t.Skip("the disk of another runtime is not ours to fill")
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
 	"github.com/containernetworking/plugins/pkg/ip"
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -25,13 +24,7 @@ func bridgeCheck(c *call) error {
 	if err := c.delegate(conf.IPAM.Type, "CHECK"); err != nil {
 		return err
 	}
-	if conf.RawPrevResult == nil {
-		return errors.New("Required prevResult missing")
-	}
-	if err := version.ParsePrevResult(&conf.PluginConf); err != nil {
-		return err
-	}
-	result, err := types100.NewResultFromResult(conf.PrevResult)
+	result, err := previous(&conf.PluginConf, "")
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/ns"
 	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
 )
@@ -287,4 +288,15 @@ func (c *call) delegate(typ, command string) error {
 		return err
 	}
 	return invoke.ExecPluginWithoutResult(c.ctx, program, c.config, delegate{c, command}, c.exec)
+}
+
+// previous is the result of the plugins before, which CHECK needs. plugin is what the reference puts before the error.
+func previous(conf *types.PluginConf, plugin string) (*types100.Result, error) {
+	if conf.RawPrevResult == nil {
+		return nil, errors.New(plugin + "Required prevResult missing")
+	}
+	if err := version.ParsePrevResult(conf); err != nil {
+		return nil, err
+	}
+	return types100.NewResultFromResult(conf.PrevResult)
 }

@@ -203,13 +203,7 @@ func ptpCheck(c *call) error {
 	if err := c.delegate(conf.IPAM.Type, "CHECK"); err != nil {
 		return err
 	}
-	if conf.RawPrevResult == nil {
-		return errors.New("ptp: Required prevResult missing")
-	}
-	if err := version.ParsePrevResult(&conf.PluginConf); err != nil {
-		return err
-	}
-	result, err := types100.NewResultFromResult(conf.PrevResult)
+	result, err := previous(&conf.PluginConf, "ptp: ")
 	if err != nil {
 		return err
 	}

@@ -155,13 +155,7 @@ func staticCheck(c *call) error {
 	if err != nil {
 		return err
 	}
-	if conf.RawPrevResult == nil {
-		return errors.New("Required prevResult missing")
-	}
-	if err := version.ParsePrevResult(&conf.PluginConf); err != nil {
-		return err
-	}
-	result, err := types100.NewResultFromResult(conf.PrevResult)
+	result, err := previous(&conf.PluginConf, "")
 	if err != nil {
 		return err
 	}

@@ -379,13 +379,7 @@ func tuningCheck(c *call) error {
 	if err != nil {
 		return err
 	}
-	if conf.RawPrevResult == nil {
-		return errors.New("Required prevResult missing")
-	}
-	if err := version.ParsePrevResult(&conf.PluginConf); err != nil {
-		return err
-	}
-	if _, err := types100.NewResultFromResult(conf.PrevResult); err != nil {
+	if _, err := previous(&conf.PluginConf, ""); err != nil {
 		return err
 	}
 	return insidePath(c.netns, func() error {
