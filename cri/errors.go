@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -23,6 +24,8 @@ var classes = []struct {
 	{errdefs.ErrAlreadyExists, codes.AlreadyExists},
 	{errdefs.ErrFailedPrecondition, codes.FailedPrecondition},
 	{errdefs.ErrResourceExhausted, codes.ResourceExhausted},
+	{unix.ENOSPC, codes.ResourceExhausted},
+	{unix.EDQUOT, codes.ResourceExhausted},
 	{errdefs.ErrPermissionDenied, codes.PermissionDenied},
 	{errdefs.ErrUnauthenticated, codes.Unauthenticated},
 	{errdefs.ErrNotImplemented, codes.Unimplemented},

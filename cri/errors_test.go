@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -25,6 +27,7 @@ func TestErrorsBecomeCodes(t *testing.T) {
 		{"state", errdefs.ErrFailedPrecondition, codes.FailedPrecondition},
 		{"unavailable", errdefs.ErrUnavailable, codes.Unavailable},
 		{"exhausted", errdefs.ErrResourceExhausted, codes.ResourceExhausted},
+		{"a full disk", &os.PathError{Op: "mkdir", Path: "/", Err: unix.ENOSPC}, codes.ResourceExhausted},
 		{"denied", errdefs.ErrPermissionDenied, codes.PermissionDenied},
 		{"not implemented", errdefs.ErrNotImplemented, codes.Unimplemented},
 		{"deadline", context.DeadlineExceeded, codes.DeadlineExceeded},

@@ -41,6 +41,9 @@ func (src *source) blob(ctx context.Context, desc ocispec.Descriptor, limit int6
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if errors.Is(err, errSpace) || isFull(err) {
+			return err // whatever host there is
+		}
 		for _, host := range d.hosts {
 			src.fault(host, err.Error())
 		}

@@ -305,8 +305,10 @@ func (src *source) allNotes() []string {
 	defer src.mu.Unlock()
 	notes := slices.Clone(src.notes)
 	if len(src.hosts) > 1 {
+		told := map[string]bool{} // a registry may be named as its own mirror
 		for _, h := range src.hosts {
-			if what := src.faults[h.Host]; what != "" {
+			if what := src.faults[h.Host]; what != "" && !told[h.Host] {
+				told[h.Host] = true
 				notes = append(notes, h.Host+": "+what)
 			}
 		}

@@ -59,7 +59,7 @@ func (p *pull) explain(ctx context.Context, err error) error {
 		e.class = []error{errdefs.ErrInvalidArgument}
 	case errdefs.IsNotFound(err):
 		e.class = []error{errdefs.ErrNotFound}
-	case errdefs.IsResourceExhausted(err):
+	case errdefs.IsResourceExhausted(err), isFull(err):
 		e.class = []error{errdefs.ErrResourceExhausted}
 	case errors.Is(err, errImage):
 		e.class = []error{errImage}

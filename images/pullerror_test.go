@@ -8,6 +8,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,6 +25,7 @@ func TestErrorsOfTheDiskAreNotTheRegistrys(t *testing.T) {
 		err         error
 		unavailable bool
 	}{
+		{&os.PathError{Op: "mkdir", Path: "/", Err: unix.ENOSPC}, false},
 		{&os.PathError{Op: "syncfs", Path: "/", Err: unix.EIO}, false},
 		{&os.LinkError{Op: "rename", Old: "/a", New: "/b", Err: unix.EXDEV}, false},
 		{fmt.Errorf("layer 1: %w", unix.EROFS), false},
@@ -33,6 +35,9 @@ func TestErrorsOfTheDiskAreNotTheRegistrys(t *testing.T) {
 	} {
 		if got := errors.Is(p.explain(context.Background(), c.err), ErrRegistryUnavailable); got != c.unavailable {
 			t.Errorf("%v: unavailable %v", c.err, got)
+		}
+		if got := errdefs.IsResourceExhausted(p.explain(context.Background(), c.err)); got != errors.Is(c.err, unix.ENOSPC) {
+			t.Errorf("%v: exhausted %v", c.err, got)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package images
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -69,11 +70,17 @@ func (s *space) take(want amount) error {
 	}
 	left := amount{free.bytes - s.keep.bytes - want.bytes, free.inodes - s.keep.inodes - want.inodes}
 	if left.bytes < 0 || left.inodes < 0 {
-		return fmt.Errorf("%d bytes and %d inodes are free on the disk of %s, which pulls leave free: %w", free.bytes, free.inodes, s.dir.Name(), errdefs.ErrResourceExhausted)
+		return fmt.Errorf("%d bytes and %d inodes are free on the disk of %s, %w", free.bytes, free.inodes, s.dir.Name(), errSpace)
 	}
 	s.ahead = amount{min(bytesAhead, left.bytes/4), min(inodesAhead, left.inodes/4)}
 	return nil
 }
+
+// errSpace says that there is space, and that pulls do not take it.
+var errSpace = fmt.Errorf("which pulls leave free: %w", errdefs.ErrResourceExhausted)
+
+// isFull tells errors of a file system, or a quota, that somebody else has filled.
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
 // free is what the file system has left. Some have as many inodes as there is space.
 func (s *space) free() (amount, error) {

@@ -248,6 +248,22 @@ func TestLayersShareTheDisk(t *testing.T) {
 	}
 }
 
+// TestTheDiskIsNoFaultOfHosts: what pulls leave free is told once, and not as what each mirror did.
+func TestTheDiskIsNoFaultOfHosts(t *testing.T) {
+	s := smallDisk(t, "size=24m,nr_inodes=2000")
+	mirror, reg := imagestest.NewRegistry(t), imagestest.NewRegistry(t)
+	for _, r := range []*imagestest.Registry{mirror, reg} {
+		r.Push("a", "b", imagestest.NewImage(sizedLayer("one", 14<<20, 4), sizedLayer("two", 14<<20, 4)))
+	}
+	var o Options
+	certs(t, map[string]string{"registry.example": fmt.Sprintf("server = %q\n[host.%q]\n", reg.URL, mirror.URL)})(&o)
+	s.certsD = o.CertsD
+	err := pullErr(t, s, "registry.example/a:b", nil)
+	if !errdefs.IsResourceExhausted(err) || strings.Count(err.Error(), "which pulls leave free") != 1 {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestLayersThatWaitMakeRoom: they take a quarter of what is free at most, and go where that is needed.
 func TestLayersThatWaitMakeRoom(t *testing.T) {
 	for _, c := range []struct{ waits, kept int }{{3 << 20, 1}, {5 << 20, 0}} {

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // Prepared root file systems can be on another file system than the images (KEP-4191), so that what containers write and
@@ -83,7 +82,7 @@ func noteBoot(link string) error {
 		return nil
 	}
 	// A disk that is full keeps no node from its start.
-	if err := os.WriteFile(link+bootExt, []byte(boot), 0o600); !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+	if err := os.WriteFile(link+bootExt, []byte(boot), 0o600); err != nil && !isFull(err) {
 		return err
 	}
 	return nil

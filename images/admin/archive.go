@@ -12,6 +12,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -160,7 +161,13 @@ func (c *Client) Import(ctx context.Context, archive io.Reader, o images.ImportO
 		q["name"] = o.Names
 	}
 	// Not an io.Closer: the archive is the caller's to close.
-	in, err := get[Imported](ctx, c, http.MethodPost, "/v1/images/import?"+q.Encode(), io.MultiReader(archive))
+	from := &readFrom{r: archive}
+	in, err := get[Imported](ctx, c, http.MethodPost, "/v1/images/import?"+q.Encode(), from)
+	if why := from.err.Load(); why != nil && err != nil && ctx.Err() == nil {
+		if _, answered := errors.AsType[*Error](err); !answered {
+			return nil, fmt.Errorf("read archive: %w", *why)
+		}
+	}
 	if err == nil && in.Error != nil {
 		return in, in.Error
 	}
@@ -211,6 +218,21 @@ func (c *Client) copyOut(ctx context.Context, w io.Writer, tar io.Reader) error 
 		return c.broken(ctx, err)
 	}
 	return nil
+}
+
+// readFrom is an archive, of which it is kept that it could not be read.
+type readFrom struct {
+	r   io.Reader
+	err atomic.Pointer[error]
+}
+
+// Read implements io.Reader.
+func (r *readFrom) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if err != nil && err != io.EOF {
+		r.err.Store(&err)
+	}
+	return n, err
 }
 
 type blamed struct {

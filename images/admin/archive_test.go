@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/images"
 	"github.com/berth-run/berth/images/imagestest"
@@ -170,6 +171,23 @@ func TestAnImportThatFailsIsToldBeforeAllIsSent(t *testing.T) {
 	in, err := n.Import(t.Context(), endless, images.ImportOptions{}) // returns, while there is more
 	close(sent)
 	if e := (*Error)(nil); !errors.As(err, &e) {
+		t.Errorf("%+v %v", in, err)
+	}
+	n.nothingLeft(t)
+}
+
+// The daemon is not to blame for what cannot be read here.
+func TestAnArchiveThatCannotBeReadIsSaidTo(t *testing.T) {
+	n := serve(t)
+	first := true
+	broken := readerFunc(func(p []byte) (int, error) {
+		if first {
+			first = false
+			return copy(p, bytes.Repeat([]byte{0}, 1000)), nil
+		}
+		return 0, unix.EIO
+	})
+	if in, err := n.Import(t.Context(), broken, images.ImportOptions{}); !errors.Is(err, unix.EIO) || !strings.HasPrefix(err.Error(), "read archive: ") {
 		t.Errorf("%+v %v", in, err)
 	}
 	n.nothingLeft(t)

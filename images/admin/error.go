@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/images"
 )
@@ -22,6 +23,8 @@ var classes = []struct {
 	{"InUse", http.StatusConflict, errInUse},
 	{"PermissionDenied", http.StatusForbidden, errdefs.ErrPermissionDenied},
 	{"ResourceExhausted", http.StatusInsufficientStorage, errdefs.ErrResourceExhausted},
+	{"ResourceExhausted", http.StatusInsufficientStorage, unix.ENOSPC},
+	{"ResourceExhausted", http.StatusInsufficientStorage, unix.EDQUOT},
 	{"DataLoss", http.StatusInternalServerError, errdefs.ErrDataLoss},
 	{"FailedPrecondition", http.StatusPreconditionFailed, errdefs.ErrFailedPrecondition},
 	{"RegistryUnavailable", http.StatusBadGateway, images.ErrRegistryUnavailable},

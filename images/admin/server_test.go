@@ -387,6 +387,13 @@ func TestErrorsKeepTheirClassAndCredentialsStayOut(t *testing.T) {
 	}
 }
 
+func TestAFullDiskHasAClass(t *testing.T) {
+	e, status := wire(&os.PathError{Op: "write", Path: "/", Err: unix.ENOSPC})
+	if status != http.StatusInsufficientStorage || !errors.Is(e, errdefs.ErrResourceExhausted) {
+		t.Errorf("status %d, %+v", status, e)
+	}
+}
+
 func TestNoDaemon(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "none.sock")
 	_, err := NewClient(socket).Images(t.Context())
