@@ -11,7 +11,7 @@ DESTDIR ?=
 # What to run of the integration tests: make test-integration RUN='TestKubelet/pods/logs'
 RUN ?= .
 # The same for the machine of integration/vm: with a shell as process 1, with systemd, and with SELinux instead of AppArmor.
-VM_RUN ?= ^(TestCritest|TestUserNamespaces|TestEachLimit|TestOOMKilled|TestPidsLimit)$$
+VM_RUN ?= ^(TestCritest|TestUserNamespaces|TestEachLimit|TestOOMKilled|TestPidsLimit|TestResize|TestFields|TestTraps|TestPodView|TestExecIsInItsContainersCgroups|TestKilledExecServerLeavesNothing)$$
 VM_SYSTEMD_RUN ?= ^TestSystemdDriver$$
 VM_SELINUX_RUN ?= ^(TestSELinux|TestCritestSELinux)$$
 

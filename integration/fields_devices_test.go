@@ -263,7 +263,10 @@ func confinementFields() []fieldGroup {
 			masks("nothing is masked by itself", masked, "stat -c %F /proc/timer_list; grep ' /proc/' /proc/self/mountinfo | wc -l", "regular empty file\n0\n", func(s *containerSecurity) { s.MaskedPaths, s.ReadonlyPaths = nil, nil }),
 			masks("what is masked but not there", masked, "echo runs", "runs\n", func(s *containerSecurity) { s.MaskedPaths = []string{"/proc/no-such", "/no/such"} }),
 			masks("read-only paths", readonly, "(echo x > /proc/sys/kernel/domainname) 2>&1 | grep -o 'Read-only file system'; (touch /tmp/x) 2>&1; true", "Read-only file system\ntouch: /tmp/x: Read-only file system\n", func(s *containerSecurity) { s.ReadonlyPaths = []string{"/proc/sys", "/tmp"} }),
-			masks("nothing is read-only by itself", readonly, "grep ' /proc/sys ' /proc/self/mountinfo | wc -l; cat /proc/sys/net/core/somaxconn > /tmp/x; cat /tmp/x > /proc/sys/net/core/somaxconn && echo written", "0\nwritten\n", func(s *containerSecurity) { s.MaskedPaths, s.ReadonlyPaths = nil, nil }),
+			masks("nothing is read-only by itself", readonly, "grep ' /proc/sys ' /proc/self/mountinfo | wc -l; cat /proc/sys/net/core/somaxconn > /tmp/x; cat /tmp/x > /proc/sys/net/core/somaxconn && echo written", "0\nwritten\n", func(s *containerSecurity) {
+				s.MaskedPaths, s.ReadonlyPaths = nil, nil
+				s.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined} // its default profile refuses the writing
+			}),
 			masks("what is read-only but not there", readonly, "echo runs", "runs\n", func(s *containerSecurity) { s.ReadonlyPaths = []string{"/proc/no-such", "/no/such"} }),
 		}},
 		{"out of memory", []fieldCase{score(0), score(1000), score(123), score(-998), score(-1000)}},
