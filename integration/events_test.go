@@ -13,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -325,8 +327,14 @@ func eventsForMany(t *testing.T, n *lab.Node) {
 // reads, it gets what was kept, in order, and then an error that says that there was more.
 func eventsOfAStalledReader(t *testing.T, n *lab.Node) {
 	const kept, each, workers = 4096, 4, 4
-	ctx := t.Context()
-	stalled, err := n.CRI.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	// A connection of its own, whose window does not grow: what lies there is as good as read.
+	conn, err := grpc.NewClient(n.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(64<<10))
+	must(t, err)
+	t.Cleanup(func() { must(t, conn.Close()) })
+	stalled, err := runtimeapi.NewRuntimeServiceClient(conn).GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	must(t, err)
 	_, err = stalled.Header()
 	must(t, err)
