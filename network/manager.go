@@ -109,10 +109,12 @@ func Open(o Options) (*Manager, error) {
 	return m, nil
 }
 
-// Close ends the watch. Calls under way are not affected. It may be called again.
+// Close ends the watch, and waits for what the kernel still has to do for calls that did not. Calls under way are not affected. It
+// may be called again.
 func (m *Manager) Close() error {
 	m.closed.Do(func() { close(m.stop) })
 	m.stopped.Wait()
+	m.plugins.inProcess.Close()
 	return nil
 }
 

@@ -200,7 +200,7 @@ func bandwidthDel(c *call) error {
 	if err != nil {
 		return err
 	}
-	if _, err := ip.DelLinkByNameAddr(ifbName(conf.Name, c.containerID)); !errors.Is(err, ip.ErrLinkNotFound) {
+	if _, err := c.deleteByName(ifbName(conf.Name, c.containerID)); !errors.Is(err, ip.ErrLinkNotFound) {
 		return err
 	}
 	return nil

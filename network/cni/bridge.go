@@ -225,7 +225,7 @@ func bridgeDel(c *call) error {
 	if err != nil {
 		return err
 	}
-	nets, err := deleteInside(c.netns, c.ifName)
+	nets, err := c.deleteInside(c.netns, c.ifName)
 	if err != nil {
 		return err
 	}
@@ -243,24 +243,6 @@ func bridgeDel(c *call) error {
 		return c.unmasquerade(nets, conf.Name, c.ifName, c.containerID)
 	}
 	return nil
-}
-
-// deleteInside deletes an interface in a namespace, and returns its global addresses. It is no error if either is gone.
-func deleteInside(path, ifName string) (nets []*net.IPNet, err error) {
-	if path == "" {
-		return nil, nil
-	}
-	err = insidePath(path, func() (err error) {
-		nets, err = ip.DelLinkByNameAddr(ifName)
-		if errors.Is(err, ip.ErrLinkNotFound) {
-			return nil
-		}
-		return err
-	})
-	if gone(err) {
-		return nil, nil
-	}
-	return nets, err
 }
 
 func bridgeStatus(c *call) error {

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/ns"
@@ -26,11 +27,31 @@ var ErrProgram = errors.New("not answered in process")
 
 // Plugins answers plugins in this process.
 type Plugins struct {
-	log *slog.Logger
+	log        *slog.Logger
+	background sync.Map // what no call waits for: channels that are closed when it is done
 }
 
 // New makes Plugins.
 func New(log *slog.Logger) *Plugins { return &Plugins{log: log} }
+
+// Close waits until what calls have not waited for is done.
+func (p *Plugins) Close() {
+	p.background.Range(func(done, _ any) bool {
+		<-done.(chan struct{})
+		return true
+	})
+}
+
+// leave runs f, for which the call does not wait.
+func (p *Plugins) leave(f func()) {
+	done := make(chan struct{})
+	p.background.Store(done, nil)
+	go func() {
+		defer p.background.Delete(done)
+		defer close(done)
+		f()
+	}()
+}
 
 // Prepare finds out what a plugin of that type has to know of the node, which takes some processes the first time. Without it
 // the first pod waits for that.

@@ -180,7 +180,7 @@ func ptpDel(c *call) error {
 	if err := c.delegate(conf.IPAM.Type, "DEL"); err != nil {
 		return err
 	}
-	nets, err := deleteInside(c.netns, c.ifName)
+	nets, err := c.deleteInside(c.netns, c.ifName)
 	if err != nil {
 		return err
 	}
