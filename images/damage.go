@@ -44,7 +44,8 @@ func (s *Store) markDamaged(chain ChainID, seen *layerRecord, why string) error 
 }
 
 // forget drops the images of layers that have been damaged for long: nobody lists them, so that nobody else would remove
-// what they still take. Those that are pinned stay: the node may have no registry to get the rest of them back from. The caller holds s.change, or is alone.
+// what they still take. Those that are pinned stay: the node may have no registry to get the rest of them back from. The
+// caller holds s.change, or is alone.
 func (s *Store) forget(now time.Time) error {
 	var drop changes
 	s.mu.RLock()

@@ -137,7 +137,8 @@ var cdiCases = []struct {
 		}))
 		withCDI("hooks")(cfg)
 		id := f.start(t, f.pod(t, plainPod), cfg)
-		out, _ := f.exec(t, id, "cat /tmp/env; grep -c "+id+" /tmp/state")
+		// The start has returned once the container's init goes on, which runs the hook first.
+		out, _ := f.exec(t, id, "i=0; until test -s /tmp/env || test $i = 100; do sleep 0.1; i=$((i+1)); done; cat /tmp/env; grep -c "+id+" /tmp/state")
 		if !strings.Contains(out, "ONLY=this") || strings.Contains(out, "SECRET") || !strings.HasSuffix(out, "\x001\n") {
 			t.Errorf("startContainer: %q", out)
 		}

@@ -54,8 +54,8 @@ func bridgeAdd(c *call) (err error) {
 		return fmt.Errorf("failed to create bridge %q: %v", conf.BrName, err)
 	}
 	a.onBridge = &types100.Interface{Name: a.bridge.Name, Mac: a.bridge.HardwareAddr.String()}
-	if a.netns, err = ns.GetNS(c.netns); err != nil {
-		return fmt.Errorf("failed to open netns %q: %v", c.netns, err)
+	if a.netns, err = c.podNamespace(); err != nil {
+		return err
 	}
 	defer a.netns.Close() //nolint:errcheck // opened for reading
 	port := bridgePort{name: c.ifName, mtu: conf.MTU, mac: conf.mac, hairpin: conf.HairpinMode, isolated: conf.PortIsolation, vlan: conf.Vlan, trunk: conf.trunk, keepDefaultVlan: conf.PreserveDefaultVlan}

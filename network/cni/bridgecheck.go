@@ -16,9 +16,9 @@ func bridgeCheck(c *call) error {
 	if err != nil {
 		return err
 	}
-	netns, err := ns.GetNS(c.netns)
+	netns, err := c.podNamespace()
 	if err != nil {
-		return fmt.Errorf("failed to open netns %q: %v", c.netns, err)
+		return err
 	}
 	defer netns.Close() //nolint:errcheck // opened for reading
 	if err := c.delegate(conf.IPAM.Type, "CHECK"); err != nil {

@@ -295,17 +295,30 @@ func (w *world) state(pods int) string {
 		}
 	}
 	for _, path := range spaces {
-		if err := network.InNamespaces([]string{path}, func() error {
-			lines, err := namespaceState(w.forgiven)
-			for _, l := range lines {
-				all = append(all, filepath.Base(path)+" "+l)
-			}
-			return err
-		}); err != nil {
+		lines, err := w.settledState(path)
+		if err != nil {
 			w.t.Fatal(err)
+		}
+		for _, l := range lines {
+			all = append(all, filepath.Base(path)+" "+l)
 		}
 	}
 	return strings.Join(append(all, w.files()...), "\n")
+}
+
+// settledState is that of a namespace, asked again while links go that were there when they were listed.
+func (w *world) settledState(path string) (lines []string, err error) {
+	for range 20 {
+		err = network.InNamespaces([]string{path}, func() (err error) {
+			lines, err = namespaceState(w.forgiven)
+			return err
+		})
+		if err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return lines, err
 }
 
 // forgiven says whether a chain or a rule is one that the reference leaves where its DEL does not find the addresses of the

@@ -79,12 +79,18 @@ func takeWanted(wanted map[string]net.IP, set *allocator.RangeSet) net.IP {
 	return nil
 }
 
-func hostLocalDel(c *call) error {
+// hostLocalLeases reads the configuration and opens the leases of its network, which the caller closes.
+func hostLocalLeases(c *call) (*allocator.IPAMConfig, *leases, error) {
 	conf, _, err := allocator.LoadIPAMConfig(c.config, c.args)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	store, err := openLeases(c.ctx, conf.Name, conf.DataDir)
+	return conf, store, err
+}
+
+func hostLocalDel(c *call) error {
+	conf, store, err := hostLocalLeases(c)
 	if err != nil {
 		return err
 	}
@@ -99,11 +105,7 @@ func hostLocalDel(c *call) error {
 }
 
 func hostLocalCheck(c *call) error {
-	conf, _, err := allocator.LoadIPAMConfig(c.config, c.args)
-	if err != nil {
-		return err
-	}
-	store, err := openLeases(c.ctx, conf.Name, conf.DataDir)
+	_, store, err := hostLocalLeases(c)
 	if err != nil {
 		return err
 	}

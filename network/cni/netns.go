@@ -2,11 +2,21 @@ package cni
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 
 	"github.com/berth-run/berth/internal/thread"
 )
+
+// podNamespace opens the pod's namespace, which the caller closes.
+func (c *call) podNamespace() (ns.NetNS, error) {
+	netns, err := ns.GetNS(c.netns)
+	if err != nil {
+		return nil, fmt.Errorf("failed to open netns %q: %v", c.netns, err)
+	}
+	return netns, nil
+}
 
 // inside runs f on a thread of its own in a namespace.
 func inside(netns ns.NetNS, f func() error) error {

@@ -210,6 +210,23 @@ type nftTable struct {
 	changes []nftMsg
 }
 
+// openNFTTable opens a table of a family (NFPROTO_*), which need not be there.
+func openNFTTable(family byte, name string) (*nftTable, error) {
+	conn, err := openNFT()
+	if err != nil {
+		return nil, err
+	}
+	return &nftTable{nftConn: conn, family: family, name: name}, nil
+}
+
+// nfproto is the number of the IPv4 or IPv6 family in netfilter.
+func nfproto(v6 bool) byte {
+	if v6 {
+		return unix.NFPROTO_IPV6
+	}
+	return unix.NFPROTO_IPV4
+}
+
 func (t *nftTable) change(kind, flags uint16, attrs ...[]byte) {
 	t.changes = append(t.changes, nftMsg{kind: kind, flags: flags, family: t.family, attrs: attrs})
 }

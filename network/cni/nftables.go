@@ -76,11 +76,7 @@ func masq() []byte { return expr("masq") }
 
 // ofFamily is true of packets of IPv4 or IPv6, in a table of both.
 func ofFamily(v6 bool) nftExprs {
-	family := byte(unix.NFPROTO_IPV4)
-	if v6 {
-		family = unix.NFPROTO_IPV6
-	}
-	return nftExprs{meta(unix.NFT_META_NFPROTO), cmp(false, []byte{family})}
+	return nftExprs{meta(unix.NFT_META_NFPROTO), cmp(false, []byte{nfproto(v6)})}
 }
 
 // toLocal is true of packets to an address of the node.
@@ -98,10 +94,7 @@ func load(reg uint32, value []byte) []byte {
 // dnat leads to an address and port.
 func dnat(to netip.AddrPort) nftExprs {
 	const reg2, specified = unix.NFT_REG_2, 3 // NF_NAT_RANGE_MAP_IPS, NF_NAT_RANGE_PROTO_SPECIFIED
-	family := uint32(unix.NFPROTO_IPV4)
-	if to.Addr().Is6() {
-		family = unix.NFPROTO_IPV6
-	}
+	family := uint32(nfproto(to.Addr().Is6()))
 	return nftExprs{
 		load(reg1, to.Addr().AsSlice()), load(reg2, binary.BigEndian.AppendUint16(nil, to.Port())),
 		expr("nat", attr(unix.NFTA_NAT_TYPE, be32(unix.NFT_NAT_DNAT)), attr(unix.NFTA_NAT_FAMILY, be32(family)),
@@ -138,13 +131,7 @@ func masqComment(network, ifName, id string) string {
 	return comment[:min(len(comment), longest)]
 }
 
-func openMasqTable() (*nftTable, error) {
-	conn, err := openNFT()
-	if err != nil {
-		return nil, err
-	}
-	return &nftTable{nftConn: conn, family: unix.NFPROTO_INET, name: masqTable}, nil
-}
+func openMasqTable() (*nftTable, error) { return openNFTTable(unix.NFPROTO_INET, masqTable) }
 
 func masqueradeNFT(nets []*net.IPNet, network, ifName, id string) error {
 	t, err := openMasqTable()
@@ -201,17 +188,7 @@ const (
 // nftPorts makes host ports with nftables.
 type nftPorts struct{}
 
-func openPortTable(v6 bool) (*nftTable, error) {
-	conn, err := openNFT()
-	if err != nil {
-		return nil, err
-	}
-	family := byte(unix.NFPROTO_IPV4)
-	if v6 {
-		family = unix.NFPROTO_IPV6
-	}
-	return &nftTable{nftConn: conn, family: family, name: portTable}, nil
-}
+func openPortTable(v6 bool) (*nftTable, error) { return openNFTTable(nfproto(v6), portTable) }
 
 func (nftPorts) usable(bool) error { return nil }
 
@@ -257,15 +234,11 @@ func (nftPorts) forward(conf *portmapConf, id string, pod netip.Prefix) error {
 
 // exprs lead from a port of the node, at one of its addresses or at all, to the pod.
 func (m portMapping) exprs(at, pod netip.Addr) nftExprs {
-	r := xtRule{proto: m.Protocol}
 	var to nftExprs
 	if at.IsValid() {
 		to = address(single(at), false, addressAt(at.Is6(), true))
 	}
-	return join(to, nftExprs{
-		meta(unix.NFT_META_L4PROTO), cmp(false, []byte{r.protocol()}),
-		payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, dportAt, 2), cmp(false, binary.BigEndian.AppendUint16(nil, uint16(m.HostPort))),
-	}, dnat(netip.AddrPortFrom(pod, uint16(m.ContainerPort))))
+	return join(to, ofProtocol(m.Protocol), toPort(uint16(m.HostPort)), dnat(netip.AddrPortFrom(pod, uint16(m.ContainerPort))))
 }
 
 // maskedToPod are the rules that masquerade what a pod sends to itself, and the node from its loopback address.

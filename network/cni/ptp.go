@@ -61,9 +61,9 @@ func ptpAdd(c *call) (err error) {
 	if err := ip.EnableForward(result.IPs); err != nil {
 		return fmt.Errorf("Could not enable IP forwarding: %v", err)
 	}
-	netns, err := ns.GetNS(c.netns)
+	netns, err := c.podNamespace()
 	if err != nil {
-		return fmt.Errorf("failed to open netns %q: %v", c.netns, err)
+		return err
 	}
 	defer netns.Close() //nolint:errcheck // opened for reading
 	if err := c.connect(netns, conf.MTU, result); err != nil {
@@ -195,9 +195,9 @@ func ptpCheck(c *call) error {
 	if err != nil {
 		return err
 	}
-	netns, err := ns.GetNS(c.netns)
+	netns, err := c.podNamespace()
 	if err != nil {
-		return fmt.Errorf("failed to open netns %q: %v", c.netns, err)
+		return err
 	}
 	defer netns.Close() //nolint:errcheck // opened for reading
 	if err := c.delegate(conf.IPAM.Type, "CHECK"); err != nil {

@@ -106,7 +106,7 @@ func joinPorts(ports []uint16) string {
 func (r xtRule) exprs(v6 bool) nftExprs {
 	var e nftExprs
 	if r.proto != "" {
-		e = append(e, meta(unix.NFT_META_L4PROTO), cmp(false, []byte{r.protocol()}))
+		e = append(e, ofProtocol(r.proto)...)
 	}
 	e = append(e, address(r.src, false, addressAt(v6, false))...)
 	e = append(e, address(r.dst, r.notDst, addressAt(v6, true))...)
@@ -119,7 +119,7 @@ func (r xtRule) exprs(v6 bool) nftExprs {
 		e = append(e, xtMatch("multiport", 1, multiport(r.dports)))
 	}
 	if r.dport != 0 {
-		e = append(e, payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, dportAt, 2), cmp(false, binary.BigEndian.AppendUint16(nil, r.dport)))
+		e = append(e, toPort(r.dport)...)
 	}
 	if r.toLocal {
 		const local, flags = 1 << unix.RTN_LOCAL, 0 // XT_ADDRTYPE_LOCAL; in struct xt_addrtype_info_v1
@@ -131,9 +131,19 @@ func (r xtRule) exprs(v6 bool) nftExprs {
 	return append(append(e, counter()), r.target.expr(v6)...)
 }
 
-// protocol is the number of the rule's.
-func (r xtRule) protocol() byte {
-	switch r.proto {
+// ofProtocol is true of packets of TCP or UDP.
+func ofProtocol(name string) nftExprs {
+	return nftExprs{meta(unix.NFT_META_L4PROTO), cmp(false, []byte{protocol(name)})}
+}
+
+// toPort is true of packets of TCP and UDP to a port.
+func toPort(port uint16) nftExprs {
+	return nftExprs{payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, dportAt, 2), cmp(false, binary.BigEndian.AppendUint16(nil, port))}
+}
+
+// protocol is the number of one by its name, 0 of none.
+func protocol(name string) byte {
+	switch name {
 	case "tcp":
 		return protoTCP
 	case "udp":
@@ -222,7 +232,7 @@ func natRange(to netip.AddrPort) []byte {
 
 // compat tells the kernel the protocol that extensions ask for.
 func (r xtRule) compat() []byte {
-	return attr(unix.NFTA_RULE_COMPAT, attr(unix.NFTA_RULE_COMPAT_PROTO, be32(uint32(r.protocol()))), attr(unix.NFTA_RULE_COMPAT_FLAGS, be32(0)))
+	return attr(unix.NFTA_RULE_COMPAT, attr(unix.NFTA_RULE_COMPAT_PROTO, be32(uint32(protocol(r.proto)))), attr(unix.NFTA_RULE_COMPAT_FLAGS, be32(0)))
 }
 
 // xtTable is iptables' table nat of a family.
@@ -235,16 +245,11 @@ type xtTable struct {
 
 // openNAT opens table nat of the IPv4 or IPv6 family.
 func openNAT(v6 bool) (*xtTable, error) {
-	conn, err := openNFT()
+	t, err := openNFTTable(nfproto(v6), "nat")
 	if err != nil {
 		return nil, err
 	}
-	family := byte(unix.NFPROTO_IPV4)
-	if v6 {
-		family = unix.NFPROTO_IPV6
-	}
-	t := &xtTable{nftTable: nftTable{nftConn: conn, family: family, name: "nat"}, v6: v6, seen: map[string]bool{}, has: map[string][]nftExprs{}}
-	return t, nil
+	return &xtTable{nftTable: *t, v6: v6, seen: map[string]bool{}, has: map[string][]nftExprs{}}, nil
 }
 
 // natBase are the chains of the table that the kernel comes to.
