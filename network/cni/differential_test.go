@@ -322,11 +322,12 @@ func (w *world) settledState(path string) (lines []string, err error) {
 }
 
 // forgiven says whether a chain or a rule is one that the reference leaves where its DEL does not find the addresses of the
-// pod, be it that the namespace is not named, or that it or the interface has gone. Ours finds the rules by the pod.
+// pod, be it that the namespace is not named, or that it or the interface has gone. Ours finds the rules by the pod. Those
+// against spoofing are left as well.
 func (w *world) forgiven(line string) bool {
 	for pod := range w.left {
 		id := fmt.Sprintf("pod%d", pod)
-		for _, mark := range []string{fmt.Sprintf(`name: \"net\" id: \"%s\"`, id), ", id: " + id, " " + utils.FormatChainName("net", id)} {
+		for _, mark := range []string{fmt.Sprintf(`name: \"net\" id: \"%s\"`, id), ", id: " + id, " " + utils.FormatChainName("net", id), " cni-br-iface-" + id + "-eth0", "macspoofchk-" + id + "-eth0"} {
 			if strings.Contains(line, mark) {
 				return true
 			}

@@ -282,6 +282,17 @@ func TestStaticIsTheReferences(t *testing.T) {
 	})
 }
 
+// Of two faults in a configuration the reference's first is told.
+func TestFirstFaultIsTheReferences(t *testing.T) {
+	ref, ours, _ := both(t)
+	for _, more := range []string{`"backend":"nftables","externalSetMarkChain":"X"`, `"backend":"other"`, `"conditionsV4":["a","b"],"backend":"nftables"`} {
+		compare(t, ref, ours, scenario{
+			name: more, conf: `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"portmap","capabilities":{"portMappings":true},` + more + `}]}`,
+			caps: object{"portMappings": []object{{"hostPort": 80, "containerPort": 0, "protocol": "tcp"}}}, steps: []step{{do: "DEL"}},
+		})
+	}
+}
+
 func TestPortmapIsTheReferences(t *testing.T) {
 	differential(t, 25, func(g generator) scenario {
 		first := object{"type": "bridge", "bridge": "br0", "isGateway": true, "ipMasq": g.seldom(2), "ipam": g.hostLocal()}

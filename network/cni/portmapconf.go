@@ -60,6 +60,9 @@ func loadPortmapConf(data []byte, ifName string) (*portmapConf, error) {
 	if bit := c.markBit(); bit < 0 || bit > 31 {
 		return nil, errors.New("MasqMarkBit must be between 0 and 31")
 	}
+	if !c.plain() {
+		return nil, errNotPlain // the reference may refuse it before it looks at ports
+	}
 	for _, m := range c.RuntimeConfig.PortMaps {
 		switch {
 		case m.ContainerPort <= 0:
@@ -67,9 +70,6 @@ func loadPortmapConf(data []byte, ifName string) (*portmapConf, error) {
 		case m.HostPort <= 0:
 			return nil, fmt.Errorf("Invalid host port number: %d", m.HostPort)
 		}
-	}
-	if !c.plain() {
-		return nil, errNotPlain
 	}
 	if result != nil {
 		c.findPod(result, ifName)
