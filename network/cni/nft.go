@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -11,12 +12,22 @@ import (
 
 // nftConn speaks to nf_tables in the network namespace of the thread that opened it. Numbers of nf_tables are big endian.
 type nftConn struct {
-	sock *nl.NetlinkSocket
-	pid  uint32
-	seq  uint32
+	sock   *nl.NetlinkSocket
+	netns  uint64 // the namespace's number
+	pid    uint32
+	seq    uint32
+	broken bool // answers may be missing, or on their way
 }
 
+// openNFT takes a connection that is kept, or makes one.
 func openNFT() (*nftConn, error) {
+	netns, err := netnsNumber()
+	if err != nil {
+		return nil, fmt.Errorf("netfilter: %w", err)
+	}
+	if c := take(func(i *idle) bool { return i.conn.netns == netns }); c != nil {
+		return c, nil
+	}
 	sock, err := nl.Subscribe(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("netfilter: %w", err)
@@ -29,13 +40,20 @@ func openNFT() (*nftConn, error) {
 		sock.Close()
 		return nil, fmt.Errorf("netfilter: %w", err)
 	}
-	return &nftConn{sock: sock, pid: pid}, nil
+	return &nftConn{sock: sock, netns: netns, pid: pid}, nil
 }
 
 // nftTimeout is for an answer of the kernel, which may have to load modules.
 var nftTimeout = unix.Timeval{Sec: 20}
 
-func (c *nftConn) close() { c.sock.Close() }
+// close gives the connection back.
+func (c *nftConn) close() {
+	if c.broken {
+		c.sock.Close()
+		return
+	}
+	keep(c)
+}
 
 // attr is a netlink attribute. Its content is what the parts are one after the other.
 func attr(kind uint16, parts ...[]byte) []byte {
@@ -107,9 +125,19 @@ func (c *nftConn) message(m nftMsg) []byte {
 func (c *nftConn) send(b []byte) error {
 	err := unix.Sendto(c.sock.GetFd(), b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	if err != nil {
+		c.broken = true
 		return fmt.Errorf("netfilter: %w", err)
 	}
 	return nil
+}
+
+func (c *nftConn) receive() ([]syscall.NetlinkMessage, error) {
+	msgs, _, err := c.sock.Receive()
+	if err != nil {
+		c.broken = true
+		return nil, fmt.Errorf("netfilter: %w", err)
+	}
+	return msgs, nil
 }
 
 // get asks, and returns the answers without their headers. It asks anew where tables have changed meanwhile.
@@ -128,9 +156,9 @@ func (c *nftConn) getOnce(m nftMsg) (all [][]byte, torn bool, err error) {
 	}
 	seq := c.seq
 	for {
-		msgs, _, err := c.sock.Receive()
+		msgs, err := c.receive()
 		if err != nil {
-			return nil, false, fmt.Errorf("netfilter: %w", err)
+			return nil, false, err
 		}
 		for _, r := range msgs {
 			switch {
@@ -183,9 +211,9 @@ func (c *nftConn) commit(msgs []nftMsg) error {
 	}
 	var failed error
 	for {
-		msgs, _, err := c.sock.Receive()
+		msgs, err := c.receive()
 		if err != nil {
-			return fmt.Errorf("netfilter: %w", err)
+			return err
 		}
 		for _, r := range msgs {
 			if r.Header.Type != unix.NLMSG_ERROR || r.Header.Seq < first || r.Header.Seq > last {
