@@ -19,7 +19,7 @@ import (
 )
 
 // leastPoints is how many fail points of the daemon the matrix must have, so that it does not shrink unseen.
-const leastPoints = 60
+const leastPoints = 150
 
 // killWorkers is how many nodes work through the matrix side by side: more than there are processors, since a good part
 // of it is waiting.

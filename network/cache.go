@@ -138,8 +138,8 @@ func (m *Manager) dropTornCache(c *conflist, rt *libcni.RuntimeConf) {
 	}
 }
 
-// GC tears down what was set up for pods that are not in live, as far as cached results tell, and gives back addresses of
-// default networks that are none of theirs; and, where the networks are exclusive, has the plugins release what belongs to no
+// GC tears down what was set up for pods that are not in live, as far as their intents and cached results tell, and gives back
+// addresses of default networks that are none of theirs; and, where the networks are exclusive, has the plugins release what belongs to no
 // pod in live (the verb GC of CNI 1.1). No Setup of a pod that is not in live may be under way.
 func (m *Manager) GC(ctx context.Context, live []string) error {
 	all, err := m.attachments()
@@ -147,10 +147,10 @@ func (m *Manager) GC(ctx context.Context, live []string) error {
 		return err
 	}
 	keep := func(id string) bool { return slices.Contains(live, id) || m.owes(id) }
-	var errs []error
+	errs := []error{m.collectIntents(ctx, keep)}
 	for _, a := range all {
-		if keep(a.id) {
-			continue
+		if _, err := os.Lstat(a.file); keep(a.id) || errors.Is(err, os.ErrNotExist) {
+			continue // torn down by what was intended, perhaps
 		}
 		if err := m.collect(ctx, a); err != nil {
 			errs = append(errs, fmt.Errorf("network of lost pod %s: %w", a.id, withContext(ctx, err)))

@@ -8,6 +8,8 @@
 //     unless the node has had one that may come back;
 //   - [Manager.Teardown] works where it matters: after a crash in [Manager.Setup], after a reboot (the namespace is gone),
 //     with a torn result cache, and with no configuration on the node any more, from the bytes that the caller kept;
+//   - what a pod is about to be added to is on the disk before the first plugin runs, and [Manager.GC] has DEL run from it where
+//     a power cut has left nothing else;
 //   - plugins of the reference project are answered in process (package [cni]), unless their programs on the node are others
 //     or the options want these run; all others are run;
 //   - a plugin's program that runs when the daemon is killed finishes, and the next daemon waits for it before it undoes its

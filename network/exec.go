@@ -19,6 +19,7 @@ import (
 	cnitypes "github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"github.com/berth-run/berth/internal/step"
 	"github.com/berth-run/berth/network/cni"
 )
 
@@ -77,8 +78,17 @@ func findProgram(typ string, dirs []string) (string, error) {
 	return "", fmt.Errorf("no plugin %q in %s: %w", typ, strings.Join(dirs, ":"), errdefs.ErrUnavailable)
 }
 
-// ExecPlugin runs a plugin until it ends or ctx does.
+// ExecPlugin runs a plugin until it ends or ctx does. It passes a fail point before and after, so that a daemon can be killed
+// anywhere in a chain.
 func (e *plugins) ExecPlugin(ctx context.Context, program string, stdin []byte, environ []string) ([]byte, error) {
+	point := "plugin." + strings.TrimPrefix(filepath.Base(program), answered) + "." + variable(environ, "CNI_COMMAND")
+	step.Point(point + ".before")
+	out, err := e.answer(ctx, program, stdin, environ)
+	step.Point(point + ".after")
+	return out, err
+}
+
+func (e *plugins) answer(ctx context.Context, program string, stdin []byte, environ []string) ([]byte, error) {
 	typ, ok := strings.CutPrefix(program, answered)
 	if !ok {
 		return e.execProgram(ctx, program, stdin, environ)
@@ -100,13 +110,16 @@ func (e *plugins) ExecPlugin(ctx context.Context, program string, stdin []byte, 
 }
 
 // binDirs are the directories of programs that plugins are told.
-func binDirs(environ []string) []string {
+func binDirs(environ []string) []string { return filepath.SplitList(variable(environ, "CNI_PATH")) }
+
+// variable is the value of a variable that plugins are told, the first where there are more.
+func variable(environ []string, name string) string {
 	for _, kv := range environ {
-		if dirs, ok := strings.CutPrefix(kv, "CNI_PATH="); ok {
-			return filepath.SplitList(dirs)
+		if value, ok := strings.CutPrefix(kv, name+"="); ok {
+			return value
 		}
 	}
-	return nil
+	return ""
 }
 
 func (e *plugins) execProgram(ctx context.Context, program string, stdin []byte, environ []string) ([]byte, error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -69,6 +70,7 @@ type Manager struct {
 	owed    debts
 	// owedFirst is how long a teardown that is owed waits at first.
 	owedFirst time.Duration
+	boot      string // boot id of the kernel
 	stop      chan struct{}
 	closed    sync.Once
 	stopped   sync.WaitGroup
@@ -103,7 +105,13 @@ func Open(o Options) (*Manager, error) {
 		stop:      make(chan struct{}),
 		notReady:  errors.New("network configuration not read yet"),
 	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	m.boot = strings.TrimSpace(string(boot))
 	m.refresh()
+	m.recallIntents()
 	m.takeUpOwed()
 	m.stopped.Go(m.watch)
 	return m, nil
@@ -295,6 +303,7 @@ func (m *Manager) watch() {
 		case <-poll.C:
 			add()
 			refresh()
+			m.forgetIntents()
 		}
 	}
 }

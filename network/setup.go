@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,6 +70,9 @@ func (m *Manager) Setup(ctx context.Context, p Pod) (*Result, error) {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
 	}
 	defer done()
+	if err := m.intend(p, c); err != nil {
+		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
+	}
 	res, err := m.cni.AddNetworkList(ctx, c.NetworkConfigList, rt)
 	if err != nil {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, withContext(ctx, err))
@@ -104,6 +108,12 @@ func (m *Manager) Teardown(ctx context.Context, p Pod) error {
 		return fmt.Errorf("%s: %w", p, err)
 	}
 	defer done()
+	if len(p.Conflist) == 0 { // its record is lost
+		if i, ok := m.intended(p.ID); ok {
+			i.Pod.NetNS = cmp.Or(p.NetNS, i.Pod.NetNS)
+			p = i.Pod
+		}
+	}
 	networks, err := m.networksOf(p)
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
@@ -126,11 +136,14 @@ func (m *Manager) Teardown(ctx context.Context, p Pod) error {
 			errs = append(errs, fmt.Errorf("%s: network %s: %w", p, c.Name, withContext(ctx, err)))
 		}
 	}
+	if len(errs) == 0 && len(networks) > 0 {
+		m.fulfilled(p.ID)
+	}
 	return errors.Join(errs...)
 }
 
-// networksOf collects the configurations that the pod may have been added with: the one that its record has, those that
-// cached results have, and else the current one, since plugins that were interrupted leave no result.
+// networksOf collects the configurations that the pod may have been added with: the one that its record or intent has, those
+// that cached results have, and else the current one, since plugins that were interrupted leave no result.
 func (m *Manager) networksOf(p Pod) ([]*conflist, error) {
 	byName := map[string]*conflist{}
 	cached, err := m.cached(p.ID)

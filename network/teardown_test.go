@@ -233,7 +233,10 @@ func TestGCTearsDownLostPods(t *testing.T) {
 	if c := n.caches(); len(c) != 1 || !strings.Contains(c[0], podID) {
 		t.Errorf("cache: %v", c)
 	}
-	// Torn, and the node has no configuration: kept until it has one.
+	// Of an earlier daemon, which noted no intent; torn, and the node has no configuration: kept until it has one.
+	if err := os.Remove(m.intentFile(podID)); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(n.caches()[0], nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -110,8 +110,8 @@ func (m *message[M]) UnmarshalJSON(data []byte) error {
 }
 
 // records is a directory of records: one file each, replaced by rename. Nothing is synced: no pod survives a power cut,
-// so that the worst that can be is an empty newest record of something that is gone. Its name has the id, which is what
-// addresses go by.
+// so that the worst that can be is an empty newest record of something that is gone. What outlives one, its network, is noted
+// apart, and synced (network/intent.go).
 type records struct{ dir string }
 
 var idPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)

@@ -275,6 +275,10 @@ func (n *Node) lookFiles(s Snapshot) error {
 			if rel == "root/cni" || filepath.Dir(rel) == "root/cni" && (d.IsDir() || base == "configured") { // made with the first pod, and network
 				return nil
 			}
+			// What was to be added, and is gone, is kept for a minute, for the sake of power cuts (network/intent.go).
+			if filepath.Dir(rel) == "root/cni/intents" && strings.HasSuffix(base, ".done") {
+				return nil
+			}
 			// The default network's are there.
 			if pool := filepath.Dir(rel); pool == "root/cni/networks" || filepath.Dir(pool) == "root/cni/networks" && net.ParseIP(base) == nil {
 				return nil

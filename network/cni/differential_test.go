@@ -30,7 +30,8 @@ import (
 
 // The differential tests are the contract of this package: what the reference plugins do and what is done here, on the same
 // configurations, each in namespaces of its own, must be the same: results, errors, caches, files, and all of the kernel's
-// state. BERTH_CNI_CONFIGS says how many configurations are generated, BERTH_CNI_SEED where to begin.
+// state. BERTH_CNI_CONFIGS says how many configurations are generated, BERTH_CNI_SEED where to begin. Not generated, and not the
+// same: files of addresses that are empty after a power cut, which host-local keeps for ever (leases_test.go).
 
 // world is one side of a test: a namespace that plays the node, those of pods, and directories.
 type world struct {

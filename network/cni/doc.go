@@ -12,6 +12,9 @@
 //
 // A node without iptables has its rules in tables of nftables, whether it has the nft program or not.
 //
-// Where a program of the reference crashes (bandwidth without a result of an earlier plugin, args for sysctls of tuning without
-// sysctls), there is an error, or what was meant. The caller's thread is in the network namespace of the node. What is done in a pod's is done on threads that end with it.
+// host-local gives back addresses whose files are empty, which the reference plugin keeps for ever. Where a program of the
+// reference crashes (bandwidth without a result of an earlier plugin, args for sysctls of tuning without sysctls), there is an
+// error, or what was meant.
+//
+// The caller's thread is in the network namespace of the node. What is done in a pod's is done on threads that end with it.
 package cni

@@ -34,6 +34,7 @@ func hostLocalAdd(c *call) error {
 		return err
 	}
 	defer store.close()
+	store.freeTorn(c.log)
 	if result.IPs, err = allocate(c, conf, store); err != nil {
 		return err
 	}

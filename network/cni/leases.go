@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ type leases struct {
 	lock   *os.File
 	turn   chan struct{}
 	owners map[string]string // what is in each file
+	torn   []string          // files of addresses that have no owner
 }
 
 // turns lets one goroutine at a time wait for the lock of a directory.
@@ -107,8 +109,23 @@ func (l *leases) read() error {
 			continue
 		}
 		l.owners[e.Name()] = strings.TrimSpace(string(data))
+		if strings.Trim(string(data), "\x00") == "" && net.ParseIP(e.Name()) != nil {
+			l.torn = append(l.torn, e.Name())
+		}
 	}
 	return nil
+}
+
+// freeTorn gives back addresses whose files have no owner. Whoever takes one writes its file under the lock; one that is empty
+// while we have that is from before a power cut, which the pod has not outlived, or of a program that was killed meanwhile, and
+// no DEL would find it (harvester#7471).
+func (l *leases) freeTorn(log *slog.Logger) {
+	for _, file := range l.torn {
+		if os.Remove(filepath.Join(l.dir, file)) == nil {
+			delete(l.owners, file)
+			log.Warn("an address whose owner a power cut or a kill has lost is given back", "address", file, "directory", l.dir)
+		}
+	}
 }
 
 // of lists the files that belong to an interface of a container.
