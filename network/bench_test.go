@@ -1,6 +1,7 @@
 package network
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"testing"
@@ -8,25 +9,25 @@ import (
 )
 
 // BenchmarkPod is the network of a pod, set up and torn down: bridge with masquerade, host-local, a host port; beside as many
-// other pods as the name says.
+// other pods as the name says, with the same. Between the pods the kernel has time to free what was deleted: see BenchmarkFloor.
 func BenchmarkPod(b *testing.B) {
-	for _, bm := range []struct {
-		name   string
-		exec   []string
-		others int
-	}{{"InProcess", nil, 0}, {"InProcessBeside100", nil, 100}, {"Programs", []string{ExecAll}, 0}} {
-		b.Run(bm.name, func(b *testing.B) { benchmarkPod(b, bm.exec, bm.others) })
+	for _, backend := range []string{"iptables", "nftables"} {
+		for _, others := range []int{0, 200} {
+			b.Run(fmt.Sprintf("%s/pods=%d", backend, others), func(b *testing.B) { benchmarkPod(b, backend, nil, others) })
+		}
 	}
+	b.Run("Programs", func(b *testing.B) { benchmarkPod(b, "iptables", []string{ExecAll}, 0) })
 }
 
-func benchmarkPod(b *testing.B, exec []string, others int) {
+func benchmarkPod(b *testing.B, backend string, exec []string, others int) {
 	dir := b.TempDir()
 	if err := os.Mkdir(dir+"/conf", 0o700); err != nil {
 		b.Fatal(err)
 	}
-	conflist := `{"cniVersion":"1.0.0","name":"bench","plugins":[{"type":"bridge","bridge":"br0","isGateway":true,"ipMasq":true,"hairpinMode":true,
+	conflist := `{"cniVersion":"1.0.0","name":"bench","plugins":[
+{"type":"bridge","bridge":"br0","isGateway":true,"ipMasq":true,"ipMasqBackend":"` + backend + `","hairpinMode":true,
 "ipam":{"type":"host-local","dataDir":"` + dir + `/ipam","ranges":[[{"subnet":"10.90.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}},
-{"type":"portmap","capabilities":{"portMappings":true}}]}`
+{"type":"portmap","backend":"` + backend + `","capabilities":{"portMappings":true}}]}`
 	if err := os.WriteFile(dir+"/conf/10.conflist", []byte(conflist), 0o600); err != nil {
 		b.Fatal(err)
 	}
@@ -71,7 +72,11 @@ func benchmarkPod(b *testing.B, exec []string, others int) {
 		up += add(others)
 		down += inHost(func() error { return m.Teardown(b.Context(), p) })
 		rounds++
+		time.Sleep(pause)
 	}
 	b.ReportMetric(float64(up.Microseconds())/float64(rounds)/1000, "ms/up")
 	b.ReportMetric(float64(down.Microseconds())/float64(rounds)/1000, "ms/down")
 }
+
+// pause is how long the kernel may take to free what was deleted.
+const pause = 50 * time.Millisecond

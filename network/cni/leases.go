@@ -19,15 +19,19 @@ import (
 // The lock is the reference plugin's, which may run beside. The reference project's own store is not used: the descriptor of
 // its lock stays open in programs that are started meanwhile, and its files can be left without an owner by a kill.
 type leases struct {
-	dir    string
-	lock   *os.File
-	turn   chan struct{}
-	owners map[string]string // what is in each file
-	torn   []string          // files of addresses that have no owner
+	dir  string
+	lock *os.File
+	desk *desk
+	*book
 }
 
-// turns lets one goroutine at a time wait for the lock of a directory.
-var turns sync.Map
+// desk is what this process has of a directory, for one goroutine at a time: the one that waits for the lock, or has it.
+type desk struct {
+	turn chan struct{}
+	book *book // nil if it was not read yet
+}
+
+var desks sync.Map // by directories
 
 // lockPoll is how often a lock that another process has is tried.
 const lockPoll = 2 * time.Millisecond
@@ -46,10 +50,10 @@ func openLeases(ctx context.Context, network, dataDir string) (_ *leases, err er
 			l.close()
 		}
 	}()
-	turn, _ := turns.LoadOrStore(l.dir, make(chan struct{}, 1))
+	d, _ := desks.LoadOrStore(l.dir, &desk{turn: make(chan struct{}, 1)})
 	select {
-	case turn.(chan struct{}) <- struct{}{}:
-		l.turn = turn.(chan struct{})
+	case d.(*desk).turn <- struct{}{}:
+		l.desk = d.(*desk)
 	case <-ctx.Done():
 		return nil, fmt.Errorf("addresses of network %s are locked: %w", network, ctx.Err())
 	}
@@ -79,8 +83,8 @@ func (l *leases) close() {
 	if l.lock != nil {
 		_ = l.lock.Close() // and so unlocked
 	}
-	if l.turn != nil {
-		<-l.turn
+	if l.desk != nil {
+		<-l.desk.turn
 	}
 }
 
@@ -93,36 +97,27 @@ func (*leases) Unlock() error { return nil }
 // Close is not asked for by the allocator, which is all that the reference project's interface is needed for.
 func (*leases) Close() error { return nil }
 
-// read notes what is in all files. One that cannot be read belongs to nobody, as with the reference plugin.
-func (l *leases) read() error {
-	entries, err := os.ReadDir(l.dir)
-	if err != nil {
-		return err
+// read finds out what is in the files.
+func (l *leases) read() (err error) {
+	if l.book = l.desk.book; l.book != nil {
+		if l.book.update(l.dir) {
+			return nil
+		}
+		l.book.close()
 	}
-	l.owners = make(map[string]string, len(entries))
-	for _, e := range entries {
-		if e.IsDir() || e.Name() == "lock" {
-			continue
-		}
-		data, err := os.ReadFile(filepath.Join(l.dir, e.Name()))
-		if err != nil {
-			continue
-		}
-		l.owners[e.Name()] = strings.TrimSpace(string(data))
-		if strings.Trim(string(data), "\x00") == "" && net.ParseIP(e.Name()) != nil {
-			l.torn = append(l.torn, e.Name())
-		}
-	}
-	return nil
+	l.book, err = openBook(l.dir)
+	l.desk.book = l.book
+	return err
 }
 
 // freeTorn gives back addresses whose files have no owner. Whoever takes one writes its file under the lock; one that is empty
 // while we have that is from before a power cut, which the pod has not outlived, or of a program that was killed meanwhile, and
 // no DEL would find it (harvester#7471).
 func (l *leases) freeTorn(log *slog.Logger) {
-	for _, file := range l.torn {
+	for file := range l.torn {
 		if os.Remove(filepath.Join(l.dir, file)) == nil {
 			delete(l.owners, file)
+			delete(l.torn, file)
 			log.Warn("an address whose owner a power cut or a kill has lost is given back", "address", file, "directory", l.dir)
 		}
 	}
