@@ -38,6 +38,7 @@ func TestBadNetwork(t *testing.T) {
 	for _, f := range badPlugins {
 		t.Run("plugin: "+f.name, func(t *testing.T) { n.badPlugin(t, f) })
 	}
+	t.Run("plugin: it says that it is not ready", n.saysNotReady)
 	t.Run("plugin: it hangs in ADD", n.hangsInAdd)
 	t.Run("plugin: it hangs in DEL", n.hangsInDel)
 	t.Run("plugin: it fails in DEL", n.failsInDel)
@@ -224,6 +225,50 @@ func (n badNetwork) badPlugin(t *testing.T, f badPlugin) {
 	must(t, n.CRI.Ready(t.Context()))
 	n.install(t, passes)
 	n.runs(t, pod)
+}
+
+// saysNotReady has the plugin answer STATUS, which it is asked for in version 1.1 of the specification: first no, then not at
+// all. NetworkReady says so, by its name, and whoever asks does not wait.
+func (n badNetwork) saysNotReady(t *testing.T) {
+	ledger(t, n.Node)
+	t.Cleanup(func() { n.mend(t) })
+	status := func(does string) {
+		t.Helper()
+		script := "#!/bin/sh\nconf=$(cat)\ncase $CNI_COMMAND in\nADD)\n" + passes + "\n;;\nSTATUS)\n" + does + "\n;;\nesac\n"
+		must(t, replaceFile(filepath.Join(n.bin, badType), []byte(script), 0o755))
+	}
+	conflist := strings.Replace(n.conflist(), `"cniVersion": "1.0.0"`, `"cniVersion": "1.1.0"`, 1)
+	for _, f := range []struct{ does, want string }{
+		{`echo '{"cniVersion":"1.1.0","code":50,"msg":"agent starts"}'; exit 1`, "is not ready: agent starts (code 50)"},
+		{hangs, "is not ready: killed: context deadline exceeded (no answer to STATUS within 10s)"},
+	} {
+		status(f.does)
+		must(t, os.Remove(n.file()))
+		must(t, lab.Eventually(t.Context(), soon, "there is no network", func(ctx context.Context) error {
+			if err := n.CRI.Ready(ctx); err == nil || !strings.Contains(err.Error(), "no network configuration") {
+				return fmt.Errorf("it says %v", err)
+			}
+			return nil
+		}))
+		must(t, replaceFile(n.file(), []byte(conflist), 0o644))
+		slowest := time.Duration(0)
+		must(t, lab.Eventually(t.Context(), soon, "NetworkReady is false, and says why", func(ctx context.Context) error {
+			began := time.Now()
+			err := n.CRI.Ready(ctx)
+			slowest = max(slowest, time.Since(began))
+			if want := fmt.Sprintf("plugin type=%q %s", badType, f.want); err == nil || !strings.Contains(err.Error(), want) {
+				return fmt.Errorf("it says %v, want %q", err, want)
+			}
+			return nil
+		}))
+		t.Logf("the slowest answer of Status took %v", slowest)
+		if slowest > 3*time.Second {
+			t.Error("Status waits for the plugin")
+		}
+		status(":")
+		must(t, lab.Eventually(t.Context(), soon, "it is ready again", n.CRI.Ready))
+		n.runs(t, n.Pod("early"))
+	}
 }
 
 // hangs is what a plugin does that ends for nobody, with a child that does not either.

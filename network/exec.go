@@ -44,6 +44,9 @@ type plugins struct {
 // answered is what comes before the type of a plugin that is answered in process, where else is the path of its program.
 const answered = "in-process:"
 
+// typeOf is the type of the plugin that a program is of, or is answered in its stead.
+func typeOf(program string) string { return strings.TrimPrefix(filepath.Base(program), answered) }
+
 // FindInPath finds who answers a plugin.
 func (e *plugins) FindInPath(typ string, dirs []string) (string, error) {
 	if err := validType(typ); err != nil {
@@ -81,7 +84,7 @@ func findProgram(typ string, dirs []string) (string, error) {
 // ExecPlugin runs a plugin until it ends or ctx does. It passes a fail point before and after, so that a daemon can be killed
 // anywhere in a chain.
 func (e *plugins) ExecPlugin(ctx context.Context, program string, stdin []byte, environ []string) ([]byte, error) {
-	point := "plugin." + strings.TrimPrefix(filepath.Base(program), answered) + "." + variable(environ, "CNI_COMMAND")
+	point := "plugin." + typeOf(program) + "." + variable(environ, "CNI_COMMAND")
 	step.Point(point + ".before")
 	out, err := e.answer(ctx, program, stdin, environ)
 	step.Point(point + ".after")

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -57,6 +58,8 @@ type Options struct {
 	ExclusiveNetworks bool
 	// Log may be nil.
 	Log *slog.Logger
+
+	statusTime time.Duration // for tests; 0 is statusTime
 }
 
 // Manager runs the CNI plugins of a node.
@@ -79,6 +82,7 @@ type Manager struct {
 	conflist *conflist // the current one, nil if none can be read
 	notReady error
 	last     *conflist // the last one that was ready
+	status   pluginStatus
 }
 
 // Open starts to watch the configuration. It succeeds without one.
@@ -121,16 +125,18 @@ func Open(o Options) (*Manager, error) {
 // may be called again.
 func (m *Manager) Close() error {
 	m.closed.Do(func() { close(m.stop) })
+	m.endStatus()
 	m.stopped.Wait()
 	m.plugins.inProcess.Close()
 	return nil
 }
 
-// Ready returns nil when pods can be set up, and otherwise the reason why not, for people.
+// Ready returns nil when pods can be set up, and otherwise the reason why not, for people: what is wrong with the configuration,
+// or what its plugins say (STATUS of CNI 1.1). It waits for nobody.
 func (m *Manager) Ready() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.notReady
+	return cmp.Or(m.notReady, m.status.err)
 }
 
 // SetPodCIDRs takes the address ranges of the node's pods as a kubelet hands them over, joined by commas. They are those of
@@ -179,7 +185,10 @@ func (m *Manager) Current() Current {
 
 // current is the configuration to use, if the network is ready. Whoever asks when it is not may know more than we do yet.
 func (m *Manager) current() (*conflist, error) {
-	if m.Ready() != nil {
+	m.mu.Lock()
+	known := m.notReady == nil
+	m.mu.Unlock()
+	if !known {
 		m.refresh()
 	}
 	m.mu.Lock()
@@ -203,6 +212,7 @@ func (m *Manager) refresh() {
 	if reason == nil {
 		m.last = c
 	}
+	m.status.renew(c)
 }
 
 // choose is the configuration of the node, or else the default network.
@@ -280,6 +290,7 @@ func (m *Manager) watch() {
 	}
 	refresh := func() {
 		m.refresh()
+		m.askStatus()
 		m.prepare()
 	}
 	add()

@@ -17,8 +17,11 @@ type checked struct{ invoke.Exec }
 // ExecPlugin runs a plugin.
 func (c checked) ExecPlugin(ctx context.Context, program string, stdin []byte, environ []string) ([]byte, error) {
 	out, err := c.Exec.ExecPlugin(ctx, program, stdin, environ)
-	if err == nil && slices.Contains(environ, "CNI_COMMAND=ADD") {
+	switch command := variable(environ, "CNI_COMMAND"); {
+	case err == nil && command == "ADD":
 		err = checkResult(out)
+	case err != nil && command == "STATUS": // of other commands libcni says whose they are
+		err = fmt.Errorf("plugin type=%q is not ready: %w", typeOf(program), err)
 	}
 	return out, err
 }

@@ -266,6 +266,8 @@ func TestGCVerbOnlyOnExclusiveNetworks(t *testing.T) {
 	n.plugin("x", good)
 	n.write(n.conf+"/10-a.conflist", `{"cniVersion":"1.1.0","name":"a","plugins":[{"type":"x"}]}`)
 	m := n.open()
+	readyWithin(t, m, 5*time.Second, "") // x has answered STATUS
+	n.lines()
 	if err := m.GC(t.Context(), []string{podID}); err != nil {
 		t.Fatal(err)
 	}
