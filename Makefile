@@ -74,6 +74,10 @@ test-storm: build ## a minute of a hundred exec probes a second, half of which t
 		BERTH_TOOLS="registry cni crictl busybox" BERTH_STORM=$$lasts BERTH_STORM_RATE=$$rate integration/progress.sh "test-storm, $$rate a second" \
 		$(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration; done
 
+test-churn: build ## 110 pods at once, then 200 short ones a minute for ten minutes: nothing is left, memory as before (20 s of it in CI)
+	@BERTH_TOOLS="registry cni crictl busybox" BERTH_CHURN=10m integration/progress.sh test-churn \
+		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^(TestPodsAtOnce|TestPodChurn)$$' ./integration
+
 test-oom: build ## 500 containers run out of memory: each is told so, in its first status that says Exited
 	@BERTH_TOOLS="registry cni crictl busybox" BERTH_OOM_RUNS=500 integration/progress.sh test-oom $(GO) test -tags integration -count=1 -timeout 60m -v -run 'TestOOMKilled$$' ./integration
 
@@ -104,4 +108,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-oom test-faults test-powercut fuzz bench lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut fuzz bench lint fmt install clean
