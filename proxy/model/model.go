@@ -145,9 +145,9 @@ func (p *Port) Endpoints(f *Frontend) []Endpoint {
 
 // HealthCheck is what a Service's health check node port answers with (spec.healthCheckNodePort).
 type HealthCheck struct {
-	// Port is where to listen; 0 without a health check.
+	// Port is where to listen, in the families that the Service has Ports of; 0 without a health check.
 	Port uint16
-	// Endpoints is how many addresses of ready endpoints this node has, by family.
+	// Endpoints is how many addresses of ready endpoints this node has, by family, whatever their ports.
 	Endpoints [Families]int
 }
 

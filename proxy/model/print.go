@@ -88,3 +88,25 @@ func (s *Service) String() string {
 func (p Problem) String() string {
 	return fmt.Sprintf("%s %s: %s: %q: %s", p.Kind, p.Object, p.Field, p.Value, p.Reason)
 }
+
+// line says what goes for a family.
+func (g *FamilyGlobals) line(f Family) string {
+	if !g.Enabled {
+		return f.String() + " off"
+	}
+	return fmt.Sprintf("%s detector %s, node ports at %v (loopback %t), cluster IPs in %v",
+		f, g.Detector, g.NodePorts.Prefixes, g.NodePorts.Loopback, g.ServiceCIDRs)
+}
+
+// String is what it goes by.
+func (d Detector) String() string {
+	switch {
+	case d.CIDR.IsValid():
+		return "source in " + d.CIDR.String()
+	case d.Interface != "":
+		return "interface " + d.Interface
+	case d.InterfacePrefix != "":
+		return "interface " + d.InterfacePrefix + "*"
+	}
+	return "none"
+}

@@ -1,0 +1,202 @@
+package model
+
+import (
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+)
+
+// kernel is what somebody has who does nothing but follow Deltas.
+type kernel struct {
+	places     map[place]Frontend
+	endpoints  map[place][]Endpoint
+	clusterIPs map[netip.Addr]bool
+	hairpins   map[Hairpin]bool
+	globals    Globals
+}
+
+func newKernel() *kernel {
+	return &kernel{map[place]Frontend{}, map[place][]Endpoint{}, map[netip.Addr]bool{}, map[Hairpin]bool{}, Globals{}}
+}
+
+func (k *kernel) follow(t testing.TB, d *Delta) {
+	t.Helper()
+	if d.Globals != nil {
+		k.globals = *d.Globals
+	}
+	for i, c := range d.Services {
+		if c.Old.equal(c.New) {
+			t.Fatalf("a change that is none: %s", c.Name)
+		}
+		if i > 0 && compareNames(d.Services[i-1].Name, c.Name) >= 0 {
+			t.Fatalf("not sorted: %s after %s", c.Name, d.Services[i-1].Name)
+		}
+		if c.Old == nil {
+			continue
+		}
+		for _, ip := range c.Old.ClusterIPs {
+			if !k.clusterIPs[ip] {
+				t.Fatalf("%s: cluster IP %s goes, and was not there", c.Name, ip)
+			}
+			delete(k.clusterIPs, ip)
+		}
+		for _, p := range c.Old.Ports {
+			for _, f := range p.Frontends {
+				at := f.place(p.Protocol)
+				if had, ok := k.places[at]; !ok || !had.equal(f) {
+					t.Fatalf("%s: %s goes, there was %v", c.Name, f, had)
+				}
+				delete(k.places, at)
+				delete(k.endpoints, at)
+			}
+		}
+	}
+	for _, c := range d.Services {
+		if c.New == nil {
+			continue
+		}
+		for _, ip := range c.New.ClusterIPs {
+			if k.clusterIPs[ip] {
+				t.Fatalf("%s: cluster IP %s is another's", c.Name, ip)
+			}
+			k.clusterIPs[ip] = true
+		}
+		for i := range c.New.Ports {
+			p := &c.New.Ports[i]
+			for _, f := range p.Frontends {
+				at := f.place(p.Protocol)
+				if had, ok := k.places[at]; ok {
+					t.Fatalf("%s: %s comes, there is %v", c.Name, f, had)
+				}
+				k.places[at], k.endpoints[at] = f, p.Endpoints(&f)
+			}
+		}
+	}
+	for _, h := range d.HairpinRemoved {
+		if !k.hairpins[h] {
+			t.Fatalf("hairpin %v goes, and was not there", h)
+		}
+		delete(k.hairpins, h)
+	}
+	for _, h := range d.HairpinAdded {
+		if k.hairpins[h] {
+			t.Fatalf("hairpin %v comes, and is there", h)
+		}
+		k.hairpins[h] = true
+	}
+}
+
+// is checks that following Deltas has led to the State.
+func (k *kernel) is(t testing.TB, s *State) {
+	t.Helper()
+	want := newKernel()
+	all := Delta{Globals: &s.globals, HairpinAdded: s.Hairpins()}
+	for svc := range s.Services() {
+		all.Services = append(all.Services, Change{Name: svc.Name, New: svc})
+	}
+	want.follow(t, &all)
+	if !maps.EqualFunc(k.places, want.places, Frontend.equal) || !maps.EqualFunc(k.endpoints, want.endpoints, slices.Equal) ||
+		!maps.Equal(k.clusterIPs, want.clusterIPs) || !maps.Equal(k.hairpins, want.hairpins) || !k.globals.equal(&want.globals) {
+		t.Fatalf("whoever follows Deltas has not what the State says:\n%s", s)
+	}
+}
+
+// sound checks what goes for any State.
+func sound(t testing.TB, s *State) {
+	t.Helper()
+	for svc := range s.Services() {
+		for i := range svc.Ports {
+			p := &svc.Ports[i]
+			for _, list := range [][]Endpoint{p.Cluster, p.Local, p.Serving} {
+				if !slices.IsSortedFunc(list, Endpoint.compare) {
+					t.Fatalf("not sorted: %s", svc)
+				}
+				for j, e := range list {
+					if familyOf(e.Addr) != p.Family || e.Port == 0 || special(e.Addr) != "" || j > 0 && list[j-1].compare(e) == 0 {
+						t.Fatalf("bad endpoint %s: %s", e, svc)
+					}
+				}
+			}
+			for _, f := range p.Frontends {
+				if f.Action == Pass || familyOf(f.Addr.Addr()) != p.Family || f.Addr.Port() == 0 || f.Addr.Addr().IsLoopback() ||
+					(f.Kind == NodePort) != f.Addr.Addr().IsUnspecified() ||
+					(f.Action == Forward) != (len(p.Endpoints(&f)) > 0) || f.ShortCircuit && len(p.Cluster) == 0 ||
+					(f.Action == Reject) && (f.ShortCircuit || len(p.Cluster)+len(p.Local) > 0) ||
+					len(f.Sources) > 0 && !f.Restricted {
+					t.Fatalf("bad frontend %s: %s", f, svc)
+				}
+				svc2, _, f2 := s.Lookup(p.Protocol, f.Addr)
+				if svc2 != svc || f2 == nil || !f2.equal(f) {
+					t.Fatalf("Lookup of %s %s: %v", p.Protocol, f.Addr, f2)
+				}
+			}
+		}
+		for _, ip := range svc.ClusterIPs {
+			if !s.IsClusterIP(ip) {
+				t.Fatalf("%s is no cluster IP", ip)
+			}
+		}
+	}
+}
+
+// Whatever happens to objects in whatever order, what a Model has is what it would have if it had been told of the last state
+// of each alone.
+func TestIncrementalEqualsFull(t *testing.T) {
+	sequences := 3000
+	if testing.Short() {
+		sequences = 300
+	}
+	changes, contested, told := 0, 0, 0
+	for seed := range sequences {
+		r := chance{rand.New(rand.NewPCG(uint64(seed), 7)), seed%2 == 1}
+		o := newObjects(r.config())
+		m, err := New(o.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := newKernel()
+		for range 10 + r.IntN(40) {
+			o.step(t, r, m)
+			if !r.in(3) {
+				continue
+			}
+			d := m.Commit()
+			changes += len(d.Services)
+			told += len(d.Problems)
+			k.follow(t, &d)
+		}
+		d := m.Commit()
+		k.follow(t, &d)
+		k.is(t, m.State())
+		sound(t, m.State())
+		contested += len(m.state.claims.contested)
+		full, _ := o.model(t)
+		if diff := m.State().diff(full.State()); diff != "" {
+			t.Fatalf("seed %d: incremental:\n%s", seed, diff)
+		}
+		if a, b := problemSet(m), problemSet(full); !maps.Equal(a, b) {
+			t.Fatalf("seed %d: problems %v, in full %v", seed, a, b)
+		}
+		if again := m.Commit(); !again.Empty() || len(again.Problems) > 0 {
+			t.Fatalf("seed %d: changes without a cause: %+v", seed, again)
+		}
+		if len(m.dirty) > 0 || len(m.slices) > len(o.slices) || len(m.state.entries) > len(o.services)+len(o.slices) {
+			t.Fatalf("seed %d: %d dirty, %d slices of %d, %d entries of %d and %d", seed, len(m.dirty), len(m.slices), len(o.slices),
+				len(m.state.entries), len(o.services), len(o.slices))
+		}
+	}
+	t.Logf("%d sequences: %d changes of Services, %d places contested at their ends, %d problems told", sequences, changes, contested, told)
+	if changes < sequences || contested < sequences/10 || told < sequences/10 {
+		t.Error("the sequences have too little in them")
+	}
+}
+
+func problemSet(m *Model) map[Problem]bool {
+	set := map[Problem]bool{}
+	for _, p := range m.Problems() {
+		set[p] = true
+	}
+	return set
+}
