@@ -3,6 +3,7 @@ package network
 import (
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -232,4 +233,36 @@ func mount(t *testing.T, disk, dir string) {
 	}
 	run("mount", "-o", "loop", disk, dir)
 	t.Cleanup(func() { run("umount", dir) })
+}
+
+// TestIntentsAreSyncedWhereTheirOrderIsNotKept: plugins that are programs keep what they do where only they know.
+func TestIntentsAreSyncedWhereTheirOrderIsNotKept(t *testing.T) {
+	const elsewhere = "/dev/shm"
+	dir := t.TempDir()
+	m := &Manager{opts: Options{CacheDir: dir}, plugins: &plugins{log: slog.New(slog.DiscardHandler)}}
+	if err := os.Mkdir(m.intentsDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var here, there unix.Stat_t
+	if err := errors.Join(unix.Stat(dir, &here), unix.Stat(elsewhere, &there)); err != nil {
+		t.Fatal(err)
+	}
+	if here.Dev == there.Dev {
+		t.Skip("there is one file system only")
+	}
+	for config, want := range map[string]bool{
+		`{"type":"bridge","ipam":{"type":"host-local","dataDir":"` + dir + `/not/there/yet"}},{"type":"portmap"}`: false,
+		`{"type":"bridge","ipam":{"type":"host-local","dataDir":"` + elsewhere + `/networks"}}`:                   true,
+		`{"type":"ptp","ipam":{"type":"static"}}`:                                                                 false,
+		`{"type":"ptp","ipam":{"type":"dhcp"}}`:                                                                   true,
+		`{"type":"bridge"},{"type":"calico"}`:                                                                     true,
+	} {
+		c, err := parseConflist([]byte(`{"cniVersion":"1.0.0","name":"n","plugins":[`+config+`]}`), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := m.keptElsewhere(c); got != want {
+			t.Errorf("%s: %v", config, got)
+		}
+	}
 }

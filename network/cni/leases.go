@@ -39,7 +39,7 @@ const lockPoll = 2 * time.Millisecond
 // openLeases waits for the lock until the context ends.
 func openLeases(ctx context.Context, network, dataDir string) (_ *leases, err error) {
 	if dataDir == "" {
-		dataDir = defaultDataDir
+		dataDir = DefaultDataDir
 	}
 	l := &leases{dir: filepath.Join(dataDir, network)}
 	if err := os.MkdirAll(l.dir, 0o755); err != nil {
@@ -76,8 +76,8 @@ func openLeases(ctx context.Context, network, dataDir string) (_ *leases, err er
 	}
 }
 
-// defaultDataDir is the reference plugin's.
-const defaultDataDir = "/var/lib/cni/networks"
+// DefaultDataDir is where host-local keeps addresses, in a directory of each network, if its configuration has no dataDir.
+const DefaultDataDir = "/var/lib/cni/networks"
 
 func (l *leases) close() {
 	if l.lock != nil {
