@@ -92,7 +92,7 @@ func TestLeasesAreThoseOnDisk(t *testing.T) {
 			must(err)
 			_, err = fmt.Sscan(string(data), &most)
 			must(err)
-			for n := range most/2 + 10 {
+			for n := range most/3 + 100 { // three events each
 				name := fmt.Sprintf("%s/x%d", dir, n%2)
 				must(os.WriteFile(name, nil, 0o600))
 				must(os.Remove(name))
