@@ -125,8 +125,5 @@ func unmasqueradeFamily(v6 bool, chain string) error {
 		return err
 	}
 	defer t.close()
-	if err := t.removeChain(chain, "POSTROUTING"); err != nil {
-		return err
-	}
-	return t.apply()
+	return t.removeChains(map[string]string{chain: "POSTROUTING"})
 }

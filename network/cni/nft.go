@@ -14,6 +14,7 @@ import (
 type nftConn struct {
 	sock   *nl.NetlinkSocket
 	netns  uint64 // the namespace's number
+	cookie uint64 // what no other namespace has as long as the node runs; before Linux 5.14 the number
 	pid    uint32
 	seq    uint32
 	broken bool // answers may be missing, or on their way
@@ -40,7 +41,11 @@ func openNFT() (*nftConn, error) {
 		sock.Close()
 		return nil, fmt.Errorf("netfilter: %w", err)
 	}
-	return &nftConn{sock: sock, netns: netns, pid: pid}, nil
+	cookie, err := unix.GetsockoptUint64(sock.GetFd(), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		cookie = netns
+	}
+	return &nftConn{sock: sock, netns: netns, cookie: cookie, pid: pid}, nil
 }
 
 // nftTimeout is for an answer of the kernel, which may have to load modules.
@@ -93,6 +98,9 @@ type nftMsg struct {
 	flags  uint16
 	family byte
 	attrs  [][]byte
+
+	echo        bool   // the number of the new rule is to be told
+	chain, what string // if not empty, where and for what it is to be remembered
 }
 
 // genmsg is struct nfgenmsg.
@@ -191,10 +199,11 @@ func errnoOf(data []byte) error {
 	return nil
 }
 
-// commit has the kernel take all messages, or none.
-func (c *nftConn) commit(msgs []nftMsg) error {
+// commit has the kernel take all messages, or none. It tells the numbers that new rules got, those that are to be told, by the
+// places of their messages.
+func (c *nftConn) commit(msgs []nftMsg) (handles map[int]uint64, err error) {
 	if len(msgs) == 0 {
-		return nil
+		return nil, nil
 	}
 	b := c.header(unix.NFNL_MSG_BATCH_BEGIN, 0, genmsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES))
 	first := c.seq
@@ -202,29 +211,39 @@ func (c *nftConn) commit(msgs []nftMsg) error {
 		if i == len(msgs)-1 {
 			m.flags |= unix.NLM_F_ACK
 		}
+		if m.echo {
+			m.flags |= unix.NLM_F_ECHO
+		}
 		b = append(b, c.message(m)...)
 	}
-	last := c.seq
 	b = append(b, c.header(unix.NFNL_MSG_BATCH_END, 0, genmsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES))...)
 	if err := c.send(b); err != nil {
-		return err
+		return nil, err
 	}
+	handles = map[int]uint64{}
 	var failed error
 	for {
-		msgs, err := c.receive()
+		answers, err := c.receive()
 		if err != nil {
-			return err
+			return nil, err
 		}
-		for _, r := range msgs {
-			if r.Header.Type != unix.NLMSG_ERROR || r.Header.Seq < first || r.Header.Seq > last {
+		for _, r := range answers {
+			number := int(r.Header.Seq - first) // of the message; that of the beginning is 0
+			switch {
+			case number < 0 || number > len(msgs):
+				continue
+			case r.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE && len(r.Data) > len(genmsg(0, 0)):
+				handles[number-1] = readRule(r.Data[len(genmsg(0, 0)):]).handle
+				continue
+			case r.Header.Type != unix.NLMSG_ERROR:
 				continue
 			}
 			if err := errnoOf(r.Data); err != nil && failed == nil {
-				failed = fmt.Errorf("netfilter: message %d of %d: %w", r.Header.Seq-first, last-first, err)
+				failed = fmt.Errorf("netfilter: message %d of %d: %w", number, len(msgs), err)
 			}
 			// The error of the whole is that of its beginning.
-			if r.Header.Seq == last || r.Header.Seq == first {
-				return failed
+			if number == 0 || number == len(msgs) {
+				return handles, failed
 			}
 		}
 	}
@@ -261,9 +280,31 @@ func (t *nftTable) change(kind, flags uint16, attrs ...[]byte) {
 
 // apply makes the changes.
 func (t *nftTable) apply() error {
-	err := t.commit(t.changes)
-	t.changes = nil
+	_, err := t.applyTold()
 	return err
+}
+
+// applyTold is apply, and tells the numbers of the new rules that are to be told, in the order in which they were made.
+func (t *nftTable) applyTold() (told []uint64, err error) {
+	handles, err := t.commit(t.changes)
+	for i, m := range t.changes {
+		h, ok := handles[i]
+		if !ok || err != nil {
+			continue
+		}
+		told = append(told, h)
+		if m.what != "" {
+			t.remember(m.chain, m.what, h)
+		}
+	}
+	t.changes = nil
+	return told, err
+}
+
+// tell has the number of the rule told that was added last, and remembered if what is not empty.
+func (t *nftTable) tell(chain, what string) {
+	m := &t.changes[len(t.changes)-1]
+	m.echo, m.chain, m.what = true, chain, what
 }
 
 func (t *nftTable) add() {
@@ -315,6 +356,9 @@ func (t *nftTable) getChain(name string) nftMsg {
 	}}
 }
 
+// listed is told the chains whose rules are listed, and how many there are. Tests count them.
+var listed = func(chain string, rules int) {}
+
 // nftRule is a rule that is there.
 type nftRule struct {
 	handle   uint64
@@ -335,20 +379,38 @@ func (t *nftTable) rules(chain string) ([]nftRule, error) {
 	}
 	var all []nftRule
 	for _, m := range msgs {
-		var r nftRule
-		attrs(m, func(kind uint16, content []byte) {
-			switch kind {
-			case unix.NFTA_RULE_HANDLE:
-				r.handle = binary.BigEndian.Uint64(content)
-			case unix.NFTA_RULE_EXPRESSIONS:
-				r.exprs = readExprs(content)
-			case unix.NFTA_RULE_USERDATA:
-				r.userdata = content
-			}
-		})
-		all = append(all, r)
+		all = append(all, readRule(m))
 	}
+	listed(chain, len(all))
 	return all, nil
+}
+
+// rule is the rule of that number in a chain.
+func (t *nftTable) rule(chain string, handle uint64) (nftRule, error) {
+	msgs, err := t.get(nftMsg{kind: unix.NFT_MSG_GETRULE, family: t.family, attrs: [][]byte{
+		attr(unix.NFTA_RULE_TABLE, str(t.name)), attr(unix.NFTA_RULE_CHAIN, str(chain)), attr(unix.NFTA_RULE_HANDLE, be64(handle)),
+	}})
+	switch {
+	case err != nil:
+		return nftRule{}, fmt.Errorf("rule %d of chain %s: %w", handle, chain, err)
+	case len(msgs) == 0:
+		return nftRule{}, fmt.Errorf("rule %d of chain %s: %w", handle, chain, unix.ENOENT)
+	}
+	return readRule(msgs[0]), nil
+}
+
+func readRule(m []byte) (r nftRule) {
+	attrs(m, func(kind uint16, content []byte) {
+		switch kind {
+		case unix.NFTA_RULE_HANDLE:
+			r.handle = binary.BigEndian.Uint64(content)
+		case unix.NFTA_RULE_EXPRESSIONS:
+			r.exprs = readExprs(content)
+		case unix.NFTA_RULE_USERDATA:
+			r.userdata = content
+		}
+	})
+	return r
 }
 
 // addRule adds a rule, at the end or first. more are further attributes.

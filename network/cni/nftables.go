@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/plugins/pkg/utils"
 	"golang.org/x/sys/unix"
@@ -50,21 +52,22 @@ func (t *nftTable) emptyChain(name string, base *nftBase) {
 	t.change(unix.NFT_MSG_DELRULE, 0, attr(unix.NFTA_RULE_TABLE, str(t.name)), attr(unix.NFTA_RULE_CHAIN, str(name)))
 }
 
-func (t *nftTable) addNotedRule(chain, comment string, exprs nftExprs) {
+// addNotedRule adds a rule with a comment, which is remembered as somebody's.
+func (t *nftTable) addNotedRule(chain, comment, owner string, exprs nftExprs) {
 	t.addRule(chain, false, exprs, attr(unix.NFTA_RULE_USERDATA, note(comment)))
+	t.tell(chain, rulesOf(owner))
 }
 
-// deleteNoted deletes the rules of a chain whose comment is wanted to.
-func (t *nftTable) deleteNoted(chain string, wanted func(comment string) bool) error {
-	rules, err := t.rules(chain)
+// deleteNoted deletes the rules of a chain that are somebody's by their comments.
+func (t *nftTable) deleteNoted(chain, owner string, find finder, is func(comment string) bool) error {
+	rules, err := find(chain, rulesOf(owner), func(r nftRule) bool { return is(r.comment()) })
 	if err != nil {
 		return err
 	}
 	for _, r := range rules {
-		if wanted(r.comment()) {
-			t.deleteRule(chain, r.handle)
-		}
+		t.deleteRule(chain, r.handle)
 	}
+	t.forget(chain, rulesOf(owner))
 	return nil
 }
 
@@ -124,6 +127,10 @@ func masqOwner(network, ifName, id string) string {
 	return utils.MustFormatHashWithPrefix(size, "", network) + "-" + utils.MustFormatHashWithPrefix(size, "", ifName+":"+id)
 }
 
+func isMasqOf(owner string) func(comment string) bool {
+	return func(comment string) bool { return strings.HasPrefix(comment, owner) }
+}
+
 func masqComment(network, ifName, id string) string {
 	const longest = 128 // that nft takes
 	quotes := strings.NewReplacer(`"`, ``)
@@ -133,14 +140,22 @@ func masqComment(network, ifName, id string) string {
 
 func openMasqTable() (*nftTable, error) { return openNFTTable(unix.NFPROTO_INET, masqTable) }
 
+// masqTurn is for one ADD after the other: the second knows what the first has made.
+var masqTurn sync.Mutex
+
+// masqueradeNFT makes the rules of an interface anew. Those that it may have are found without listing those of all pods: they
+// are remembered, or nobody else has made any in this table.
 func masqueradeNFT(nets []*net.IPNet, network, ifName, id string) error {
+	masqTurn.Lock()
+	defer masqTurn.Unlock()
 	t, err := openMasqTable()
 	if err != nil {
 		return err
 	}
 	defer t.close()
+	owner := masqOwner(network, ifName, id)
 	old := *t
-	if err := old.deleteNoted(masqChecks, func(c string) bool { return strings.HasPrefix(c, masqOwner(network, ifName, id)) }); err != nil {
+	if err := old.deleteNoted(masqChecks, owner, old.recall, isMasqOf(owner)); err != nil {
 		return err
 	}
 	t.addWithNote("Masquerading for plugins from github.com/containernetworking/plugins")
@@ -149,8 +164,10 @@ func masqueradeNFT(nets []*net.IPNet, network, ifName, id string) error {
 	for _, multicast := range []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8")} {
 		v6 := multicast.Addr().Is6()
 		t.addRule("postrouting", false, join(ofFamily(v6), address(multicast, false, addressAt(v6, true)), nftExprs{ret()}))
+		t.tell("", "")
 	}
 	t.addRule("postrouting", false, nftExprs{gotoChain(masqChecks)})
+	t.tell("", "")
 	t.changes = append(t.changes, old.changes...)
 	for _, n := range nets {
 		p, ok := toPrefix(n)
@@ -158,8 +175,33 @@ func masqueradeNFT(nets []*net.IPNet, network, ifName, id string) error {
 			continue
 		}
 		v6 := p.Addr().Is6()
-		t.addNotedRule(masqChecks, masqComment(network, ifName, id), join(ofFamily(v6),
+		t.addNotedRule(masqChecks, masqComment(network, ifName, id), owner, join(ofFamily(v6),
 			address(single(p.Addr()), false, addressAt(v6, false)), address(p, true, addressAt(v6, true)), nftExprs{masq()}))
+	}
+	made, err := t.applyTold()
+	if err != nil || t.nextOnes(made) {
+		return err
+	}
+	return t.deleteOlder(owner, made)
+}
+
+// deleteOlder deletes the rules of an owner but for those that were just made, and remembers whose the rules of all pods are.
+func (t *nftTable) deleteOlder(owner string, made []uint64) error {
+	all, err := t.rules(masqChecks)
+	if err != nil {
+		return err
+	}
+	for _, r := range all {
+		of, _, _ := strings.Cut(r.comment(), ",")
+		t.forget(masqChecks, rulesOf(of))
+	}
+	for _, r := range all {
+		of, _, _ := strings.Cut(r.comment(), ",")
+		if of == owner && !slices.Contains(made, r.handle) {
+			t.deleteRule(masqChecks, r.handle)
+			continue
+		}
+		t.remember(masqChecks, rulesOf(of), r.handle)
 	}
 	return t.apply()
 }
@@ -170,7 +212,8 @@ func unmasqueradeNFT(network, ifName, id string) error {
 		return err
 	}
 	defer t.close()
-	if err := t.deleteNoted(masqChecks, func(c string) bool { return strings.HasPrefix(c, masqOwner(network, ifName, id)) }); err != nil {
+	owner := masqOwner(network, ifName, id)
+	if err := t.deleteNoted(masqChecks, owner, t.find, isMasqOf(owner)); err != nil {
 		return err
 	}
 	return t.apply()
@@ -218,12 +261,12 @@ func (nftPorts) forward(conf *portmapConf, id string, pod netip.Prefix) error {
 	}
 	for _, m := range conf.RuntimeConfig.PortMaps {
 		if to, ok := m.forFamily(v6); ok {
-			t.addNotedRule(ports, id, m.exprs(to, pod.Addr()))
+			t.addNotedRule(ports, id, id, m.exprs(to, pod.Addr()))
 		}
 	}
 	if conf.snat() {
 		for _, exprs := range maskedToPod(pod.Addr()) {
-			t.addNotedRule(portsMasking, id, exprs)
+			t.addNotedRule(portsMasking, id, id, exprs)
 		}
 	}
 	if err := t.apply(); err != nil {
@@ -271,7 +314,7 @@ func deletePorts(v6 bool, id string) error {
 	}
 	defer t.close()
 	for _, chain := range []string{ports, portsHostIP, portsMasking} {
-		if err := t.deleteNoted(chain, func(c string) bool { return c == id }); err != nil {
+		if err := t.deleteNoted(chain, id, t.find, func(comment string) bool { return comment == id }); err != nil {
 			return fmt.Errorf("could not list rules in table %s: %w", portTable, err)
 		}
 	}

@@ -270,12 +270,11 @@ func removePortChains(v6 bool, network, id string) error {
 		return err
 	}
 	defer t.close()
+	chains := map[string]string{}
 	for prefix, from := range map[string]string{"DN-": chainDNAT, "SN-": chainOldSNAT} {
-		if err := t.removeChain(utils.MustFormatChainNameWithPrefix(network, id, prefix), from); err != nil {
-			return err
-		}
+		chains[utils.MustFormatChainNameWithPrefix(network, id, prefix)] = from
 	}
-	if err := t.apply(); err != nil {
+	if err := t.removeChains(chains); err != nil {
 		return fmt.Errorf("could not teardown dnat: %v", err)
 	}
 	return nil

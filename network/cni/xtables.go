@@ -2,6 +2,9 @@ package cni
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -240,7 +243,8 @@ type xtTable struct {
 	nftTable
 	v6   bool
 	seen map[string]bool       // chains that are known to be there
-	has  map[string][]nftExprs // rules of chains that were read, and those that are being added
+	made map[string]bool       // of these, those that are being made
+	has  map[string][]nftExprs // rules that are being added
 }
 
 // openNAT opens table nat of the IPv4 or IPv6 family.
@@ -249,7 +253,7 @@ func openNAT(v6 bool) (*xtTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &xtTable{nftTable: *t, v6: v6, seen: map[string]bool{}, has: map[string][]nftExprs{}}, nil
+	return &xtTable{nftTable: *t, v6: v6, seen: map[string]bool{}, made: map[string]bool{}, has: map[string][]nftExprs{}}, nil
 }
 
 // natBase are the chains of the table that the kernel comes to.
@@ -280,7 +284,7 @@ func (t *xtTable) ensureChain(name string) (made bool, err error) {
 		base = &b
 	}
 	t.addChain(name, base)
-	t.has[name] = []nftExprs{}
+	t.made[name] = true
 	return true, nil
 }
 
@@ -296,39 +300,52 @@ func (t *xtTable) ensureRule(chain string, first bool, r xtRule) error {
 	}
 	t.addRule(chain, first, exprs, r.compat())
 	t.has[chain] = append(t.has[chain], exprs)
+	if to := r.target.chain; t.made[to] {
+		t.tell(chain, jumpTo(to))
+	}
 	return nil
 }
 
+// contains says whether a chain has a rule, or will have it.
 func (t *xtTable) contains(chain string, exprs nftExprs) (bool, error) {
-	if t.has[chain] == nil {
-		rules, err := t.rules(chain)
-		if err != nil {
-			return false, err
-		}
-		t.has[chain] = []nftExprs{}
-		for _, r := range rules {
-			t.has[chain] = append(t.has[chain], r.exprs)
-		}
+	if slices.ContainsFunc(t.has[chain], exprs.equal) {
+		return true, nil
 	}
-	return slices.ContainsFunc(t.has[chain], exprs.equal), nil
+	if t.made[chain] || slices.ContainsFunc(slices.Collect(maps.Keys(t.made)), exprs.jumpsTo) {
+		return false, nil // nothing is in a chain that is not there yet, and nothing leads there
+	}
+	rules, err := t.find(chain, sameRule(exprs), func(r nftRule) bool { return r.exprs.equal(exprs) })
+	return len(rules) > 0, err
 }
 
-// removeChain deletes a chain, if it is there, with the rules of other chains that jump to it.
-func (t *xtTable) removeChain(name string, from ...string) error {
+// removeChains deletes chains, those that are there, with the rules of another chain that lead to each.
+func (t *xtTable) removeChains(from map[string]string) error {
+	for _, find := range []finder{t.find, t.list} {
+		for name, other := range from {
+			if err := t.removeChain(name, other, find); err != nil {
+				return err
+			}
+		}
+		if err := t.apply(); !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+		// More rules lead there than are remembered, or some have gone meanwhile.
+	}
+	return fmt.Errorf("chains %q are changed by others: %w", slices.Sorted(maps.Keys(from)), unix.EBUSY)
+}
+
+func (t *xtTable) removeChain(name, from string, find finder) error {
 	if there, err := t.hasChain(name); err != nil || !there {
 		return err
 	}
-	for _, chain := range from {
-		rules, err := t.rules(chain)
-		if err != nil {
-			return err
-		}
-		for _, r := range rules {
-			if r.exprs.jumpsTo(name) {
-				t.deleteRule(chain, r.handle)
-			}
-		}
+	rules, err := find(from, jumpTo(name), func(r nftRule) bool { return r.exprs.jumpsTo(name) })
+	if err != nil {
+		return err
 	}
+	for _, r := range rules {
+		t.deleteRule(from, r.handle)
+	}
+	t.forget(from, jumpTo(name))
 	t.deleteChain(name)
 	return nil
 }
