@@ -37,6 +37,14 @@ func (c *conflist) from() string {
 	return c.file
 }
 
+// same says whether both are the same, or none.
+func (c *conflist) same(o *conflist) bool {
+	if c == nil || o == nil {
+		return c == o
+	}
+	return c.from() == o.from() && string(c.Bytes) == string(o.Bytes)
+}
+
 var errNoConfiguration = errors.New("no network configuration")
 
 // loadDir reads the first configuration of dir, in lexical order of the file names.

@@ -17,8 +17,8 @@ import (
 // configuration is computed, from what is on record and what the kernel says, and written nowhere but to the records of
 // pods and beside their results, from which they are torn down whatever the node has by then.
 
-// defaultPrefix begins the names of default networks and of their bridges.
-const defaultPrefix = "berth-"
+// DefaultPrefix begins the names of default networks and of their bridges.
+const DefaultPrefix = "berth-"
 
 // defaultName names the default network and its bridge by the range of IPv4, or of IPv6 where that is all. When it changes,
 // pods on the bridge of the former one go on working there: a bridge has one range of each family (a second makes the
@@ -29,7 +29,7 @@ func defaultName(cidrs []netip.Prefix) string {
 		first = cidrs[i]
 	}
 	sum := sha256.Sum256([]byte(first.String()))
-	return defaultPrefix + hex.EncodeToString(sum[:4]) // names of links have 15 bytes
+	return DefaultPrefix + hex.EncodeToString(sum[:4]) // names of links have 15 bytes
 }
 
 // defaultConflist is the configuration for ranges that checkPodCIDRs finds nothing wrong with. Leases is the directory of
@@ -78,7 +78,7 @@ func (m *Manager) defaultNetwork(none error) (*conflist, error) {
 	if err := checkPodCIDRs(cidrs); err != nil {
 		return nil, err
 	}
-	if err := takenElsewhere(cidrs, defaultName(cidrs), m.log); err != nil {
+	if err := takenElsewhere(cidrs, defaultName(cidrs), m.log, m.opts.NodeLinks...); err != nil {
 		return nil, err
 	}
 	if slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
@@ -86,7 +86,7 @@ func (m *Manager) defaultNetwork(none error) (*conflist, error) {
 			return nil, err
 		}
 	}
-	c, err := defaultConflist(cidrs, wayOutMTU(cidrs), m.leasesDir())
+	c, err := defaultConflist(cidrs, m.podMTU(cidrs), m.leasesDir())
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ func (m *Manager) leasesDir() string { return filepath.Join(m.opts.CacheDir, "ne
 // collectLeases gives back addresses of default networks, which nobody else uses, that belong to no pod that keep knows. A
 // power cut leaves them: of what was written last, the pod's record and its result may be lost, or whose address it is.
 func (m *Manager) collectLeases(keep func(id string) bool) error {
-	files, err := filepath.Glob(filepath.Join(m.leasesDir(), defaultPrefix+"*", "*"))
+	files, err := filepath.Glob(filepath.Join(m.leasesDir(), DefaultPrefix+"*", "*"))
 	if err != nil {
 		return err
 	}

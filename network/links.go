@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -99,8 +100,8 @@ func keepAdvertised(log *slog.Logger) error {
 
 // takenElsewhere says which link, other than the bridge, has an address of the pods' ranges: that of another runtime's
 // network, or of one that was here before. Two bridges of one range leave the pods of one of them without a network, and
-// nothing tells. A former default network's bridge without a pod is removed.
-func takenElsewhere(cidrs []netip.Prefix, bridge string, log *slog.Logger) error {
+// nothing tells. A former default network's bridge without a pod is removed. Links of the node's routes may have one.
+func takenElsewhere(cidrs []netip.Prefix, bridge string, log *slog.Logger, nodeLinks ...string) error {
 	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("addresses of the node: %w", err)
@@ -113,7 +114,7 @@ func takenElsewhere(cidrs []netip.Prefix, bridge string, log *slog.Logger) error
 				continue
 			}
 			link, err := netlink.LinkByIndex(a.LinkIndex)
-			if err != nil || link.Attrs().Name == bridge {
+			if err != nil || link.Attrs().Name == bridge || slices.Contains(nodeLinks, link.Attrs().Name) {
 				continue // gone meanwhile, or ours
 			}
 			if removeUnused(link) {
@@ -129,7 +130,7 @@ func takenElsewhere(cidrs []netip.Prefix, bridge string, log *slog.Logger) error
 
 // removeUnused removes the bridge of a default network that no pod is connected to.
 func removeUnused(link netlink.Link) bool {
-	if link.Type() != "bridge" || !strings.HasPrefix(link.Attrs().Name, defaultPrefix) {
+	if link.Type() != "bridge" || !IsDefaultBridge(link.Attrs().Name) {
 		return false
 	}
 	all, err := netlink.LinkList()

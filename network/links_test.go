@@ -165,13 +165,14 @@ func TestRangeThatAnotherLinkHas(t *testing.T) {
 			l.add(b, "10.1.0.1/25")
 			l.add(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "port", MasterIndex: b.Attrs().Index}, PeerName: "pod"})
 		}, "link berth-00000002 has 10.1.0.1", ""},
+		"the end of a tunnel":     {func(l links) { l.add(cable("tunnel0", 1450), "10.1.0.1/32", "fd01::1/128") }, "", ""},
 		"no bridge, by that name": {func(l links) { l.add(cable("berth-0000002", 1500), "10.1.0.1/25") }, "link berth-0000002 has", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLinks(t)
 			tc.make(l)
 			l.do(func() error {
-				err := takenElsewhere(cidrs(t, range1), bridge1, slog.New(slog.DiscardHandler))
+				err := takenElsewhere(cidrs(t, range1), bridge1, slog.New(slog.DiscardHandler), "tunnel0")
 				if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
 					t.Errorf("%v, want %q", err, tc.want)
 				}

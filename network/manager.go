@@ -48,6 +48,11 @@ type Options struct {
 	PodCIDRFile string
 	// NoDefault leaves pods without a network where ConfDir has no configuration.
 	NoDefault bool
+	// Tunnelled says that what pods send to other nodes may go through a tunnel, which the default network's MTU has to
+	// leave room for.
+	Tunnelled bool
+	// NodeLinks are links that may have an address of PodCIDRs: those of the node's routes.
+	NodeLinks []string
 	// Exec are types of plugins whose programs are run in any case; with ExecAll no plugin is answered in process. Else those
 	// that [cni] has are, unless the node's program of that name is not the reference plugin.
 	Exec []string
@@ -74,6 +79,7 @@ type Manager struct {
 	// owedFirst is how long a teardown that is owed waits at first.
 	owedFirst time.Duration
 	boot      string // boot id of the kernel
+	changed   chan struct{}
 	stop      chan struct{}
 	closed    sync.Once
 	stopped   sync.WaitGroup
@@ -106,6 +112,7 @@ func Open(o Options) (*Manager, error) {
 		linger:    lingerTime,
 		owed:      debts{all: map[string]*debt{}},
 		owedFirst: owedFirst,
+		changed:   make(chan struct{}, 1),
 		stop:      make(chan struct{}),
 		notReady:  errors.New("network configuration not read yet"),
 	}
@@ -208,6 +215,12 @@ func (m *Manager) refresh() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.report(c, reason)
+	if !c.same(m.conflist) {
+		select {
+		case m.changed <- struct{}{}:
+		default: // nobody has looked since the last one
+		}
+	}
 	m.conflist, m.notReady = c, reason
 	if reason == nil {
 		m.last = c

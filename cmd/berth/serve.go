@@ -27,6 +27,7 @@ import (
 	"github.com/berth-run/berth/internal/socket"
 	"github.com/berth-run/berth/internal/version"
 	"github.com/berth-run/berth/network"
+	"github.com/berth-run/berth/network/routes"
 )
 
 // configDir is where the default configuration is.
@@ -68,6 +69,9 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&c.CNIConf, config.Flag("cniConf"), c.CNIConf, "`directory` of the CNI configuration")
 	f.StringVar(&cniBin, config.Flag("cniBin"), strings.Join(c.CNIBin, ":"), "`directories` of the CNI plugins, separated by colons")
 	f.StringVar(&c.PodCIDR, config.Flag("podCIDR"), c.PodCIDR, "`ranges` of addresses of the default network, which pods get where --cni-conf has none: "+config.Kubelet+", those that it hands over; or CIDR, or IPv4-CIDR,IPv6-CIDR; or \""+config.Disabled+"\"")
+	f.StringVar(&c.NodeRoutes, config.Flag("nodeRoutes"), c.NodeRoutes, "`how` pods of other nodes are reached where pods have the default network: "+strings.Join(routes.Modes(), ", ")+"; host-gw is by nodes in the same subnet, vxlan through a tunnel, auto by what fits")
+	f.StringVar(&c.Kubeconfig, config.Flag("kubeconfig"), "", "`file` that leads to the API server, for --node-routes; its user may list and watch Nodes")
+	f.StringVar(&c.NodeName, config.Flag("nodeName"), "", "`name` of this node's object, for --node-routes (default the host's name in lower case)")
 	f.StringSliceVar(&c.CNIExec, config.Flag("cniExec"), nil, "`types` of CNI plugins whose programs are run, separated by commas, or "+network.ExecAll+"; else "+strings.Join(network.InProcess(), ", ")+" are answered in process, where their programs are the reference plugins or are not there")
 	f.StringVar(&cdiDirs, config.Flag("cdiSpecDirs"), strings.Join(c.CDISpecDirs, ":"), "`directories` of CDI device specifications, separated by colons; none if empty")
 	f.StringVar(&c.CgroupDriver, config.Flag("cgroupDriver"), c.CgroupDriver, "`who` makes cgroups: cgroupfs, systemd, or auto, which is systemd where that is process 1")
@@ -152,11 +156,17 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 		ConfDir: c.CNIConf, BinDirs: c.CNIBin, Exec: c.CNIExec, CacheDir: filepath.Join(c.Root, "cni"), Log: log,
 		PodCIDRs: c.PodCIDRs(), PodCIDRFile: filepath.Join(c.Root, "podcidr"), NoDefault: c.PodCIDR == "",
 		NamespaceDir: filepath.Join(c.Run, "netns"),
+		Tunnelled:    routes.Mode(c.NodeRoutes).Tunnelled(), NodeLinks: routes.Links(),
 	})
 	if err != nil {
 		return err
 	}
 	defer closing("network", net.Close)
+	nodeRoutes, err := startRoutes(c, net, log)
+	if err != nil {
+		return err
+	}
+	defer closing("node routes", nodeRoutes.Close)
 	manager, err := pods.Open(ctx, pods.Options{
 		Root: c.Root, Run: c.Run, ShimPath: c.Shim, Images: store, Network: net,
 		Cgroups: driver, Rlimits: rlimits, NoSELinux: c.SELinux == config.Disabled, RelabelOnce: c.SELinuxRelabel == config.Once,
@@ -198,6 +208,22 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	notify(log, daemon.SdNotifyStopping)
 	log.Info("berth stops, pods go on running")
 	return err
+}
+
+// startRoutes keeps the routes to other nodes' pods. A daemon that is not to have any removes those that it had.
+func startRoutes(c *config.Config, net *network.Manager, log *slog.Logger) (*routes.Agent, error) {
+	name := c.NodeName
+	if name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("name of the node (--node-name gives it): %w", err)
+		}
+		name = strings.ToLower(strings.TrimSpace(host))
+	}
+	return routes.Start(routes.Options{
+		Mode: routes.Mode(c.NodeRoutes), Kubeconfig: c.Kubeconfig, Node: name, Note: filepath.Join(c.Root, "noderoutes"),
+		Network: net.Default, NetworkChanges: net.Changes(), Log: log,
+	})
 }
 
 // warnOfCertsD says which directories of registry configuration are none: pulls go past them without a word (containerd#12636).

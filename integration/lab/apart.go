@@ -35,12 +35,17 @@ func (n *Node) startApart(name, log, program string, args ...string) (*Process, 
 	if err != nil {
 		return nil, err
 	}
+	return p.startElsewhere(n.apart)
+}
+
+// startElsewhere starts a program where enter has led the thread that starts it.
+func (p *Process) startElsewhere(enter func() error) (*Process, error) {
 	started := make(chan error)
 	go func() {
 		// The thread is in the other namespace for good, and has to live as long as the program, whose parent-death signal
 		// comes when it ends.
 		_ = thread.Throwaway(func() error {
-			err := n.apart()
+			err := enter()
 			if err == nil {
 				err = p.cmd.Start()
 			}

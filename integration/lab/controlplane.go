@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,6 +34,7 @@ type ControlPlane struct {
 	client  *http.Client
 
 	etcd, apiserver *Process
+	extra           []string // arguments of the API server
 }
 
 // StartControlPlane starts etcd and the API server and waits until that is ready. Extra are more arguments of the API server.
@@ -57,7 +59,8 @@ func StartControlPlane(ctx context.Context, tools *Tools, extra ...string) (*Con
 	}
 	cp.Kubeconfig = filepath.Join(cp.Dir, "kubeconfig")
 	if err = cp.files(); err == nil {
-		err = cp.start(ctx, extra)
+		cp.extra = extra
+		err = cp.start(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start the control plane: %w", err), cp.Close())
@@ -94,13 +97,7 @@ func (cp *ControlPlane) files() error {
 	for name, text := range map[string]string{
 		"sa.key":     string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})),
 		"tokens.csv": cp.token + ",admin,admin,system:masters\n",
-		"kubeconfig": fmt.Sprintf(`apiVersion: v1
-kind: Config
-clusters: [{name: lab, cluster: {server: %q, insecure-skip-tls-verify: true}}]
-users: [{name: admin, user: {token: %q}}]
-contexts: [{name: lab, context: {cluster: lab, user: admin}}]
-current-context: lab
-`, cp.url(""), cp.token),
+		"kubeconfig": cp.KubeconfigFor(cp.token),
 	} {
 		if err := os.WriteFile(filepath.Join(cp.Dir, name), []byte(text), 0o600); err != nil {
 			return err
@@ -109,10 +106,26 @@ current-context: lab
 	return nil
 }
 
+// KubeconfigFor is the text of a kubeconfig with that token.
+func (cp *ControlPlane) KubeconfigFor(token string) string {
+	return fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: lab, cluster: {server: %q, insecure-skip-tls-verify: true}}]
+users: [{name: user, user: {token: %q}}]
+contexts: [{name: lab, context: {cluster: lab, user: user}}]
+current-context: lab
+`, cp.url(""), token)
+}
+
 func (cp *ControlPlane) url(path string) string { return "https://" + cp.address + ":6443" + path }
 
-func (cp *ControlPlane) start(ctx context.Context, extra []string) error {
-	store, peer := "http://"+cp.address+":2379", "http://"+cp.address+":2380"
+func (cp *ControlPlane) store() string { return "http://" + cp.address + ":2379" }
+
+// Address is where the API server listens, HOST:PORT.
+func (cp *ControlPlane) Address() string { return cp.address + ":6443" }
+
+func (cp *ControlPlane) start(ctx context.Context) error {
+	store, peer := cp.store(), "http://"+cp.address+":2380"
 	var err error
 	cp.etcd, err = start("etcd", filepath.Join(cp.Dir, "etcd.log"), nil, cp.tools.Etcd,
 		"--data-dir", filepath.Join(cp.Dir, "etcd"), "--listen-client-urls", store, "--advertise-client-urls", store,
@@ -121,17 +134,31 @@ func (cp *ControlPlane) start(ctx context.Context, extra []string) error {
 	if err != nil {
 		return err
 	}
+	return cp.StartAPIServer(ctx)
+}
+
+// KillAPIServer ends the API server with SIGKILL. What it has stored stays in etcd.
+func (cp *ControlPlane) KillAPIServer() error {
+	cp.client.CloseIdleConnections()
+	return cp.apiserver.Kill()
+}
+
+// StartAPIServer starts the API server, also one that was killed, and waits until it is ready.
+func (cp *ControlPlane) StartAPIServer(ctx context.Context) (err error) {
 	in := func(name string) string { return filepath.Join(cp.Dir, name) }
 	args := append([]string{
-		"--etcd-servers", store, "--bind-address", cp.address, "--secure-port", "6443", "--cert-dir", in("pki"),
+		"--etcd-servers", cp.store(), "--bind-address", cp.address, "--secure-port", "6443", "--cert-dir", in("pki"),
 		"--advertise-address", cp.address, "--endpoint-reconciler-type", "none",
 		"--service-cluster-ip-range", "10.93.0.0/24", "--service-account-issuer", "https://lab.invalid",
 		"--service-account-key-file", in("sa.key"), "--service-account-signing-key-file", in("sa.key"),
-		"--token-auth-file", in("tokens.csv"), "--anonymous-auth=false", "--authorization-mode", "AlwaysAllow",
+		"--token-auth-file", in("tokens.csv"), "--anonymous-auth=false",
 		// Without controllers no namespace gets its default service account.
 		"--disable-admission-plugins", "ServiceAccount", "--kubelet-preferred-address-types", "InternalIP",
 		"--allow-privileged=true", "--profiling=false",
-	}, extra...)
+	}, cp.extra...)
+	if !slices.ContainsFunc(cp.extra, func(arg string) bool { return strings.HasPrefix(arg, "--authorization-mode") }) {
+		args = append(args, "--authorization-mode=AlwaysAllow")
+	}
 	if cp.apiserver, err = start("kube-apiserver", in("kube-apiserver.log"), nil, cp.tools.APIServer, args...); err != nil {
 		return err
 	}

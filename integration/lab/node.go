@@ -23,6 +23,7 @@ type Options struct {
 	Bin        string                           // directory of berth and berth-shim; default bin/ of the repository
 	Tools      *Tools                           // default: all but the kubelet, built if need be
 	Bare       bool                             // without a network configuration: the pod CIDR alone makes the network
+	NetNS      string                           // of the runtime: a path; default this process's own
 	Beside     bool                             // others have pods on this machine meanwhile; default $BERTH_LAB_SHARED
 	Log        func(format string, args ...any) // what takes long is told here; may be nil
 }
@@ -38,6 +39,7 @@ type Node struct {
 	Berth    *Process // nil when another runtime is used, or before StartBerth
 	Kubelet  *Kubelet
 
+	netns     string
 	serve     []string
 	bin       string
 	claim     net.Listener
@@ -56,7 +58,7 @@ func New(o Options) (*Node, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a node needs root: run the tests with sudo")
 	}
-	n := &Node{Tools: o.Tools, log: o.Log, bin: o.Bin, serve: o.Serve, Endpoint: o.Endpoint, bare: o.Bare}
+	n := &Node{Tools: o.Tools, log: o.Log, bin: o.Bin, serve: o.Serve, Endpoint: o.Endpoint, bare: o.Bare, netns: o.NetNS}
 	if n.Endpoint == "" && !o.Containerd {
 		n.Endpoint = os.Getenv("BERTH_TEST_ENDPOINT")
 	}

@@ -10,8 +10,11 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/validation"
+
 	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/network"
+	"github.com/berth-run/berth/network/routes"
 )
 
 // Config of `berth serve`. A nil or empty field of a file leaves what is; the names are those of the flags.
@@ -48,6 +51,12 @@ type Config struct {
 	// PodCIDR is what the default network is made of, where CNIConf has no network: the ranges that the kubelet hands over,
 	// or those given here, one of IPv4, one of IPv6, or both, joined by a comma. To turn it off as CadvisorSocket.
 	PodCIDR string `json:"podCIDR,omitempty"`
+	// NodeRoutes says how pods of other nodes are reached, where the network is the default one: off, host-gw, vxlan or auto.
+	NodeRoutes string `json:"nodeRoutes,omitempty"`
+	// Kubeconfig leads to the API server, for NodeRoutes.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// NodeName is the name of this node's object there; the host's name in lower case, as the kubelet has it, if empty.
+	NodeName string `json:"nodeName,omitempty"`
 	// CNIExec are types of CNI plugins whose programs are run although berth answers them itself; all is every one.
 	CNIExec []string `json:"cniExec,omitempty"`
 	// CDISpecDirs are the directories of CDI specifications, the later ones before the earlier; none turns CDI off.
@@ -95,6 +104,7 @@ func Default() Config {
 		CNIConf:          "/etc/cni/net.d",
 		CNIBin:           []string{"/opt/cni/bin"},
 		PodCIDR:          Kubelet,
+		NodeRoutes:       string(routes.Off),
 		CDISpecDirs:      []string{"/etc/cdi", "/var/run/cdi"},
 		CgroupDriver:     "auto",
 		SELinux:          "auto",
@@ -189,6 +199,9 @@ func (c *Config) fields() []field {
 		{name: "cniConf", flag: "cni-conf", text: &c.CNIConf},
 		{name: "cniBin", flag: "cni-bin", list: &c.CNIBin},
 		{name: "podCIDR", flag: "pod-cidr", text: &c.PodCIDR, optional: true, off: Disabled, parse: podCIDR},
+		{name: "nodeRoutes", flag: "node-routes", text: &c.NodeRoutes, words: routes.Modes()},
+		{name: "kubeconfig", flag: "kubeconfig", text: &c.Kubeconfig, optional: true},
+		{name: "nodeName", flag: "node-name", text: &c.NodeName, optional: true, parse: nodeName},
 		{name: "cniExec", flag: "cni-exec", list: &c.CNIExec, optional: true, words: append([]string{network.ExecAll}, network.InProcess()...)},
 		{name: "cdiSpecDirs", flag: "cdi-spec-dirs", list: &c.CDISpecDirs, optional: true},
 		{name: "cgroupDriver", flag: "cgroup-driver", text: &c.CgroupDriver, words: []string{"auto", "cgroupfs", "systemd"}},
@@ -272,6 +285,9 @@ func (c *Config) check(from origins) error {
 			}
 		}
 	}
+	if c.NodeRoutes != string(routes.Off) && c.Kubeconfig == "" {
+		return fmt.Errorf("%s: %s needs a kubeconfig (--kubeconfig) that may list and watch Nodes", from.of("nodeRoutes"), c.NodeRoutes)
+	}
 	// One inside the other would have a reboot, or a removal, take what it must not.
 	if c.Root == c.Run || within(c.Root, c.Run) || within(c.Run, c.Root) {
 		return fmt.Errorf("%s: %q: must be neither inside nor around root %q", from.of("run"), c.Run, c.Root)
@@ -318,6 +334,14 @@ func podCIDR(s string) error {
 	}
 	_, err := network.ParsePodCIDRs(s)
 	return err
+}
+
+// nodeName says what is wrong with the name of a node: names of objects are those of DNS.
+func nodeName(s string) error {
+	if errs := validation.IsDNS1123Subdomain(s); len(errs) > 0 {
+		return fmt.Errorf("%q is no name of a node: %s", s, errs[0])
+	}
+	return nil
 }
 
 // PodCIDRs are the ranges that PodCIDR gives, which Load has checked; none where it gives a word.

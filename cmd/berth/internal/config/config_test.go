@@ -135,6 +135,10 @@ func TestErrorsNameFileLineFieldAndValue(t *testing.T) {
 		"whenRegistryDown: x\n":          `c.yaml:1: whenRegistryDown: "x" is none of fail, local`,
 		"podCIDR: cluster\n":             `c.yaml:1: podCIDR: pod CIDR "cluster" is no address range`,
 		"podCIDR: 10.1.0.0/31\n":         `c.yaml:1: podCIDR: pod CIDR 10.1.0.0/31 is too small`,
+		"nodeRoutes: bgp\n":              `c.yaml:1: nodeRoutes: "bgp" is none of off, host-gw, vxlan, auto`,
+		"nodeRoutes: auto\n":             `c.yaml:1: nodeRoutes: auto needs a kubeconfig (--kubeconfig) that may list and watch Nodes`,
+		"kubeconfig: conf\n":             `c.yaml:1: kubeconfig: "conf" is not an absolute path`,
+		"nodeName: Node_1\n":             `c.yaml:1: nodeName: "Node_1" is no name of a node`,
 		"cgroupDriver: x\n":              `c.yaml:1: cgroupDriver: "x" is none of auto, cgroupfs, systemd`,
 		"defaultUlimits: [nofile=2:1]\n": `c.yaml:1: defaultUlimits: ulimit: "nofile=2:1" has a soft limit above the hard one`,
 	} {

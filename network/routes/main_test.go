@@ -1,0 +1,5 @@
+package routes
+
+import "time"
+
+func sleep() { time.Sleep(20 * time.Millisecond) }
