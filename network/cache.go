@@ -30,23 +30,22 @@ func (m *Manager) attachments() ([]attachment, error) {
 	return m.attachmentsOf(func(string) bool { return true })
 }
 
-// attachmentsOf reads those of some pods.
+// attachmentsOf reads those of some pods. Of others it reads no more than the names.
 func (m *Manager) attachmentsOf(pick func(id string) bool) ([]attachment, error) {
-	dir := m.resultsDir()
-	entries, err := os.ReadDir(dir)
+	names, err := namesIn(m.resultsDir())
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, nil
-		}
 		return nil, fmt.Errorf("results of plugins: %w", err)
 	}
 	var all []attachment
-	for _, e := range entries {
-		_, id, ok := splitCacheName(e.Name())
-		if !ok || !e.Type().IsRegular() || !pick(id) {
+	for _, name := range names {
+		_, id, ok := splitCacheName(name)
+		if !ok || !pick(id) {
 			continue
 		}
-		a := attachment{file: filepath.Join(dir, e.Name()), id: id}
+		a := attachment{file: filepath.Join(m.resultsDir(), name), id: id}
+		if st, err := os.Lstat(a.file); err == nil && !st.Mode().IsRegular() {
+			continue
+		}
 		err := a.read()
 		if errors.Is(err, os.ErrNotExist) {
 			continue // its pod has just been torn down
@@ -57,6 +56,19 @@ func (m *Manager) attachmentsOf(pick func(id string) bool) ([]attachment, error)
 		all = append(all, a)
 	}
 	return all, nil
+}
+
+// namesIn lists a directory, in no order; there are none in one that does not exist.
+func namesIn(dir string) ([]string, error) {
+	d, err := os.Open(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close() //nolint:errcheck // opened for reading
+	return d.Readdirnames(-1)
 }
 
 // splitCacheName reads the name of a file of the cache: NETWORK-ID-IFNAME, where only the network may have dashes in berth's

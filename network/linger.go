@@ -22,15 +22,15 @@ import (
 // lingerTime is how long plugins that an earlier daemon has left are waited for, before they are killed.
 const lingerTime = 20 * time.Second
 
-// runningFile is the file in the cache directory that is there while plugins of a pod run.
-func (m *Manager) runningFile(id string) string { return filepath.Join(m.opts.CacheDir, "running-"+id) }
+// runningFile is the file that is there while plugins of a pod run.
+func (m *Manager) runningFile(id string) string { return filepath.Join(m.opts.RunDir, "running-"+id) }
 
 type runningKey struct{}
 
 // alone waits until no plugin of an earlier daemon runs for a pod. The plugins that are run with the context that it
 // returns keep others waiting until done is called, or, should this process be killed, until they have ended.
 func (m *Manager) alone(ctx context.Context, id string) (_ context.Context, done func(), err error) {
-	if err := os.MkdirAll(m.opts.CacheDir, 0o700); err != nil {
+	if err := os.MkdirAll(m.opts.RunDir, 0o700); err != nil {
 		return nil, nil, err
 	}
 	file := m.runningFile(id)

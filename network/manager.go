@@ -42,6 +42,8 @@ type Options struct {
 	BinDirs []string
 	// CacheDir keeps the results of plugins for their DEL, for this manager alone. Empty means DefaultCacheDir.
 	CacheDir string
+	// RunDir has what is of no use after a reboot, for this manager alone. Empty means CacheDir.
+	RunDir string
 	// PodCIDRs are the ranges of the default network, one of a family. None: those that SetPodCIDRs is told.
 	PodCIDRs []netip.Prefix
 	// PodCIDRFile keeps what SetPodCIDRs is told; "" keeps it in memory only.
@@ -98,6 +100,9 @@ func Open(o Options) (*Manager, error) {
 	}
 	if o.CacheDir == "" {
 		o.CacheDir = DefaultCacheDir
+	}
+	if o.RunDir == "" {
+		o.RunDir = o.CacheDir
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -157,6 +157,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 		PodCIDRs: c.PodCIDRs(), PodCIDRFile: filepath.Join(c.Root, "podcidr"), NoDefault: c.PodCIDR == "",
 		NamespaceDir: filepath.Join(c.Run, "netns"),
 		Tunnelled:    routes.Mode(c.NodeRoutes).Tunnelled(), NodeLinks: routes.Links(),
+		RunDir: filepath.Join(c.Run, "cni"),
 	})
 	if err != nil {
 		return err
