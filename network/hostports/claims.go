@@ -118,6 +118,13 @@ func (c *Claims) keep(p Pod) {
 	c.pods[p.ID] = p
 }
 
+// Has says whether a pod has ports.
+func (c *Claims) Has(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.pods[id].Ports) > 0
+}
+
 // Free takes the ports of a pod back. It may have none.
 func (c *Claims) Free(id string) {
 	c.mu.Lock()
