@@ -25,7 +25,6 @@ type conflist struct {
 	*libcni.NetworkConfigList
 	file  string         // where it came from, for errors
 	cidrs []netip.Prefix // where it is the default network's instead
-	ports *tablePorts    // host ports are not made by a plugin, but as this says
 }
 
 func (c *conflist) byDefault() bool { return len(c.cidrs) > 0 }
@@ -139,7 +138,6 @@ func parseConflist(data []byte, further func(network string) ([][]byte, error)) 
 		Name       string            `json:"name"`
 		Type       string            `json:"type"`
 		Plugins    []json.RawMessage `json:"plugins"`
-		Ports      *tablePorts       `json:"berthHostPorts"`
 	}
 	if err := json.Unmarshal(data, &top); err != nil {
 		return nil, inLine(lineOf(data, err), fmt.Errorf("not a configuration: %w", err))
@@ -184,7 +182,7 @@ func parseConflist(data []byte, further func(network string) ([][]byte, error)) 
 			return nil, err
 		}
 	}
-	return &conflist{NetworkConfigList: list, ports: top.Ports}, nil
+	return &conflist{NetworkConfigList: list}, nil
 }
 
 // checkPlugin says what is wrong with the configuration of one plugin.

@@ -1,0 +1,72 @@
+package nft
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/berth-run/berth/proxy/model"
+)
+
+// BenchmarkLoad is the first load of Services of two endpoints each, and a start that finds all as it should be.
+func BenchmarkLoad(b *testing.B) {
+	for _, n := range []int{1000, 10000, 30000} {
+		s := crowd(n, 2)
+		b.Run(fmt.Sprintf("first/%d", n), func(b *testing.B) {
+			for range b.N {
+				b.StopTimer()
+				p := newSpace(b, "node").program(Options{})
+				b.StartTimer()
+				if _, err := p.Sync(s); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(fmt.Sprintf("again/%d", n), func(b *testing.B) {
+			p := newSpace(b, "node").program(Options{})
+			if _, err := p.Sync(s); err != nil {
+				b.Fatal(err)
+			}
+			b.ResetTimer()
+			for range b.N {
+				if _, err := p.Sync(s); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkChange is one change beside so many Services: a Service that comes and goes, and one whose endpoints move.
+func BenchmarkChange(b *testing.B) {
+	for _, n := range []int{0, 1000, 10000, 30000} {
+		p := newSpace(b, "node").program(Options{})
+		s := crowd(n, 2)
+		if _, err := p.Sync(s); err != nil {
+			b.Fatal(err)
+		}
+		fresh := func(pods ...string) *model.Service {
+			return serviceOf("new", portOf(model.TCP, pods, clusterIP(netip.MustParseAddrPort("10.111.0.1:80").String())))
+		}
+		apply := func(b *testing.B, old, next *model.Service) {
+			c := model.Change{Name: fresh("10.1.0.1:80").Name, Old: old, New: next}
+			if _, err := p.Apply(&model.Delta{Services: []model.Change{c}}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		one, two := fresh("10.1.0.1:80", "10.1.0.2:80"), fresh("10.1.0.1:80", "10.1.0.3:80")
+		b.Run(fmt.Sprintf("createAndDelete/%d", n), func(b *testing.B) {
+			for range b.N {
+				apply(b, nil, one)
+				apply(b, one, nil)
+			}
+		})
+		apply(b, nil, one)
+		b.Run(fmt.Sprintf("move/%d", n), func(b *testing.B) {
+			for range b.N {
+				apply(b, one, two)
+				one, two = two, one
+			}
+		})
+	}
+}

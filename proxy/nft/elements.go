@@ -1,0 +1,307 @@
+package nft
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/berth-run/berth/proxy/model"
+)
+
+// longestKey is that of sources in IPv6 with its end: two addresses, protocol and port, and the last address.
+const longestKey = 16 + 4 + 4 + 16 + 16
+
+// elemKey is an element of a set by its key, as the kernel has it. Of sources it has the last address of the range at its
+// end; of the sets of addresses with intervals, a byte that is 1 where an interval ends.
+type elemKey struct {
+	family model.Family
+	set    setID
+	size   uint8
+	bytes  [longestKey]byte
+}
+
+func (k *elemKey) content() []byte { return k.bytes[:k.size] }
+
+// elemValue is what a map has for a key, and what nft shows beside it.
+type elemValue struct {
+	size    uint8
+	bytes   [20]byte
+	comment string
+}
+
+func (v *elemValue) content() []byte { return v.bytes[:v.size] }
+
+// elem is an element.
+type elem struct {
+	key   elemKey
+	value elemValue
+}
+
+// elements are computed from values of package model alone.
+type elements struct {
+	groups *groups
+	all    [model.Families][setCount][]elem
+}
+
+// each calls f for all elements.
+func (e *elements) each(f func(*elem)) {
+	for family := range e.all {
+		for s := range e.all[family] {
+			for i := range e.all[family][s] {
+				f(&e.all[family][s][i])
+			}
+		}
+	}
+}
+
+func (e *elements) add(f model.Family, s setID, parts ...[]byte) *elem {
+	list := append(e.all[f][s], elem{key: elemKey{family: f, set: s}})
+	e.all[f][s] = list
+	el := &list[len(list)-1]
+	for _, p := range parts {
+		el.key.size += uint8(copy(el.key.bytes[el.key.size:], p))
+	}
+	return el
+}
+
+func (el *elem) value4(v uint32) {
+	el.value.size = uint8(len(binary.NativeEndian.AppendUint32(el.value.bytes[:0], v)))
+}
+
+func (el *elem) endpoint(a netip.AddrPort) {
+	el.value.size = uint8(copy(el.value.bytes[:], a.Addr().AsSlice()))
+	binary.BigEndian.PutUint16(el.value.bytes[el.value.size:], a.Port())
+	el.value.size += 4
+}
+
+// toKey is an address, protocol and port; of a node port, protocol and port.
+func toKey(f *model.Frontend, p model.Protocol) []byte {
+	b := make([]byte, 0, 24)
+	if f.Kind != model.NodePort {
+		b = append(b, f.Addr.Addr().AsSlice()...)
+	}
+	return appendPort(b, p, f.Addr.Port())
+}
+
+func appendPort(b []byte, p model.Protocol, port uint16) []byte {
+	b = append(b, byte(p), 0, 0, 0)
+	b = binary.BigEndian.AppendUint16(b, port)
+	return append(b, 0, 0)
+}
+
+// service adds all elements of a Service.
+func (e *elements) service(s *model.Service) {
+	if s == nil {
+		return
+	}
+	for _, a := range s.ClusterIPs {
+		f := model.IPv4
+		if a.Is6() {
+			f = model.IPv6
+		}
+		e.add(f, clusterIPs, a.AsSlice())
+	}
+	for i := range s.Ports {
+		p := &s.Ports[i]
+		name := frontendName(s, p)
+		for j := range p.Frontends {
+			e.frontend(s, p, &p.Frontends[j], name)
+		}
+		e.affinityTimeouts(s, p)
+	}
+}
+
+// longestComment is what nft takes (NFTNL_UDATA_COMMENT_MAXLEN).
+const longestComment = 127
+
+func frontendName(s *model.Service, p *model.Port) string {
+	name := s.Name.String()
+	if p.Name != "" {
+		name += ":" + p.Name
+	}
+	if len(name) > longestComment {
+		name = name[:longestComment-3] + "..."
+	}
+	return name
+}
+
+// setsOf are the sets of a frontend, which are others for node ports.
+type setsOf struct {
+	frontends, reject, drop, masquerade, short, endpoints, sizes, groups, groupsCluster setID
+}
+
+func setsFor(k model.Kind) setsOf {
+	if k == model.NodePort {
+		return setsOf{
+			nodeports, nodeportReject, nodeportDrop, nodeportMasquerade, nodeportShortCircuit, nodeportEndpoints, nodeportSizes,
+			nodeportAffinityGroups, nodeportAffinityGroupsCluster,
+		}
+	}
+	return setsOf{frontends, reject, drop, masquerade, shortCircuit, endpoints, sizes, affinityGroups, affinityGroupsCluster}
+}
+
+func (e *elements) frontend(s *model.Service, p *model.Port, f *model.Frontend, name string) {
+	in := setsFor(f.Kind)
+	to := toKey(f, p.Protocol)
+	e.add(p.Family, in.frontends, to).value.comment = name
+	switch f.Action {
+	case model.Reject:
+		e.add(p.Family, in.reject, to)
+	case model.Drop:
+		e.add(p.Family, in.drop, to)
+	case model.Forward:
+		e.spread(p.Family, in, to, 0, p.Endpoints(f))
+		if p.Affinity > 0 {
+			e.add(p.Family, in.groups, to).value4(e.groups.of(s, p, f.Policy))
+		}
+	}
+	if f.Masquerade == model.Always && f.Action == model.Forward {
+		e.add(p.Family, in.masquerade, to)
+	}
+	// OffCluster is on cluster IPs alone, and a rule for all of them.
+	if f.ShortCircuit {
+		e.add(p.Family, in.short, to)
+		e.spread(p.Family, in, to, clusterOffset, p.Cluster)
+		if p.Affinity > 0 {
+			e.add(p.Family, in.groupsCluster, to).value4(e.groups.of(s, p, model.Cluster))
+		}
+	}
+	if f.Restricted && f.Kind != model.NodePort {
+		e.add(p.Family, restricted, to)
+		for _, r := range ranges(f.Sources) {
+			e.add(p.Family, sources, to, r.first.AsSlice(), r.last.AsSlice())
+		}
+	}
+}
+
+// spread has packets sent to each of some endpoints alike.
+func (e *elements) spread(f model.Family, in setsOf, to []byte, offset uint32, list []model.Endpoint) {
+	list = list[:min(len(list), clusterOffset)]
+	if n := sizeFor(len(list)); n > 1 {
+		e.add(f, in.sizes, to, native32(offset+n))
+	}
+	for i := range list {
+		e.add(f, in.endpoints, to, native32(offset+uint32(i))).endpoint(list[i].AddrPort())
+	}
+}
+
+// affinityTimeouts says how long the clients of a Port are remembered.
+func (e *elements) affinityTimeouts(s *model.Service, p *model.Port) {
+	if p.Affinity <= 0 {
+		return
+	}
+	var used [2]bool
+	for i := range p.Frontends {
+		f := &p.Frontends[i]
+		if f.Action == model.Forward {
+			used[f.Policy] = true
+		}
+		used[model.Cluster] = used[model.Cluster] || f.ShortCircuit
+	}
+	for policy, is := range used {
+		if is {
+			e.add(p.Family, affinityTimeouts, native32(e.groups.of(s, p, model.Policy(policy))), native32(seconds(p.Affinity)))
+		}
+	}
+}
+
+func seconds(d time.Duration) uint32 { return uint32(max(1, (d+time.Second-1)/time.Second)) }
+
+// hairpin adds an endpoint that is masqueraded where it reaches itself.
+func (e *elements) hairpin(h model.Hairpin) {
+	f := model.IPv4
+	if h.Endpoint.Addr().Is6() {
+		f = model.IPv6
+	}
+	a := h.Endpoint.Addr().AsSlice()
+	e.add(f, hairpin, a, a, appendPort(nil, h.Protocol, h.Endpoint.Port()))
+}
+
+// globals adds what goes for all Services.
+func (e *elements) globals(g *model.Globals) {
+	for f := range model.Family(model.Families) {
+		of := &g.Family[f]
+		if !of.Enabled {
+			continue
+		}
+		e.intervals(f, serviceCIDRs, ranges(of.ServiceCIDRs))
+		e.intervals(f, nodeportAddresses, nodePortRanges(f, of.NodePorts))
+	}
+}
+
+// loopback are the addresses that have no node ports, unless they are asked for.
+var loopback = [model.Families]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+
+func nodePortRanges(f model.Family, n model.NodePortAddresses) []addrRange {
+	all := ranges(n.Prefixes)
+	if n.Loopback {
+		return all
+	}
+	return without(all, rangeOf(loopback[f]))
+}
+
+// intervals adds ranges to a set of addresses: where each begins, and the first address behind it.
+func (e *elements) intervals(f model.Family, s setID, all []addrRange) {
+	for _, r := range all {
+		e.add(f, s, r.first.AsSlice(), []byte{0})
+		if next := r.last.Next(); next.IsValid() {
+			e.add(f, s, next.AsSlice(), []byte{1})
+		}
+	}
+}
+
+// addrRange is a range of addresses, with both.
+type addrRange struct{ first, last netip.Addr }
+
+func (r addrRange) String() string { return r.first.String() + "-" + r.last.String() }
+
+func rangeOf(p netip.Prefix) addrRange {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return addrRange{p.Masked().Addr(), last}
+}
+
+// ranges are those of prefixes: sorted, none touches another, since the kernel takes none that overlap.
+func ranges(prefixes []netip.Prefix) []addrRange {
+	all := make([]addrRange, 0, len(prefixes))
+	for _, p := range prefixes {
+		all = append(all, rangeOf(p))
+	}
+	slices.SortFunc(all, func(a, b addrRange) int { return a.first.Compare(b.first) })
+	out := all[:0]
+	for _, r := range all {
+		if n := len(out); n > 0 {
+			prev := &out[n-1]
+			if next := prev.last.Next(); !next.IsValid() || r.first.Compare(next) <= 0 {
+				if r.last.Compare(prev.last) > 0 {
+					prev.last = r.last
+				}
+				continue
+			}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// without takes a range out of others.
+func without(all []addrRange, hole addrRange) []addrRange {
+	var out []addrRange
+	for _, r := range all {
+		if r.last.Less(hole.first) || hole.last.Less(r.first) {
+			out = append(out, r)
+			continue
+		}
+		if r.first.Less(hole.first) {
+			out = append(out, addrRange{r.first, hole.first.Prev()})
+		}
+		if hole.last.Less(r.last) {
+			out = append(out, addrRange{hole.last.Next(), r.last})
+		}
+	}
+	return out
+}

@@ -1,0 +1,110 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/berth-run/berth/internal/nftables"
+	"github.com/berth-run/berth/proxy/model"
+	"golang.org/x/sys/unix"
+)
+
+// Where no socket may have a larger buffer than others (a user namespace without rights on the node's), all that a small
+// transaction has no room for is made in several.
+func TestSmallSendBuffer(t *testing.T) {
+	s := newSpace(t, "node")
+	p := s.program(Options{})
+	if err := p.conn.SetSendBuffer(208 << 10); err != nil { // net.core.wmem_default of Linux
+		t.Fatal(err)
+	}
+	all := crowd(3000, 3)
+	for _, svc := range everything([model.Families]bool{true, true}).services {
+		all.services = append(all.services, svc)
+	}
+	all.services = all.services[3000:]
+	for range 2 {
+		if _, err := p.Sync(all); err != nil {
+			t.Fatal(err)
+		}
+		all.services = append(all.services, crowd(3000, 3).services[100:]...)
+	}
+	if r, err := p.Verify(); err != nil || r != (Report{}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	// One Service of more endpoints than a transaction has room for.
+	many := serviceOf("many", portOf(model.TCP, nil, clusterIP("10.111.0.1:80")))
+	for i := range 8000 {
+		many.Ports[0].Cluster = append(many.Ports[0].Cluster, portOf(model.TCP, []string{fmt.Sprintf("10.1.%d.%d:80", i>>8, i&255)}, clusterIP("10.111.0.1:80")).Cluster...)
+	}
+	if _, err := p.Apply(all.delta(nil, many)); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := p.Verify(); err != nil || r != (Report{}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := p.Apply(all.delta(many, nil)); err != nil {
+		t.Fatal(err)
+	}
+	// Rules for so many endpoints are not needed any more.
+	if r, err := p.Verify(); err != nil || r.Elements != 0 || r.Objects == 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// What a program without the right gets is an error that says so, not a panic or a wait.
+func TestWithoutTheRight(t *testing.T) {
+	s := newSpace(t, "node")
+	err := s.do(func() error {
+		p, err := Open(Options{})
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESUID, 65534, 65534, 65534); errno != 0 { // this thread alone
+			return errno
+		}
+		_, err = p.Sync(newState())
+		return err
+	})
+	if !errors.Is(err, unix.EPERM) {
+		t.Errorf("%v", err)
+	}
+}
+
+// An overrun of notifications is a change of anything: it is told.
+func TestOverrunIsTold(t *testing.T) {
+	s := newSpace(t, "node")
+	w := &watcher{changed: make(chan string, 1), done: make(chan struct{})}
+	if err := s.do(func() (err error) { w.events, err = nftables.Watch(0); return err }); err != nil {
+		t.Fatal(err)
+	}
+	var flood strings.Builder
+	flood.WriteString("add table ip other\nadd set ip other s { type ipv4_addr; }\n")
+	for i := range 100000 {
+		fmt.Fprintf(&flood, "add element ip other s { 10.%d.%d.%d }\n", i>>16, i>>8&255, i&255)
+	}
+	if out, err := s.input(flood.String(), "nft", "-f", "-"); err != nil {
+		t.Fatal(out)
+	}
+	go w.run(Table)
+	defer w.close()
+	select {
+	case by := <-w.changed:
+		if by != "" {
+			t.Errorf("changed by %q", by)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("not told")
+	}
+	// And what follows is seen.
+	s.run("nft", "add table ip "+Table)
+	select {
+	case <-w.changed:
+	case <-time.After(10 * time.Second):
+		t.Error("nothing is seen afterwards")
+	}
+}
