@@ -269,15 +269,3 @@ func TestPlansOfTheSameAreEqual(t *testing.T) {
 		t.Errorf("%v\n%s\nand\n%s", err, show(one), show(two))
 	}
 }
-
-func BenchmarkPlan5000(b *testing.B) {
-	nodes := []Node{self}
-	for i := range 5000 {
-		nodes = append(nodes, object(fmt.Sprint("n", i), i, fmt.Sprintf("172.16.%d.%d 10.%d.%d.0/24", i/200, i%200+1, i/200+100, i%200)))
-	}
-	for b.Loop() {
-		if plan, err := Compute(Input{Mode: VXLAN, Self: "me", PodCIDRs: ownCIDRs(), Links: []Link{lan}, Nodes: nodes}); err != nil || len(plan.Routes) != 5000 {
-			b.Fatal(err, len(plan.Routes))
-		}
-	}
-}
