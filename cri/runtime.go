@@ -98,8 +98,7 @@ func (s *Server) statusInfo(netErr error) (map[string]string, error) {
 	if netErr != nil {
 		ready = netErr.Error()
 	}
-	out := map[string]string{}
-	for key, value := range map[string]any{
+	info := map[string]any{
 		"config":         s.info,
 		"version":        version.String(),
 		"golang":         runtime.Version(),
@@ -108,7 +107,12 @@ func (s *Server) statusInfo(netErr error) (map[string]string, error) {
 		"network":        ready,
 		"currentNetwork": s.network.Current(),
 		"networksOwed":   append([]network.Owed{}, s.network.Owed()...),
-	} {
+	}
+	if s.routes != nil {
+		info["nodeRoutes"] = s.routes()
+	}
+	out := map[string]string{}
+	for key, value := range info {
 		data, err := json.Marshal(value)
 		if err != nil {
 			return nil, fmt.Errorf("verbose info: %s: %w", key, err)

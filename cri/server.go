@@ -26,7 +26,7 @@ const maxMessage = 16 << 20
 // that never does holds up the end of the daemon.
 const helloTimeout = 5 * time.Second
 
-// Options of a [Server]. All fields but Info are required.
+// Options of a [Server]. All fields but Info and NodeRoutes are required.
 type Options struct {
 	Pods      *pods.Manager
 	Images    *images.Store
@@ -40,7 +40,9 @@ type Options struct {
 	UserNamespaces bool
 	// Info is shown by a verbose Status: the effective configuration, without secrets.
 	Info any
-	Log  *slog.Logger
+	// NodeRoutes, if not nil, says how routes to other nodes are, for a verbose Status.
+	NodeRoutes func() any
+	Log        *slog.Logger
 }
 
 // Server answers the calls of both services of CRI v1.
@@ -56,6 +58,7 @@ type Server struct {
 	handlers  []*cri.RuntimeHandler
 	userns    bool
 	info      any
+	routes    func() any
 	rates     rates
 	log       *slog.Logger
 	stopping  chan struct{} // closed when Serve is told to stop: what would go on for ever ends
@@ -69,6 +72,7 @@ func New(o Options) *Server {
 		handlers: runtimeHandlers(o.RecursiveReadOnly, o.UserNamespaces),
 		userns:   o.UserNamespaces,
 		info:     o.Info,
+		routes:   o.NodeRoutes,
 		log:      o.Log,
 		stopping: make(chan struct{}),
 	}

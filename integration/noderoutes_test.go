@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -51,6 +52,7 @@ func TestNodeRoutes(t *testing.T) {
 		f.wantRoutes(three)
 		f.exchange(one, two)
 		f.outside(one)
+		f.wantState(one, "2 routed, 0 tunnelled, 2 left out: ")
 		f.wantLog(one, "10.89.2.3 is in no subnet of this node: mode auto or vxlan leads there")
 	})
 	t.Run("across subnets", func(t *testing.T) {
@@ -71,6 +73,7 @@ func TestNodeRoutes(t *testing.T) {
 	t.Run("the tunnel is for nodes alone", func(t *testing.T) { f.on(t).inject(one, three) })
 	t.Run("without an API server", func(t *testing.T) {
 		f := f.on(t)
+		f.wantState(one, "2 routed, 2 tunnelled, 0 left out: ")
 		must(t, cp.KillAPIServer())
 		f.exchange(f.nodes...)
 		stop := f.talk(one, three)
@@ -117,6 +120,7 @@ func TestNodeRoutes(t *testing.T) {
 		conf := strings.Replace(three.Conflist(), three.Subnet(), "10.95.3.0/24", 1)
 		must(t, os.WriteFile(filepath.Join(three.CNIConf(), "10-other.conflist"), []byte(conf), 0o644))
 		f.wantNothing(three)
+		f.wantState(three, "0 routed, 0 tunnelled, 0 left out: left to the node's network, "+three.CNIConf()+"/10-other.conflist")
 		f.wantLog(three, "node routes are left to the node's network")
 		f.exchange(one, two)
 	})
@@ -126,6 +130,7 @@ func TestNodeRoutes(t *testing.T) {
 		must(t, two.KillBerth())
 		f.start(two)
 		f.wantNothing(two)
+		f.wantState(two, "0 routed, 0 tunnelled, 0 left out: ")
 	})
 }
 
@@ -345,6 +350,29 @@ func (f *fabric) wantNothing(n *clusterNode) {
 		left := script(f.t, n.ns, "nft list tables; ip -o link")
 		if strings.Contains(left, "berth-routes") || strings.Contains(left, "berth.vxlan") {
 			return errors.New(left)
+		}
+		return nil
+	}))
+}
+
+// wantState waits until crictl info says so.
+func (f *fabric) wantState(n *clusterNode, want string) {
+	f.t.Helper()
+	must(f.t, lab.Eventually(f.t.Context(), soon, "the state of "+n.name, func(ctx context.Context) error {
+		status, err := n.CRI.RuntimeServiceClient.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
+		if err != nil {
+			return err
+		}
+		var s struct {
+			Routed, Tunnelled int
+			LeftOut           []string
+			Problem           string
+		}
+		if err := json.Unmarshal([]byte(status.Info["nodeRoutes"]), &s); err != nil {
+			return err
+		}
+		if got := fmt.Sprintf("%d routed, %d tunnelled, %d left out: %s", s.Routed, s.Tunnelled, len(s.LeftOut), s.Problem); got != want {
+			return fmt.Errorf("it is %q, want %q", got, want)
 		}
 		return nil
 	}))

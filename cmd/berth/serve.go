@@ -191,6 +191,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 		RecursiveReadOnly: !kernel.Less(host.RecursiveReadOnly),
 		UserNamespaces:    manager.UserNamespaces() == nil,
 		Info:              shown(c, driver),
+		NodeRoutes:        func() any { return nodeRoutes.State() },
 		Log:               log,
 	})
 	listener, err := socket.Listen(ctx, c.Socket)

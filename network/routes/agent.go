@@ -27,6 +27,9 @@ const (
 	retryAfter = 2 * time.Second
 )
 
+// mostLeftOut is how much of what is left out is told: it is wrong elsewhere.
+const mostLeftOut = 20
+
 // Options of an [Agent].
 type Options struct {
 	Mode Mode
@@ -58,6 +61,7 @@ type Agent struct {
 	elseNow string          // the file of the network that is none of ours
 	shape   string
 
+	current atomic.Pointer[State]
 	// used are the indexes of links that routes lead out by.
 	used atomic.Pointer[[]int]
 }
@@ -179,7 +183,50 @@ func (a *Agent) leaveAlone(other string) bool {
 	a.log.Info("node routes are left to the node's network", "network", other)
 	a.elseNow, a.shape, a.said = other, (&Plan{}).shape(), map[string]bool{}
 	a.used.Store(nil)
+	a.current.Store(&State{Mode: a.opts.Mode, Problem: "left to the node's network, " + other})
 	return true
+}
+
+// State is how node routes are, for people.
+type State struct {
+	Mode Mode `json:"mode"`
+	// Routed and Tunnelled are how many pod CIDRs of other nodes are reached directly, and through a tunnel.
+	Routed    int `json:"routed"`
+	Tunnelled int `json:"tunnelled"`
+	// LeftOut is what no route is made for, and why: the first of it.
+	LeftOut []string `json:"leftOut,omitempty"`
+	// Problem is why they are not as they should be, or what they wait for; "" if nothing is wrong.
+	Problem string `json:"problem,omitempty"`
+}
+
+// State is how node routes are.
+func (a *Agent) State() State {
+	if s := a.current.Load(); s != nil {
+		return *s
+	}
+	s := State{Mode: a.opts.Mode}
+	if s.Mode != Off {
+		s.Problem = "waiting for the node's network and for Nodes"
+	}
+	return s
+}
+
+func (a *Agent) keepState(plan *Plan, err error) {
+	s := State{Mode: a.opts.Mode}
+	if before := a.current.Load(); plan == nil && before != nil {
+		s = *before
+	}
+	s.Problem = ""
+	if err != nil {
+		s.Problem = err.Error()
+	}
+	if plan != nil {
+		s.Routed, s.Tunnelled = plan.count()
+		for _, out := range plan.LeftOut[:min(len(plan.LeftOut), mostLeftOut)] {
+			s.LeftOut = append(s.LeftOut, out.String())
+		}
+	}
+	a.current.Store(&s)
 }
 
 // note writes down that there are routes of ours, before there are any.
@@ -212,6 +259,7 @@ func (a *Agent) remove(why string) error {
 
 // report tells what is new: what the routes are, what is left out, what fails.
 func (a *Agent) report(plan *Plan, err error) {
+	a.keepState(plan, err)
 	now := map[string]bool{}
 	say := func(level slog.Level, msg string, args ...any) {
 		key := msg + fmt.Sprint(args...)
@@ -230,10 +278,9 @@ func (a *Agent) report(plan *Plan, err error) {
 		a.said = now
 		return
 	}
-	const most = 20 // lines for what is wrong elsewhere
 	for i, out := range plan.LeftOut {
-		if i == most {
-			say(slog.LevelWarn, "more is left out of node routes", "count", len(plan.LeftOut)-most)
+		if i == mostLeftOut {
+			say(slog.LevelWarn, "more is left out of node routes", "count", len(plan.LeftOut)-mostLeftOut)
 			break
 		}
 		say(slog.LevelWarn, "left out of node routes", "node", out.Node, "what", out.What, "reason", out.Why)
