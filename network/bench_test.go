@@ -35,7 +35,12 @@ func benchmarkPod(b *testing.B, backend string, exec []string, others int) {
 	if err := os.WriteFile(dir+"/conf/10.conflist", []byte(conflist), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	m, err := Open(Options{ConfDir: dir + "/conf", BinDirs: []string{referenceBin(b)}, CacheDir: dir + "/cache", Exec: exec, Log: slog.New(slog.DiscardHandler)})
+	run, err := os.MkdirTemp("/run", "berth-bench") // on a tmpfs, as in production
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = os.RemoveAll(run) })
+	m, err := Open(Options{RunDir: run, ConfDir: dir + "/conf", BinDirs: []string{referenceBin(b)}, CacheDir: dir + "/cache", Exec: exec, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		b.Fatal(err)
 	}

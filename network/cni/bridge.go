@@ -14,7 +14,6 @@ import (
 	"github.com/containernetworking/plugins/pkg/link"
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
-	"github.com/containernetworking/plugins/pkg/utils/sysctl"
 	"github.com/vishvananda/netlink"
 )
 
@@ -146,10 +145,10 @@ func (a *bridgeAttachment) configure() error {
 	dad := "0"
 	if a.conf.EnableDad {
 		dad = "1"
-		_, _ = sysctl.Sysctl("net/ipv6/conf/"+a.ifName+"/enhanced_dad", "1")
+		_ = setSysctl("ipv6/conf/"+a.ifName+"/enhanced_dad", "1")
 	}
-	_, _ = sysctl.Sysctl("net/ipv6/conf/"+a.ifName+"/accept_dad", dad)
-	_, _ = sysctl.Sysctl("net/ipv4/conf/"+a.ifName+"/arp_notify", "1")
+	_ = setSysctl("ipv6/conf/"+a.ifName+"/accept_dad", dad)
+	_ = setSysctl("ipv4/conf/"+a.ifName+"/arp_notify", "1")
 	return ipam.ConfigureIface(a.ifName, a.result)
 }
 

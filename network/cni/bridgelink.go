@@ -12,7 +12,6 @@ import (
 	"github.com/containernetworking/plugins/pkg/ip"
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
-	"github.com/containernetworking/plugins/pkg/utils/sysctl"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -58,7 +57,7 @@ func ensureBridge(conf *bridgeConf) (*netlink.Bridge, error) {
 }
 
 // ownRoutes has the kernel take no routes from router advertisements. Without IPv6 there are none.
-func ownRoutes(ifName string) { _, _ = sysctl.Sysctl("net/ipv6/conf/"+ifName+"/accept_ra", "0") }
+func ownRoutes(ifName string) { _ = setSysctl("ipv6/conf/"+ifName+"/accept_ra", "0") }
 
 // ensureVlanInterface makes the interface that has the addresses of the gateways in a VLAN: one end of a pair on the node, of
 // which the other is a port of the bridge.

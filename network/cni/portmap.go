@@ -9,7 +9,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/containernetworking/plugins/pkg/utils"
-	"github.com/containernetworking/plugins/pkg/utils/sysctl"
 	"github.com/vishvananda/netlink"
 )
 
@@ -222,7 +221,7 @@ func routeLocalnet(to netip.Addr) error {
 		if err != nil {
 			continue
 		}
-		if _, err := sysctl.Sysctl("net/ipv4/conf/"+l.Attrs().Name+"/route_localnet", "1"); err != nil {
+		if err := setSysctl("ipv4/conf/"+l.Attrs().Name+"/route_localnet", "1"); err != nil {
 			return fmt.Errorf("unable to enable route_localnet: %v", err)
 		}
 		return nil
