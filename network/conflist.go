@@ -25,6 +25,7 @@ type conflist struct {
 	*libcni.NetworkConfigList
 	file  string         // where it came from, for errors
 	cidrs []netip.Prefix // where it is the default network's instead
+	ports *tablePorts    // host ports are not made by a plugin, but as this says
 }
 
 func (c *conflist) byDefault() bool { return len(c.cidrs) > 0 }
@@ -138,6 +139,7 @@ func parseConflist(data []byte, further func(network string) ([][]byte, error)) 
 		Name       string            `json:"name"`
 		Type       string            `json:"type"`
 		Plugins    []json.RawMessage `json:"plugins"`
+		Ports      *tablePorts       `json:"berthHostPorts"`
 	}
 	if err := json.Unmarshal(data, &top); err != nil {
 		return nil, inLine(lineOf(data, err), fmt.Errorf("not a configuration: %w", err))
@@ -182,7 +184,7 @@ func parseConflist(data []byte, further func(network string) ([][]byte, error)) 
 			return nil, err
 		}
 	}
-	return &conflist{NetworkConfigList: list}, nil
+	return &conflist{NetworkConfigList: list, ports: top.Ports}, nil
 }
 
 // checkPlugin says what is wrong with the configuration of one plugin.

@@ -33,8 +33,9 @@ func defaultName(cidrs []netip.Prefix) string {
 }
 
 // defaultConflist is the configuration for ranges that checkPodCIDRs finds nothing wrong with. Leases is the directory of
-// the addresses that are handed out, mtu the largest packet that leaves the node whole, 0 if nothing is known of it.
-func defaultConflist(cidrs []netip.Prefix, mtu int, leases string) (*conflist, error) {
+// the addresses that are handed out, mtu the largest packet that leaves the node whole, 0 if nothing is known of it. Host ports
+// are made by package hostports if byTable, else by the plugin portmap.
+func defaultConflist(cidrs []netip.Prefix, mtu int, leases string, byTable bool) (*conflist, error) {
 	type object map[string]any
 	var ranges [][]object
 	for _, p := range cidrs {
@@ -48,14 +49,16 @@ func defaultConflist(cidrs []netip.Prefix, mtu int, leases string) (*conflist, e
 	if mtu > 0 {
 		bridge["mtu"] = mtu
 	}
-	data, err := json.Marshal(object{
-		"cniVersion": "1.0.0", "name": name,
-		"plugins": []object{
-			bridge,
-			{"type": "portmap", "capabilities": object{"portMappings": true}},
-			{"type": "bandwidth", "capabilities": object{"bandwidth": true}},
-		},
-	})
+	list := object{"cniVersion": "1.0.0", "name": name}
+	portmap := object{"type": "portmap", "capabilities": object{"portMappings": true}}
+	bandwidth := object{"type": "bandwidth", "capabilities": object{"bandwidth": true}}
+	if byTable {
+		list["plugins"] = []object{bridge, bandwidth}
+		list[hostPortsKey] = tablePorts{Link: name}
+	} else {
+		list["plugins"] = []object{bridge, portmap, bandwidth}
+	}
+	data, err := json.Marshal(list)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +89,7 @@ func (m *Manager) defaultNetwork(none error) (*conflist, error) {
 			return nil, err
 		}
 	}
-	c, err := defaultConflist(cidrs, m.podMTU(cidrs), m.leasesDir())
+	c, err := defaultConflist(cidrs, m.podMTU(cidrs), m.leasesDir(), m.portsByTable())
 	if err != nil {
 		return nil, err
 	}

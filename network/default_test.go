@@ -19,20 +19,27 @@ func cidrs(t *testing.T, joined string) []netip.Prefix {
 }
 
 func TestDefaultConflist(t *testing.T) {
-	const meta = `{"capabilities":{"portMappings":true},"type":"portmap"},{"capabilities":{"bandwidth":true},"type":"bandwidth"}`
+	const (
+		limits = `{"capabilities":{"bandwidth":true},"type":"bandwidth"}`
+		meta   = `{"capabilities":{"portMappings":true},"type":"portmap"},` + limits
+	)
 	for _, tc := range []struct {
-		cidrs string
-		mtu   int
-		want  string
+		cidrs   string
+		mtu     int
+		byTable bool
+		want    string
 	}{
-		{"10.244.1.0/24", 1450, `{"cniVersion":"1.0.0","name":"NAME","plugins":[{"bridge":"NAME","hairpinMode":true,
+		{"10.244.1.0/24", 0, true, `{"berthHostPorts":{"link":"NAME"},"cniVersion":"1.0.0","name":"NAME","plugins":[{"bridge":"NAME","hairpinMode":true,
+			"ipam":{"dataDir":"/leases","ranges":[[{"subnet":"10.244.1.0/24"}]],"type":"host-local"},
+			"ipMasq":true,"isDefaultGateway":true,"type":"bridge"},` + limits + `]}`},
+		{"10.244.1.0/24", 1450, false, `{"cniVersion":"1.0.0","name":"NAME","plugins":[{"bridge":"NAME","hairpinMode":true,
 			"ipam":{"dataDir":"/leases","ranges":[[{"subnet":"10.244.1.0/24"}]],"type":"host-local"},
 			"ipMasq":true,"isDefaultGateway":true,"mtu":1450,"type":"bridge"},` + meta + `]}`},
-		{"fd00:1::/64,10.244.1.0/24", 0, `{"cniVersion":"1.0.0","name":"NAME","plugins":[{"bridge":"NAME","hairpinMode":true,
+		{"fd00:1::/64,10.244.1.0/24", 0, false, `{"cniVersion":"1.0.0","name":"NAME","plugins":[{"bridge":"NAME","hairpinMode":true,
 			"ipam":{"dataDir":"/leases","ranges":[[{"subnet":"fd00:1::/64"}],[{"subnet":"10.244.1.0/24"}]],"type":"host-local"},
 			"ipMasq":true,"isDefaultGateway":true,"type":"bridge"},` + meta + `]}`},
 	} {
-		c, err := defaultConflist(cidrs(t, tc.cidrs), tc.mtu, "/leases")
+		c, err := defaultConflist(cidrs(t, tc.cidrs), tc.mtu, "/leases", tc.byTable)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -47,6 +54,9 @@ func TestDefaultConflist(t *testing.T) {
 		w, _ := json.MarshalIndent(want, "", " ")
 		if string(g) != string(w) {
 			t.Errorf("%s: %s\nwant %s", tc.cidrs, g, w)
+		}
+		if again, err := parseConflist(c.Bytes, nil); err != nil || (again.ports != nil) != tc.byTable || tc.byTable && again.ports.Link != c.Name {
+			t.Errorf("%s: host ports %+v, %v", tc.cidrs, again.ports, err)
 		}
 	}
 }

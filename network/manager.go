@@ -18,6 +18,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/berth-run/berth/network/cni"
+	"github.com/berth-run/berth/network/hostports"
 )
 
 // DefaultCacheDir is where the results of plugins are kept. It is not CNI's own /var/lib/cni: whatever is in there and
@@ -82,6 +83,10 @@ type Manager struct {
 	owedFirst time.Duration
 	boot      string // boot id of the kernel
 	changed   chan struct{}
+	claims    hostports.Claims
+	table     *hostports.Table
+	probe     sync.Once
+	noTable   error // why the kernel does not take the table
 	stop      chan struct{}
 	closed    sync.Once
 	stopped   sync.WaitGroup
@@ -126,6 +131,7 @@ func Open(o Options) (*Manager, error) {
 		return nil, fmt.Errorf("network: %w", err)
 	}
 	m.boot = strings.TrimSpace(string(boot))
+	m.table = hostports.New(tableName(o.CacheDir), o.Log)
 	m.refresh()
 	m.recallIntents()
 	m.takeUpOwed()

@@ -46,6 +46,8 @@ type debt struct {
 	Pod   Pod
 	Since time.Time
 	Error string
+	// PortsBoot is the boot id of the kernel whose rules still lead host ports to the pod; "" if none do.
+	PortsBoot string `json:",omitempty"`
 
 	tries int
 }
@@ -60,6 +62,9 @@ func (m *Manager) Owe(p Pod, cause error) error {
 		return err
 	}
 	d := &debt{Pod: p, Since: time.Now().Round(time.Second), Error: cause.Error()}
+	if m.claims.Has(p.ID) {
+		d.PortsBoot = m.boot
+	}
 	if err := m.keepNamespace(&d.Pod); err != nil {
 		return fmt.Errorf("%s: keep its namespace: %w", p, err)
 	}
@@ -131,6 +136,9 @@ func (m *Manager) takeUpOwed() {
 			// A power cut. The name says whose it is, and that is what plugins go by.
 			m.log.Warn("what is owed to a pod is torn", "file", m.owedFile(id), "error", err)
 			d = debt{Pod: Pod{ID: id}, Since: time.Now()}
+		}
+		if d.PortsBoot == m.boot {
+			m.keepPorts(d.Pod)
 		}
 		m.repay(&d, 0)
 	}

@@ -81,6 +81,9 @@ func (m *Manager) Setup(ctx context.Context, p Pod) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
 	}
+	if err := m.leadPorts(p, c, out.IPs); err != nil {
+		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
+	}
 	out.Conflist = slices.Clone(c.Bytes)
 	return out, nil
 }
@@ -108,6 +111,9 @@ func (m *Manager) Teardown(ctx context.Context, p Pod) error {
 		return fmt.Errorf("%s: %w", p, err)
 	}
 	defer done()
+	if err := m.table.Remove(p.ID); err != nil { // before its addresses are somebody else's
+		return fmt.Errorf("%s: %w", p, err)
+	}
 	if len(p.Conflist) == 0 { // its record is lost
 		if i, ok := m.intended(p.ID); ok {
 			i.Pod.NetNS = cmp.Or(p.NetNS, i.Pod.NetNS)
@@ -117,6 +123,9 @@ func (m *Manager) Teardown(ctx context.Context, p Pod) error {
 	networks, err := m.networksOf(p)
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
+	}
+	if !slices.ContainsFunc(networks, portsByPlugin) {
+		m.claims.Free(p.ID)
 	}
 	if !Pinned(p.NetNS) {
 		p.NetNS = "" // after a reboot, say: plugins then release what is outside of it
@@ -138,6 +147,9 @@ func (m *Manager) Teardown(ctx context.Context, p Pod) error {
 	}
 	if len(errs) == 0 && len(networks) > 0 {
 		m.fulfilled(p.ID)
+	}
+	if len(errs) == 0 {
+		m.claims.Free(p.ID)
 	}
 	return errors.Join(errs...)
 }

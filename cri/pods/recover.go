@@ -90,6 +90,7 @@ func (m *Manager) recover(ctx context.Context) error {
 			m.log.Warn("container without a pod cannot be undone", "id", c.rec.ID, "error", err)
 		}
 	}
+	m.adoptPorts(found)
 	m.sweep(ctx)
 	for _, id := range damaged {
 		// Plugins go by the id, and know its addresses where no result is left that would.

@@ -64,6 +64,7 @@ func (p *pod) forget() error {
 	defer p.mu.Unlock()
 	p.gone = true
 	p.m.levels.free(p.rec.ID)
+	p.m.opts.Network.FreePorts(p.rec.ID)
 	return p.m.podFiles.remove(p.rec.ID)
 }
 
@@ -161,6 +162,10 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		delete(m.makingPods, id)
 		m.mu.Unlock()
 	}()
+	if err := p.claimPorts(); err != nil {
+		m.levels.free(id)
+		return nil, err
+	}
 	s := m.stack("RunPodSandbox", id, p.saveSteps)
 	err = s.Run(ctx, p.steps("dirs", "namespaces", "files", "cgroup")...)
 	if err == nil {
@@ -198,6 +203,9 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		m.mu.Lock()
 		m.pods[id] = p
 		m.mu.Unlock()
+		if !p.holds("network") {
+			m.opts.Network.FreePorts(id)
+		}
 		m.log.Warn("pod sandbox failed and is not all undone", "pod", name(cfg), "id", id, "error", undo)
 		p.tryAgain(undo)
 		return nil, err

@@ -1,8 +1,11 @@
 package lab
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -37,8 +40,11 @@ func (n *Node) named(rule string) bool {
 }
 
 // sweepFirewall removes the NAT rules of pods that no CNI DEL has removed: those whose comment names the network, and the
-// chains of a pod that they lead to.
+// chains of a pod that they lead to; and the table of the default network's host ports.
 func (n *Node) sweepFirewall() error {
+	if n.bare {
+		_ = exec.Command("nft", "delete", "table", "inet", n.HostPortsTable()).Run() // not there, usually
+	}
 	out, err := exec.Command("iptables-save", "-t", "nat").Output()
 	if err != nil {
 		return fmt.Errorf("iptables-save: %w", err)
@@ -53,6 +59,12 @@ func (n *Node) sweepFirewall() error {
 		return fmt.Errorf("iptables-restore: %w: %s", err, text)
 	}
 	return nil
+}
+
+// HostPortsTable is the name of the nftables table, of family inet, that the node's daemon has for host ports.
+func (n *Node) HostPortsTable() string {
+	sum := sha256.Sum256([]byte(filepath.Join(n.Root(), "cni")))
+	return "berth-hostports-" + hex.EncodeToString(sum[:4])
 }
 
 // undoRules is the input of iptables-restore that removes the node's rules from what iptables-save wrote.
