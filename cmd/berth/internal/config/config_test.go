@@ -202,17 +202,6 @@ func TestEveryFieldIsListed(t *testing.T) {
 	}
 }
 
-func TestDistance(t *testing.T) {
-	for _, tc := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"a", "", 1}, {"root", "rooot", 1}, {"kitten", "sitting", 3}, {"abc", "abc", 0}} {
-		if got := distance(tc.a, tc.b); got != tc.want {
-			t.Errorf("%s %s: %d, want %d", tc.a, tc.b, got, tc.want)
-		}
-	}
-}
-
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		"", "root: /x", "root: [", "rooot: 1", "{run: /x}", "&a root: *a", "<<: {root: /x}", "? root\n: /x", "root: !!binary aGk=", "\xff", "1: 2", "null: x", "--- a\n--- b",

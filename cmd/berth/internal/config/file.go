@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/berth-run/berth/internal/spell"
 )
 
 // maxFile bounds a configuration file.
@@ -77,7 +79,7 @@ func parse(file string, data []byte) (Config, map[string]int, error) {
 	for key := range keys {
 		lines[key] = line(data, key)
 		if !slices.Contains(known, key) {
-			errs = append(errs, fmt.Errorf("%s:%d: unknown field %q, the nearest known is %q", file, lines[key], key, nearest(key, known)))
+			errs = append(errs, fmt.Errorf("%s:%d: unknown field %q, the nearest known is %q", file, lines[key], key, spell.Nearest(key, known)))
 		}
 	}
 	if errs != nil {
@@ -143,37 +145,4 @@ func names(c *Config) []string {
 		out = append(out, f.name)
 	}
 	return out
-}
-
-// nearest is the known name with the fewest edits from a name, where case, dashes and underscores do not count: what
-// people write who know the flag.
-func nearest(name string, known []string) string {
-	fold := func(s string) string { return strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(s)) }
-	if len(name) > 64 {
-		name = name[:64]
-	}
-	return slices.MinFunc(known, func(a, b string) int {
-		return distance(fold(name), fold(a)) - distance(fold(name), fold(b))
-	})
-}
-
-// distance is the number of single characters to insert, remove or replace (Levenshtein).
-func distance(a, b string) int {
-	prev := make([]int, len(b)+1)
-	for j := range prev {
-		prev[j] = j
-	}
-	for i := range len(a) {
-		row := make([]int, len(b)+1)
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			row[j+1] = min(prev[j]+cost, prev[j+1]+1, row[j]+1)
-		}
-		prev = row
-	}
-	return prev[len(b)]
 }
