@@ -85,6 +85,40 @@ func TestTwoServicesClaimOneAddress(t *testing.T) {
 	}
 }
 
+// Who has an address is as it would be from the beginning also where what decides changes later.
+func TestAClaimGrowsWeaker(t *testing.T) {
+	const a, b = "10.2.0.1:80", "10.2.0.2:80"
+	holder := func(m *Model, want string) {
+		t.Helper()
+		if svc, _, _ := m.State().Lookup(TCP, at(externalIP+":80")); svc == nil || svc.Name.Name != want {
+			t.Errorf("held by %v, want %s", svc, want)
+		}
+		tallied(t, m)
+	}
+	m := modelOf(t, service("a", "172.30.0.1", withExternalIPs(externalIP)), service("b", "172.30.0.2", withExternalIPs(externalIP)),
+		slice1("a", a+" far"), slice1("b", b+" far"))
+	holder(m, "a")
+	m.SetSlice(slice1("a"))
+	if d := m.Commit(); len(d.Services) != 2 {
+		t.Errorf("delta %+v", d)
+	}
+	holder(m, "b")
+	m.SetSlice(slice1("b"))
+	m.Commit()
+	holder(m, "a")
+	m.SetSlice(slice1("a", a+" far"))
+	m.SetSlice(slice1("b", b+" far"))
+	m.Commit()
+	holder(m, "a")
+	// It is deleted and made again between two Commits.
+	m.SetService(service("a", "172.30.0.1", withExternalIPs(externalIP), created(5000)))
+	m.Commit()
+	holder(m, "b")
+	m.SetService(service("b", "172.30.0.2", withExternalIPs(externalIP), created(6000)))
+	m.Commit()
+	holder(m, "a")
+}
+
 // at is where Lookup has an address: node ports are at the unspecified one.
 func at(s string) netip.AddrPort {
 	a := netip.MustParseAddrPort(s)

@@ -468,6 +468,71 @@ func TestConditionsThatAreNotSaid(t *testing.T) {
 	s := slice1("web", here)
 	s.Endpoints[0].Conditions = discoveryv1.EndpointConditions{}
 	check(t, modelOf(t, web(), s), flow{podFar, webIP + ":80", here})
+	s.Endpoints[0].Conditions = discoveryv1.EndpointConditions{Ready: ptr(false), Terminating: ptr(true)}
+	check(t, modelOf(t, web(), s), flow{podFar, webIP + ":80", here})
+	s.Endpoints[0].Conditions = discoveryv1.EndpointConditions{Ready: ptr(false)}
+	check(t, modelOf(t, web(), s), flow{podFar, webIP + ":80", "reject"})
+}
+
+// An informer tells the same again and again: that must not even be looked at twice.
+func TestTheSameAgainIsNoChange(t *testing.T) {
+	m := modelOf(t, web(withLB(lbIP), withSources("10.0.0.0/8")), slice1("web", here+" zone=zone1", far+" far zone=zone2"), serviceCIDR("kubernetes", "172.30.0.0/16"))
+	s, e := web(withLB(lbIP), withSources("10.0.0.0/8")), slice1("web", here+" zone=zone1", far+" far zone=zone2")
+	s.Annotations, e.Annotations = map[string]string{"a": "b"}, map[string]string{corev1.EndpointsLastChangeTriggerTime: "now"}
+	m.SetService(s)
+	m.SetSlice(e)
+	m.SetNode(testNode())
+	m.SetServiceCIDR(serviceCIDR("kubernetes", "172.30.0.0/16"))
+	if len(m.dirty) > 0 || m.stale {
+		t.Errorf("%d to be computed, all: %t", len(m.dirty), m.stale)
+	}
+}
+
+// Whatever of a Service changes comes out.
+func TestEachFieldOfAServiceIsNoticed(t *testing.T) {
+	base := []serviceOption{withLB(lbIP), withExternalIPs(externalIP), withSources("198.51.100.0/24")}
+	for name, change := range map[string]serviceOption{
+		"cluster IP":     func(s *corev1.Service) { s.Spec.ClusterIPs[0] = "172.30.0.11" },
+		"family":         func(s *corev1.Service) { s.Spec.IPFamilies[0], s.Spec.ClusterIPs[0] = "IPv6", "fd30::10" },
+		"external IP":    withExternalIPs("203.0.113.61"),
+		"load balancer":  func(s *corev1.Service) { s.Status.LoadBalancer.Ingress[0].IP = "203.0.113.51" },
+		"mode":           func(s *corev1.Service) { s.Status.LoadBalancer.Ingress[0].IPMode = ptr(corev1.LoadBalancerIPModeProxy) },
+		"sources":        withSources("198.51.101.0/24"),
+		"no sources":     withSources(),
+		"all sources":    withSources("0.0.0.0/0"),
+		"bad sources":    withSources("198.51.100.0"),
+		"port":           func(s *corev1.Service) { s.Spec.Ports[0].Port = 81 },
+		"port's name":    func(s *corev1.Service) { s.Spec.Ports[0].Name = "web" },
+		"protocol":       withProtocol(corev1.ProtocolUDP),
+		"node port":      func(s *corev1.Service) { s.Spec.Ports[0].NodePort++ },
+		"internal":       internalLocal,
+		"external":       externalLocal,
+		"affinity":       func(s *corev1.Service) { s.Spec.SessionAffinity = "ClientIP" },
+		"external name":  func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName },
+		"another proxy":  func(s *corev1.Service) { s.Labels = map[string]string{ServiceProxyNameLabel: "x"} },
+		"one port more":  func(s *corev1.Service) { s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "x", Port: 99}) },
+		"no longer any":  func(s *corev1.Service) { s.Spec.Ports = nil },
+		"no more inside": func(s *corev1.Service) { s.Spec.ClusterIP = "None" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := modelOf(t, web(base...), slice1("web", here))
+			changed := web(append(base, change)...)
+			m.SetService(changed)
+			if d := m.Commit(); len(d.Services) != 1 {
+				t.Errorf("delta %+v", d)
+			}
+			if diff := m.State().diff(modelOf(t, changed, slice1("web", here)).State()); diff != "" {
+				t.Error(diff)
+			}
+			m.SetService(web(base...))
+			if d := m.Commit(); len(d.Services) != 1 || m.State().diff(modelOf(t, web(base...), slice1("web", here)).State()) != "" {
+				t.Errorf("back: %+v", d)
+			}
+		})
+	}
+	if f := modelOf(t, web(withLB(lbIP), withSources("10.0.0.0/8", "0.0.0.0/0"))).State().Service(named(web())).Ports[0].Frontends[1]; f.Restricted {
+		t.Errorf("all may, and yet: %s", f)
+	}
 }
 
 func TestMasquerade(t *testing.T) {
@@ -705,5 +770,28 @@ func TestASecondAddressOfTheSameKind(t *testing.T) {
 		flow{outside, webIP + ":80", far + " masq"}, flow{podHere, webIP + ":80", "drop"})
 	if len(m.Problems()) > 0 || m.State().Counts().Frontends != 3 {
 		t.Errorf("%v\n%s", m.Problems(), m.State())
+	}
+	// What goes for cluster IPs goes for it, too.
+	all := testConfig
+	all.MasqueradeAll = true
+	m = modelOf(t, all, web(withExternalIPs(webIP), externalLocal), slice1("web", "10.1.0.1:8080"))
+	check(t, m, flow{outside, webIP + ":80", here + " masq"}, flow{podFar, webIP + ":80", here + " masq"})
+}
+
+func TestEachEndpointThatChangesIsNoticed(t *testing.T) {
+	ips := []string{"10.1.0.1:80", "10.1.0.3:80", "10.1.0.5:80"}
+	for i := range ips {
+		m := modelOf(t, web(), slice1("web", ips...))
+		changed := append([]string{}, ips...)
+		changed[i] = fmt.Sprintf("10.1.0.%d:80", 2*i+2)
+		m.SetSlice(slice1("web", changed...))
+		m.Commit()
+		check(t, m, flow{podFar, webIP + ":80", strings.Join(changed, ", ")})
+		// The same address, but on another node.
+		changed[i] += " far"
+		m.SetSlice(slice1("web", changed...))
+		if d := m.Commit(); len(d.Services) != 1 || len(d.HairpinRemoved) != 1 {
+			t.Errorf("%d: delta %+v", i, d)
+		}
 	}
 }

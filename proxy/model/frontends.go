@@ -98,7 +98,7 @@ func buildPort(spec *serviceSpec, fs *familySpec, p portSpec, f Family, all []ca
 		// The endpoint may be on another node.
 		outside.Masquerade = Always
 	}
-	out.Frontends = make([]Frontend, 0, 2+len(fs.loadBalancers)+len(external))
+	out.Frontends = make([]Frontend, 0, 1+len(fs.loadBalancers)+len(external)+min(1, int(p.nodePort)))
 	out.addFrontends(inside, outside, fs, external, p, c.nodeIP[f])
 	return out
 }

@@ -148,7 +148,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 	if testing.Short() {
 		sequences = 300
 	}
-	changes, contested, told := 0, 0, 0
+	changes, contested, told, several := 0, 0, 0, 0
 	for seed := range sequences {
 		r := chance{rand.New(rand.NewPCG(uint64(seed), 7)), seed%2 == 1}
 		o := newObjects(r.config())
@@ -157,9 +157,9 @@ func TestIncrementalEqualsFull(t *testing.T) {
 			t.Fatal(err)
 		}
 		k := newKernel()
-		for range 10 + r.IntN(40) {
+		for range 20 + r.IntN(100) {
 			o.step(t, r, m)
-			if !r.in(3) {
+			if r.in(2) {
 				continue
 			}
 			d := m.Commit()
@@ -172,6 +172,14 @@ func TestIncrementalEqualsFull(t *testing.T) {
 		k.is(t, m.State())
 		sound(t, m.State())
 		contested += len(m.state.claims.contested)
+		tallied(t, m)
+		for s := range m.State().Services() {
+			for _, p := range s.Ports {
+				if len(p.Cluster) > 1 {
+					several++
+				}
+			}
+		}
 		full, _ := o.model(t)
 		if diff := m.State().diff(full.State()); diff != "" {
 			t.Fatalf("seed %d: incremental:\n%s", seed, diff)
@@ -187,8 +195,9 @@ func TestIncrementalEqualsFull(t *testing.T) {
 				len(m.state.entries), len(o.services), len(o.slices))
 		}
 	}
-	t.Logf("%d sequences: %d changes of Services, %d places contested at their ends, %d problems told", sequences, changes, contested, told)
-	if changes < sequences || contested < sequences/10 || told < sequences/10 {
+	t.Logf("%d sequences: %d changes of Services, %d places contested at their ends, %d ports with several endpoints, %d problems told",
+		sequences, changes, contested, several, told)
+	if changes < 5*sequences || contested < sequences/2 || several < sequences/2 || told < sequences {
 		t.Error("the sequences have too little in them")
 	}
 }
@@ -199,4 +208,28 @@ func problemSet(m *Model) map[Problem]bool {
 		set[p] = true
 	}
 	return set
+}
+
+// tallied checks what claims keep count of.
+func tallied(t testing.TB, m *Model) {
+	t.Helper()
+	contests := map[*entry]int32{}
+	for at, list := range m.state.claims.contested {
+		if len(list) < 2 || m.state.claims.held[at] != list[0] || !slices.IsSortedFunc(list, claim.compare) {
+			t.Fatalf("%v: contested by %v, held by %v", at, list, m.state.claims.held[at])
+		}
+		for _, c := range list {
+			contests[c.entry]++
+		}
+	}
+	for name, e := range m.state.entries {
+		if e.contests != contests[e] {
+			t.Fatalf("%s: %d contests, counted %d", name, contests[e], e.contests)
+		}
+		e.each(func(at place, c claim) {
+			if m.state.claims.contested[at] == nil && m.state.claims.held[at] != c {
+				t.Fatalf("%s: does not hold %v", name, at)
+			}
+		})
+	}
 }

@@ -2,8 +2,10 @@ package model
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -78,7 +80,29 @@ func (r chance) some(of ...string) []string {
 }
 
 func (r chance) name() types.NamespacedName {
-	return types.NamespacedName{Namespace: one(r, "a", "b"), Name: one(r, "web", "db", "dns", "api")}
+	return types.NamespacedName{Namespace: one(r, "a", "a", "a", "b"), Name: one(r, "web", "db", "dns")}
+}
+
+// sliceName is that of a slice: a Service has several.
+func (r chance) sliceName() types.NamespacedName {
+	n := r.name()
+	n.Name += one(r, "-1", "-2", "-3")
+	return n
+}
+
+// portName and protocol are mostly the same, so that slices are mostly for a port that there is.
+func (r chance) portName() string {
+	if !r.in(8) {
+		return "http"
+	}
+	return one(r, "", "dns")
+}
+
+func (r chance) protocol() corev1.Protocol {
+	if !r.in(5) {
+		return corev1.ProtocolTCP
+	}
+	return one(r, corev1.ProtocolUDP, corev1.ProtocolSCTP)
 }
 
 func (r chance) config() Config {
@@ -144,10 +168,9 @@ func (r chance) service(name types.NamespacedName) *corev1.Service {
 	if r.in(12) {
 		s.Labels = map[string]string{ServiceProxyNameLabel: "other"}
 	}
-	for range r.IntN(4) {
+	for range (1 + r.IntN(6)) / 2 {
 		p := corev1.ServicePort{
-			Name: one(r, "", "http", "dns"), Protocol: one(r, corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP),
-			Port: int32(one(r, 53, 80, 443)),
+			Name: r.portName(), Protocol: r.protocol(), Port: int32(one(r, 53, 80, 443)),
 		}
 		if s.Spec.Type != corev1.ServiceTypeClusterIP && !r.in(4) {
 			p.NodePort = int32(30000 + r.IntN(4))
@@ -231,17 +254,17 @@ func (r chance) slice(name types.NamespacedName) *discoveryv1.EndpointSlice {
 	if r.in(12) {
 		s.Labels[HeadlessLabel] = ""
 	}
-	for range 1 + r.IntN(3) {
+	s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: ptr("http"), Port: ptr(int32(80)), Protocol: ptr(corev1.ProtocolTCP)})
+	for range r.IntN(3) {
 		s.Ports = append(s.Ports, discoveryv1.EndpointPort{
-			Name: ptr(one(r, "", "http", "dns")), Port: ptr(int32(one(r, 53, 8080))),
-			Protocol: ptr(one(r, corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP)),
+			Name: ptr(r.portName()), Port: ptr(int32(one(r, 53, 8080))), Protocol: ptr(r.protocol()),
 		})
 	}
 	hinted := one(r, 0, 1, 2, 3)
-	for range r.IntN(5) {
-		e := discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.1.0.%d", 1+r.IntN(6))}}
+	for range r.IntN(9) {
+		e := discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.1.0.%d", 1+r.IntN(9))}}
 		if s.AddressType == discoveryv1.AddressTypeIPv6 {
-			e.Addresses[0] = fmt.Sprintf("fd10:1::%d", 1+r.IntN(6))
+			e.Addresses[0] = fmt.Sprintf("fd10:1::%d", 1+r.IntN(9))
 		}
 		if !r.in(4) {
 			e.NodeName = ptr(one(r, "node1", "node2", ""))
@@ -292,7 +315,7 @@ func (r chance) spoilSlice(s *discoveryv1.EndpointSlice) {
 
 // step changes one object, of the API server and of a model.
 func (o *objects) step(t testing.TB, r chance, m *Model) {
-	switch r.IntN(20) {
+	switch r.IntN(30) {
 	case 0:
 		o.node = r.node()
 		m.SetNode(o.node)
@@ -314,7 +337,7 @@ func (o *objects) step(t testing.TB, r chance, m *Model) {
 		delete(o.services, name)
 		m.DeleteService(name)
 	case 6, 7:
-		name := r.name()
+		name := r.sliceName()
 		delete(o.slices, name)
 		m.DeleteSlice(name)
 	case 8, 9, 10, 11, 12:
@@ -329,8 +352,42 @@ func (o *objects) step(t testing.TB, r chance, m *Model) {
 		for _, s := range o.slices {
 			m.SetSlice(s.DeepCopy())
 		}
+	case 14:
+		// Of a Service one thing changes, most likely.
+		for _, name := range slices.SortedFunc(maps.Keys(o.services), compareNames) {
+			if r.in(2) {
+				s, other := o.services[name].DeepCopy(), r.service(name)
+				switch r.IntN(6) {
+				case 0:
+					s.CreationTimestamp = other.CreationTimestamp
+				case 1:
+					s.Spec.LoadBalancerSourceRanges = other.Spec.LoadBalancerSourceRanges
+				case 2:
+					s.Spec.ExternalIPs = other.Spec.ExternalIPs
+				case 3:
+					s.Spec.ExternalTrafficPolicy, s.Spec.InternalTrafficPolicy = other.Spec.ExternalTrafficPolicy, other.Spec.InternalTrafficPolicy
+				case 4:
+					s.Spec.Ports = other.Spec.Ports
+				case 5:
+					s.Status = other.Status
+				}
+				o.services[name] = s
+				m.SetService(s)
+				return
+			}
+		}
+	case 15, 16:
+		// Of a slice one endpoint changes.
+		for _, name := range slices.SortedFunc(maps.Keys(o.slices), compareNames) {
+			if s, other := o.slices[name].DeepCopy(), r.slice(name); r.in(2) && len(s.Endpoints) > 0 && len(other.Endpoints) > 0 {
+				s.Endpoints[r.IntN(len(s.Endpoints))] = other.Endpoints[0]
+				o.slices[name] = s
+				m.SetSlice(s)
+				return
+			}
+		}
 	default:
-		name := r.name()
+		name := r.sliceName()
 		o.slices[name] = r.slice(name)
 		m.SetSlice(o.slices[name])
 	}
