@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -334,7 +335,7 @@ func TestResultsOfOthersMayGo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(all) == 0 || all[len(all)-1].id != podID {
+		if !slices.ContainsFunc(all, func(a attachment) bool { return a.id == podID }) {
 			t.Fatalf("%d results of other pods, none of %s", len(all), p.ID)
 		}
 	}

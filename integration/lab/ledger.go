@@ -272,7 +272,7 @@ func (n *Node) lookFiles(s Snapshot) error {
 			if strings.HasPrefix(rel, "ipam/") && (base == "lock" || strings.HasPrefix(base, "last_reserved_ip") || base == n.Network()) {
 				return nil
 			}
-			if rel == "root/cni" || filepath.Dir(rel) == "root/cni" && (d.IsDir() || base == "configured") { // made with the first pod, and network
+			if rel == "root/cni" || rel == "run/cni" || filepath.Dir(rel) == "root/cni" && (d.IsDir() || base == "configured") { // made with the first pod, and network
 				return nil
 			}
 			// What was to be added, and is gone, is kept for a minute, for the sake of power cuts (network/intent.go).
