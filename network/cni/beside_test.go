@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -30,7 +31,7 @@ func TestBesidePrograms(t *testing.T) {
 	programs := libcni.NewCNIConfigWithCacheDir([]string{bin}, w.dir+"/cache", reference())
 	list, err := libcni.NetworkConfFromBytes([]byte(strings.ReplaceAll(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge","bridge":"br0","isGateway":true,"ipMasq":true,
 "ipam":{"type":"host-local","dataDir":"DIR/ipam","ranges":[[{"subnet":"10.88.0.0/27"}],[{"subnet":"fd00:88::/64"}]]}},
-{"type":"portmap","capabilities":{"portMappings":true}}]}`, "DIR", w.dir)))
+{"type":"portmap","capabilities":{"portMappings":true}},{"type":"firewall","ingressPolicy":"same-bridge"}]}`, "DIR", w.dir)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,6 +100,51 @@ func TestBesidePrograms(t *testing.T) {
 		t.Errorf("left:\n%s\n%s", d, vethName.FindString(after))
 	}
 }
+
+// Pods that are the first on their node, all at once, make once what they share.
+func TestFirstPodsAtOnce(t *testing.T) {
+	const pods = 12
+	_, w, exec := both(t)
+	list, err := libcni.NetworkConfFromBytes([]byte(strings.ReplaceAll(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge","bridge":"br0","isGateway":true,"ipMasq":true,
+"ipam":{"type":"host-local","dataDir":"DIR/ipam","ranges":[[{"subnet":"10.88.0.0/27"}],[{"subnet":"fd00:88::/64"}]]}},
+{"type":"portmap","capabilities":{"portMappings":true}},{"type":"firewall","ingressPolicy":"isolated"}]}`, "DIR", w.dir)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range pods {
+		w.namespace(fmt.Sprintf("pod%d", n))
+	}
+	var wg sync.WaitGroup
+	for n := range pods {
+		wg.Go(func() {
+			if err := network.InNamespaces([]string{w.host}, func() error {
+				_, err := w.cni.AddNetworkList(t.Context(), list, &libcni.RuntimeConf{ContainerID: fmt.Sprintf("pod%d", n), IfName: "eth0", NetNS: w.pod(n), CapabilityArgs: map[string]any{
+					"portMappings": []map[string]any{{"hostPort": 8000 + n, "containerPort": 80, "protocol": "tcp"}},
+				}})
+				return err
+			}); err != nil {
+				t.Errorf("pod %d: %v", n, err)
+			}
+		})
+	}
+	wg.Wait()
+	if exec.programs > 0 {
+		t.Errorf("%d calls were left to programs", exec.programs)
+	}
+	seen := map[string]bool{}
+	for line := range strings.SplitSeq(w.state(0), "\n") {
+		rule := number.ReplaceAllString(line, "rule")
+		if rule != line && seen[rule] {
+			t.Errorf("made more than once: %s", rule)
+		}
+		seen[rule] = true
+	}
+	if len(seen) < 4*pods {
+		t.Errorf("%d rules", len(seen))
+	}
+}
+
+var number = regexp.MustCompile(`rule \d+:`)
 
 // A node without iptables, nft and programs of plugins has masquerading and host ports all the same.
 func TestBareNode(t *testing.T) {

@@ -56,11 +56,12 @@ func (p *Plugins) leave(f func()) {
 // Prepare finds out what a plugin of that type has to know of the node, which takes some processes the first time. Without it
 // the first pod waits for that.
 func (p *Plugins) Prepare(typ string) {
-	if typ != "bridge" && typ != "ptp" && typ != "portmap" {
+	table := map[string]string{"bridge": tableNAT, "ptp": tableNAT, "portmap": tableNAT, "firewall": tableFilter}[typ]
+	if table == "" {
 		return
 	}
 	for _, v6 := range []bool{false, true} {
-		_ = p.iptablesDiffers(v6) // it logs what matters
+		_ = p.iptablesDiffers(table, v6) // it logs what matters
 	}
 }
 

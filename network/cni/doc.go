@@ -8,7 +8,10 @@
 // Nothing is executed, but for what the configuration asks for:
 //   - macspoofchk is left to the reference project's package, which runs nft;
 //   - on a node whose iptables does not keep rules in nf_tables as this package does ("legacy"), its own program masquerades;
-//   - where portmap would need that, or conditions, another chain for marks, SCTP, it is [ErrProgram].
+//   - where portmap would need that, or conditions, another chain for marks, SCTP, it is [ErrProgram];
+//   - so it is where firewall would need that, or names of chains and interfaces that iptables may not take as they are.
+//
+// Where firewalld runs, firewall asks it over D-Bus, as the reference does.
 //
 // A node without iptables has its rules in tables of nftables, whether it has the nft program or not.
 //

@@ -31,7 +31,7 @@ func RuleSet(drop func(line string) bool) ([]string, error) {
 			}
 		})
 		// iptables makes its table when it is asked to delete what is not there; it is not missed.
-		if !strings.HasPrefix(line, `nft table "nat\x00"`) {
+		if !strings.HasPrefix(line, `nft table "nat\x00"`) && !strings.HasPrefix(line, `nft table "filter\x00"`) {
 			all = append(all, line)
 		}
 	}
@@ -101,7 +101,7 @@ func exprLine(exprs nftExprs) string {
 func ForgetIPTables() {
 	iptables.Lock()
 	defer iptables.Unlock()
-	for i := range iptables.families {
-		iptables.families[i].looked = time.Time{}
+	for _, known := range iptables.tables {
+		known.looked = time.Time{}
 	}
 }

@@ -118,17 +118,17 @@ func newFloor() (*floor, error) {
 	if err := f.node.LinkSetUp(f.bridge); err != nil {
 		return nil, err
 	}
-	t, err := openNAT(false)
+	t, err := openXT(tableNAT, false)
 	if err != nil {
 		return nil, err
 	}
 	defer t.close()
-	for chain := range natBase {
-		if _, err := t.ensureChain(chain); err != nil {
+	for chain := range xtBases[tableNAT] {
+		if err := t.ensureChain(chain); err != nil {
 			return nil, err
 		}
 	}
-	if _, err := t.ensureChain(chainDNAT); err != nil {
+	if err := t.ensureChain(chainDNAT); err != nil {
 		return nil, err
 	}
 	return f, t.apply()
@@ -228,7 +228,7 @@ func (p *floorPod) makeNamespace() error {
 
 // makeRules makes a chain with rules, and what leads there from another.
 func (p *floorPod) makeRules(chain, from string, entry xtRule, rules ...xtRule) error {
-	t, err := openNAT(false)
+	t, err := openXT(tableNAT, false)
 	if err != nil {
 		return err
 	}
@@ -244,7 +244,7 @@ func (p *floorPod) makeRules(chain, from string, entry xtRule, rules ...xtRule) 
 }
 
 func (p *floorPod) dropRules(chain, from string) error {
-	t, err := openNAT(false)
+	t, err := openXT(tableNAT, false)
 	if err != nil {
 		return err
 	}

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,14 +21,31 @@ import (
 
 // Whether the rules that this package makes over netlink are those that the node's own iptables would make: it keeps them in
 // nf_tables, or, as "legacy", elsewhere; and what a rule is in nf_tables has changed with its versions. So it is asked: it
-// makes a sample of rules in a namespace of their own, and they are compared.
+// makes a sample of the rules of a table in a namespace of their own, and they are compared.
 var iptables struct {
 	sync.Mutex
-	families [2]struct { // IPv4, IPv6
-		looked  time.Time
-		program string // which one was asked
-		differs error  // why its rules are not made here; nil if they are
+	tables map[xtKind]*xtAnswer
+}
+
+// xtKind is a table of the IPv4 or IPv6 family.
+type xtKind struct {
+	table string
+	v6    bool
+}
+
+// program is that of the family, by its name.
+func (k xtKind) program() string {
+	if k.v6 {
+		return "ip6tables"
 	}
+	return "iptables"
+}
+
+// xtAnswer is what is known of the node's iptables.
+type xtAnswer struct {
+	looked  time.Time
+	program string // which one was asked
+	differs error  // why its rules are not made here; nil if they are
 }
 
 // lookAgain is how old what is known of the node's iptables may be, before it is looked whether it is the same program.
@@ -38,28 +57,33 @@ var errNoIPTables = errors.New("not installed")
 // askTime bounds what the node's iptables may take for the sample.
 const askTime = 10 * time.Second
 
-// iptablesDiffers says why rules of a family cannot be made over netlink; nil if they can.
-func (p *Plugins) iptablesDiffers(v6 bool) error {
+// iptablesDiffers says why rules of a table of a family cannot be made over netlink; nil if they can.
+func (p *Plugins) iptablesDiffers(table string, v6 bool) error {
 	iptables.Lock()
 	defer iptables.Unlock()
-	name, family := "iptables", &iptables.families[0]
-	if v6 {
-		name, family = "ip6tables", &iptables.families[1]
+	kind := xtKind{table, v6}
+	known := iptables.tables[kind]
+	switch {
+	case known == nil:
+		known = &xtAnswer{}
+		if iptables.tables == nil {
+			iptables.tables = map[xtKind]*xtAnswer{}
+		}
+		iptables.tables[kind] = known
+	case time.Since(known.looked) < lookAgain:
+		return known.differs
 	}
-	if time.Since(family.looked) < lookAgain {
-		return family.differs
-	}
-	program, err := identify(name)
-	family.looked = time.Now()
+	program, err := identify(kind.program())
+	known.looked = time.Now()
 	if err != nil {
-		family.program, family.differs = "", fmt.Errorf("%s: %w", name, err)
-	} else if program != family.program {
-		family.program, family.differs = program, compareSample(name, v6)
-		if family.differs != nil {
-			p.log.Info("firewall rules are made by running "+name, "reason", family.differs)
+		known.program, known.differs = "", fmt.Errorf("%s: %w", kind.program(), err)
+	} else if program != known.program {
+		known.program, known.differs = program, kind.compareSample()
+		if known.differs != nil {
+			p.log.Info("firewall rules are made by running "+kind.program(), "table", table, "reason", known.differs)
 		}
 	}
-	return family.differs
+	return known.differs
 }
 
 // identify tells one installation of a program from the next.
@@ -84,10 +108,13 @@ type sampleRule struct {
 	rule  xtRule
 }
 
-// sample has a rule of each kind.
-func sample(v6 bool) []sampleRule {
+// sample has a rule of each kind that is made in the table.
+func (k xtKind) sample() []sampleRule {
+	if k.table == tableFilter {
+		return k.sampleFilter()
+	}
 	pod, node, local, others, home := "192.0.2.5/24", "192.0.2.9/32", "127.0.0.1/32", "224.0.0.0/4", "192.0.2.5:80"
-	if v6 {
+	if k.v6 {
 		pod, node, local, others, home = "2001:db8::5/64", "2001:db8::9/128", "2001:db8::/61", "ff00::/8", "[2001:db8::5]:80"
 	}
 	prefix := netip.MustParsePrefix
@@ -106,6 +133,23 @@ func sample(v6 bool) []sampleRule {
 	}
 }
 
+func (k xtKind) sampleFilter() []sampleRule {
+	pod := netip.MustParseAddr("192.0.2.5")
+	if k.v6 {
+		pod = netip.MustParseAddr("2001:db8::5")
+	}
+	longest := "br0123456789abc"
+	return []sampleRule{
+		{"FORWARD", xtRule{comment: "c c", target: xtTo{chain: sampleIn}}},
+		{sampleIn, xtRule{dst: single(pod), established: true, target: xtTo{chain: "ACCEPT"}}},
+		{sampleIn, xtRule{src: single(pod), target: xtTo{chain: "ACCEPT"}}},
+		{sampleIn, xtRule{in: "br0", out: "br0", notOut: true, comment: "(c: c|c)", target: xtTo{chain: sampleOut}}},
+		{sampleIn, xtRule{in: longest, out: longest, comment: "c", target: xtTo{chain: "DROP"}}},
+		{sampleIn, xtRule{comment: "c", target: xtTo{chain: "RETURN"}}},
+		{sampleOut, xtRule{out: "br0", comment: "c", target: xtTo{chain: "DROP"}}},
+	}
+}
+
 // The chains of the sample.
 const (
 	sampleOut  = "OUT"
@@ -114,10 +158,10 @@ const (
 )
 
 // compareSample has the node's iptables make the sample, and says what differs from what is made here.
-func compareSample(name string, v6 bool) error {
-	restore, err := exec.LookPath(name + "-restore")
+func (k xtKind) compareSample() error {
+	restore, err := exec.LookPath(k.program() + "-restore")
 	if err != nil {
-		return fmt.Errorf("%s-restore: %w", name, errNoIPTables)
+		return fmt.Errorf("%s-restore: %w", k.program(), errNoIPTables)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
@@ -125,25 +169,25 @@ func compareSample(name string, v6 bool) error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
-		if err := restoreSample(ctx, restore, sample(v6)); err != nil {
+		if err := k.restoreSample(ctx, restore); err != nil {
 			return err
 		}
-		t, err := openNAT(v6)
+		t, err := openXT(k.table, k.v6)
 		if err != nil {
 			return err
 		}
 		defer t.sock.Close() // not kept: nobody comes back to this namespace
-		return t.compare(sample(v6))
+		return t.compare(k.sample())
 	})
 }
 
-func restoreSample(ctx context.Context, restore string, rules []sampleRule) error {
+func (k xtKind) restoreSample(ctx context.Context, restore string) error {
 	var in, out bytes.Buffer
-	in.WriteString("*nat\n")
+	in.WriteString("*" + k.table + "\n")
 	for _, chain := range []string{sampleOut, sampleIn, sampleMark} {
 		in.WriteString(":" + chain + " - [0:0]\n")
 	}
-	for _, s := range rules {
+	for _, s := range k.sample() {
 		in.WriteString("-A " + s.chain)
 		for _, a := range s.rule.args() {
 			in.WriteString(` "` + strings.ReplaceAll(a, `"`, `\"`) + `"`)
@@ -172,10 +216,8 @@ func (t *xtTable) compare(want []sampleRule) error {
 	if err := t.apply(); err != nil {
 		return err
 	}
-	for _, chain := range []string{sampleOut, sampleIn, sampleMark} {
-		if _, err := t.ensureChain(chain); err != nil {
-			return err
-		}
+	if err := t.ensureChains(sampleOut, sampleIn, sampleMark); err != nil {
+		return err
 	}
 	for _, s := range want {
 		if err := t.ensureRule(s.chain, false, s.rule); err != nil {
@@ -194,7 +236,7 @@ func (t *xtTable) compare(want []sampleRule) error {
 // bases is what says where the kernel comes to the chains.
 func (t *xtTable) bases() (string, error) {
 	var all []byte
-	for _, name := range []string{"PREROUTING", "OUTPUT", "POSTROUTING"} {
+	for _, name := range slices.Sorted(maps.Keys(xtBases[t.name])) {
 		c, err := t.get(t.getChain(name))
 		if err != nil {
 			return "", fmt.Errorf("chain %s: %w", name, err)

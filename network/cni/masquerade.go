@@ -19,7 +19,7 @@ func (p *Plugins) backend(configured *string) string {
 	if configured != nil {
 		return *configured
 	}
-	switch differs := p.iptablesDiffers(false); {
+	switch differs := p.iptablesDiffers(tableNAT, false); {
 	case differs == nil:
 		return backendIPTables
 	case errors.Is(differs, errNoIPTables), !utils.SupportsIPTables() && utils.SupportsNFTables():
@@ -51,7 +51,7 @@ func (p *Plugins) masquerade(backend *string, nets []*net.IPNet, network, ifName
 // madeHere says whether rules of iptables are made here for all of these families.
 func (p *Plugins) madeHere(nets []*net.IPNet) bool {
 	for v6 := range byFamily(nets) {
-		if p.iptablesDiffers(v6) != nil {
+		if p.iptablesDiffers(tableNAT, v6) != nil {
 			return false
 		}
 	}
@@ -79,32 +79,29 @@ func toPrefix(n *net.IPNet) (netip.Prefix, bool) {
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 func masqueradeFamily(v6 bool, nets []netip.Prefix, chain, comment string) error {
-	t, err := openNAT(v6)
-	if err != nil {
-		return err
-	}
-	defer t.close()
 	multicast := netip.MustParsePrefix("224.0.0.0/4")
 	if v6 {
 		multicast = netip.MustParsePrefix("ff00::/8")
 	}
-	for _, n := range nets {
-		if err := errors.Join(
-			t.ensureRule(chain, false, xtRule{dst: n, comment: comment, target: xtTo{chain: "ACCEPT"}}),
-			t.ensureRule(chain, false, xtRule{dst: multicast, notDst: true, comment: comment, target: xtTo{masquerade: true}}),
-			t.ensureRule("POSTROUTING", false, xtRule{src: single(n.Addr()), comment: comment, target: xtTo{chain: chain}}),
-		); err != nil {
-			return err
+	return changeXT(tableNAT, v6, func(t *xtTable) error {
+		for _, n := range nets {
+			if err := errors.Join(
+				t.ensureRule(chain, false, xtRule{dst: n, comment: comment, target: xtTo{chain: "ACCEPT"}}),
+				t.ensureRule(chain, false, xtRule{dst: multicast, notDst: true, comment: comment, target: xtTo{masquerade: true}}),
+				t.ensureRule("POSTROUTING", false, xtRule{src: single(n.Addr()), comment: comment, target: xtTo{chain: chain}}),
+			); err != nil {
+				return err
+			}
 		}
-	}
-	return t.apply()
+		return nil
+	})
 }
 
 // unmasquerade undoes masquerade, also where nobody knows the addresses any more, or which of both made the rules.
 func (p *Plugins) unmasquerade(nets []*net.IPNet, network, ifName, id string) error {
 	here := true
 	for _, v6 := range []bool{false, true} {
-		switch differs := p.iptablesDiffers(v6); {
+		switch differs := p.iptablesDiffers(tableNAT, v6); {
 		case differs == nil:
 			if err := unmasqueradeFamily(v6, utils.FormatChainName(network, id)); err != nil {
 				return err
@@ -120,10 +117,5 @@ func (p *Plugins) unmasquerade(nets []*net.IPNet, network, ifName, id string) er
 }
 
 func unmasqueradeFamily(v6 bool, chain string) error {
-	t, err := openNAT(v6)
-	if err != nil {
-		return err
-	}
-	defer t.close()
-	return t.removeChains(map[string]string{chain: "POSTROUTING"})
+	return changeXT(tableNAT, v6, func(t *xtTable) error { return t.removeChains(map[string]string{chain: "POSTROUTING"}) })
 }

@@ -333,7 +333,10 @@ func (t *nftTable) addChain(name string, base *nftBase, more ...[]byte) {
 	t.change(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, append(a, more...)...)
 }
 
-const nfAccept = 1 // NF_ACCEPT
+const (
+	nfDrop   = 0 // NF_DROP
+	nfAccept = 1 // NF_ACCEPT
+)
 
 // deleteChain deletes a chain with its rules.
 func (t *nftTable) deleteChain(name string) {

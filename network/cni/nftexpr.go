@@ -99,6 +99,8 @@ func jump(chain string) []byte { return verdict(unix.NFT_JUMP, chain) }
 
 func accept() []byte { return verdict(nfAccept, "") }
 
+func drop() []byte { return verdict(nfDrop, "") }
+
 // xtMatch and xtTarget are extensions of iptables. Their data is that of the C structure, padded to eight bytes.
 func xtMatch(name string, rev uint32, info []byte) []byte {
 	return expr("match", attr(unix.NFTA_MATCH_NAME, str(name)), attr(unix.NFTA_MATCH_REV, be32(rev)), attr(unix.NFTA_MATCH_INFO, align8(info)))

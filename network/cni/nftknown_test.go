@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +42,7 @@ func podPorts(n int) (*portmapConf, netip.Prefix) {
 	return conf, prefix
 }
 
-func bothBackends(p *Plugins) map[string]rulesOfPod {
+func backends(p *Plugins) map[string]rulesOfPod {
 	id := func(n int) string { return fmt.Sprintf("pod%d", n) }
 	pods := func(ports portMapper, masq, unmasq func(n int) error) rulesOfPod {
 		return rulesOfPod{
@@ -65,14 +66,22 @@ func bothBackends(p *Plugins) map[string]rulesOfPod {
 				return masqueradeFamily(false, []netip.Prefix{prefix}, "CNI-"+id(n), id(n))
 			},
 			func(n int) error { return unmasqueradeFamily(false, "CNI-"+id(n)) }),
+		"firewall": {
+			up:   func(n int) error { return xtGate{}.open(podFirewall(n)) },
+			down: func(n int) error { return xtGate{}.shut(podFirewall(n)) },
+		},
 	}
+}
+
+func podFirewall(n int) *firewallConf {
+	return &firewallConf{IptablesAdminChainName: chainAdmin, result: &types100.Result{IPs: []*types100.IPConfig{{Address: *podAddress(n)}}}}
 }
 
 // No chain is listed that has a rule for each pod: neither for a new pod nor for one that goes.
 func TestRulesOfOtherPodsAreNotListed(t *testing.T) {
 	p := newPlugins(t)
 	p.Prepare("bridge") // it lists the rules of a sample
-	for backend, pod := range bothBackends(p) {
+	for backend, pod := range backends(p) {
 		t.Run(backend, func(t *testing.T) {
 			inNamespace(t, func() error {
 				for n := range 20 {
@@ -112,7 +121,7 @@ func countRules(t *testing.T, chain string) (n int) {
 // What is remembered of rules is asked for, not relied on: a table that others have made anew, in which the numbers are those
 // of other rules, loses nothing but what is to go, and all of that.
 func TestRememberedRulesAreComparedFirst(t *testing.T) {
-	for backend, pod := range bothBackends(newPlugins(t)) {
+	for backend, pod := range backends(newPlugins(t)) {
 		t.Run(backend, func(t *testing.T) {
 			inNamespace(t, func() error {
 				remember := func(from, to int) error {
@@ -157,7 +166,7 @@ func TestRememberedRulesAreComparedFirst(t *testing.T) {
 
 // Rules that another process has made for a pod are found, too: those that an ADD finds, and those that a DEL has to delete.
 func TestRulesThatAreNotRememberedAreFound(t *testing.T) {
-	for backend, pod := range bothBackends(newPlugins(t)) {
+	for backend, pod := range backends(newPlugins(t)) {
 		t.Run(backend, func(t *testing.T) {
 			inNamespace(t, func() error {
 				if err := pod.up(0); err != nil {
@@ -167,6 +176,9 @@ func TestRulesThatAreNotRememberedAreFound(t *testing.T) {
 					return err
 				}
 				if n := countRules(t, masqChecks); backend == "nftables" && n != 2 {
+					t.Errorf("%d rules of 2 pods", n)
+				}
+				if n := countRules(t, chainForward); backend == "firewall" && n != 5 {
 					t.Errorf("%d rules of 2 pods", n)
 				}
 				return elsewhere(func() error { return errors.Join(pod.down(1), pod.down(0), noRulesOfPods(t)) })
@@ -185,7 +197,7 @@ func elsewhere(f func() error) error {
 
 func dropTables() error {
 	for _, family := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6, unix.NFPROTO_INET} {
-		for _, name := range []string{"nat", masqTable, portTable} {
+		for _, name := range []string{tableNAT, tableFilter, masqTable, portTable} {
 			t, err := openNFTTable(family, name)
 			if err != nil {
 				return err
@@ -208,6 +220,9 @@ func noRulesOfPods(t *testing.T) error {
 		if strings.Contains(line, "pod") {
 			t.Errorf("left: %s", line)
 		}
+	}
+	if n := countRules(t, chainForward); n > 1 {
+		t.Errorf("left: %d rules", n)
 	}
 	return err
 }

@@ -89,24 +89,26 @@ func portmapAdd(c *call) error {
 type xtPorts struct{ *Plugins }
 
 func (p xtPorts) usable(v6 bool) error {
-	if err := p.iptablesDiffers(v6); err != nil {
+	if err := p.iptablesDiffers(tableNAT, v6); err != nil {
 		return fmt.Errorf("%w: %w", ErrProgram, err)
 	}
 	return nil
 }
 
 func (xtPorts) forward(conf *portmapConf, id string, pod netip.Prefix) error {
-	t, err := openNAT(pod.Addr().Is6())
-	if err != nil {
-		return err
+	if err := changeXT(tableNAT, pod.Addr().Is6(), func(t *xtTable) error { return addPortChains(t, conf, id, pod) }); err != nil {
+		return fmt.Errorf("unable to setup DNAT: %v", err)
 	}
-	defer t.close()
+	return nil
+}
+
+func addPortChains(t *xtTable, conf *portmapConf, id string, pod netip.Prefix) error {
 	if conf.snat() {
 		if err := ensureMasquerading(t, 1<<conf.markBit()); err != nil {
 			return err
 		}
 	}
-	if _, err := t.ensureChain(chainDNAT); err != nil {
+	if err := t.ensureChain(chainDNAT); err != nil {
 		return err
 	}
 	for _, from := range []string{"PREROUTING", "OUTPUT"} {
@@ -115,7 +117,7 @@ func (xtPorts) forward(conf *portmapConf, id string, pod netip.Prefix) error {
 		}
 	}
 	chain, rules, entries := portRules(conf, id, pod)
-	if _, err := t.ensureChain(chain); err != nil {
+	if err := t.ensureChain(chain); err != nil {
 		return err
 	}
 	for _, r := range rules {
@@ -128,9 +130,6 @@ func (xtPorts) forward(conf *portmapConf, id string, pod netip.Prefix) error {
 		if err := t.ensureRule(chainDNAT, false, r); err != nil {
 			return err
 		}
-	}
-	if err := t.apply(); err != nil {
-		return fmt.Errorf("unable to setup DNAT: %v", err)
 	}
 	return nil
 }
@@ -264,16 +263,11 @@ func (p xtPorts) unforward(conf *portmapConf, id string) error {
 }
 
 func removePortChains(v6 bool, network, id string) error {
-	t, err := openNAT(v6)
-	if err != nil {
-		return err
-	}
-	defer t.close()
 	chains := map[string]string{}
 	for prefix, from := range map[string]string{"DN-": chainDNAT, "SN-": chainOldSNAT} {
 		chains[utils.MustFormatChainNameWithPrefix(network, id, prefix)] = from
 	}
-	if err := t.removeChains(chains); err != nil {
+	if err := changeXT(tableNAT, v6, func(t *xtTable) error { return t.removeChains(chains) }); err != nil {
 		return fmt.Errorf("could not teardown dnat: %v", err)
 	}
 	return nil
@@ -316,7 +310,7 @@ func (xtPorts) check(conf *portmapConf, id string, pod netip.Prefix) error {
 }
 
 func checkPortChains(conf *portmapConf, id string, pod netip.Prefix) error {
-	t, err := openNAT(pod.Addr().Is6())
+	t, err := openXT(tableNAT, pod.Addr().Is6())
 	if err != nil {
 		return err
 	}

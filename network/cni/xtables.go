@@ -2,34 +2,33 @@ package cni
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// xtRule is a rule of iptables' table nat, of the kinds that the plugins here make. Its two forms are what iptables is told
-// and what it makes of that in nf_tables.
+// xtRule is a rule of iptables, of the kinds that the plugins here make. Its two forms are what iptables is told and what it
+// makes of that in nf_tables.
 type xtRule struct {
-	src, dst netip.Prefix
-	notDst   bool
-	proto    string // tcp or udp
-	comment  string
-	dports   []uint16 // any of them
-	dport    uint16
-	toLocal  bool // to an address of the node
-	mark     uint32
-	target   xtTo
+	in, out     string // interfaces
+	notOut      bool
+	src, dst    netip.Prefix
+	notDst      bool
+	proto       string // tcp or udp
+	comment     string
+	dports      []uint16 // any of them
+	dport       uint16
+	toLocal     bool // to an address of the node
+	established bool // of a connection, or belonging to one
+	mark        uint32
+	target      xtTo
 }
 
 // xtTo is what becomes of a packet; one of these.
 type xtTo struct {
-	chain      string // another chain, or ACCEPT
+	chain      string // another chain, or ACCEPT, DROP, RETURN
 	masquerade bool
 	mark       uint32 // is set
 	dnat       netip.AddrPort
@@ -43,6 +42,15 @@ const (
 // args are what iptables is told.
 func (r xtRule) args() []string {
 	var a []string
+	if r.in != "" {
+		a = append(a, "-i", r.in)
+	}
+	if r.notOut {
+		a = append(a, "!")
+	}
+	if r.out != "" {
+		a = append(a, "-o", r.out)
+	}
 	if r.comment != "" {
 		a = append(a, "-m", "comment", "--comment", r.comment)
 	}
@@ -63,6 +71,9 @@ func (r xtRule) args() []string {
 	}
 	if r.toLocal {
 		a = append(a, "-m", "addrtype", "--dst-type", "LOCAL")
+	}
+	if r.established {
+		a = append(a, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 	}
 	if r.mark != 0 {
 		a = append(a, "-m", "mark", "--mark", bits(r.mark))
@@ -108,6 +119,12 @@ func joinPorts(ports []uint16) string {
 // exprs are what iptables makes of a rule in nf_tables.
 func (r xtRule) exprs(v6 bool) nftExprs {
 	var e nftExprs
+	if r.in != "" {
+		e = append(e, meta(unix.NFT_META_IIFNAME), cmp(false, str(r.in)))
+	}
+	if r.out != "" {
+		e = append(e, meta(unix.NFT_META_OIFNAME), cmp(r.notOut, str(r.out)))
+	}
 	if r.proto != "" {
 		e = append(e, ofProtocol(r.proto)...)
 	}
@@ -127,6 +144,9 @@ func (r xtRule) exprs(v6 bool) nftExprs {
 	if r.toLocal {
 		const local, flags = 1 << unix.RTN_LOCAL, 0 // XT_ADDRTYPE_LOCAL; in struct xt_addrtype_info_v1
 		e = append(e, xtMatch("addrtype", 1, ne32(ne16(nil, 0, local), flags)))
+	}
+	if r.established {
+		e = append(e, xtMatch("conntrack", 3, conntrackState()))
 	}
 	if r.mark != 0 {
 		e = append(e, meta(unix.NFT_META_MARK), mask(ne32(nil, r.mark)), cmp(false, ne32(nil, r.mark)))
@@ -194,6 +214,17 @@ func address(p netip.Prefix, not bool, place addressPlace) nftExprs {
 	return nftExprs{payload(unix.NFT_PAYLOAD_NETWORK_HEADER, place.at, place.size), mask(bits), cmp(not, value)}
 }
 
+// conntrackState is struct xt_conntrack_mtinfo3 for what is of a connection that has been answered, or is related to one.
+func conntrackState() []byte {
+	const (
+		before, size       = 146, 164       // bytes: what may be compared else, and all
+		state              = 1              // XT_CONNTRACK_STATE
+		established, other = 1 << 1, 1 << 2 // XT_CONNTRACK_STATE_BIT of IP_CT_ESTABLISHED and of IP_CT_RELATED
+	)
+	info := ne16(make([]byte, before, size), state, 0, established|other)
+	return info[:size]
+}
+
 // multiport is struct xt_multiport_v1.
 func multiport(ports []uint16) []byte {
 	const destination = 1 // XT_MULTIPORT_DESTINATION
@@ -216,6 +247,10 @@ func (t xtTo) expr(v6 bool) nftExprs {
 		return nftExprs{xtTarget("DNAT", 2, natRange(t.dnat))}
 	case t.chain == "ACCEPT":
 		return nftExprs{accept()}
+	case t.chain == "DROP":
+		return nftExprs{drop()}
+	case t.chain == "RETURN":
+		return nftExprs{ret()}
 	}
 	return nftExprs{jump(t.chain)}
 }
@@ -236,116 +271,4 @@ func natRange(to netip.AddrPort) []byte {
 // compat tells the kernel the protocol that extensions ask for.
 func (r xtRule) compat() []byte {
 	return attr(unix.NFTA_RULE_COMPAT, attr(unix.NFTA_RULE_COMPAT_PROTO, be32(uint32(protocol(r.proto)))), attr(unix.NFTA_RULE_COMPAT_FLAGS, be32(0)))
-}
-
-// xtTable is iptables' table nat of a family.
-type xtTable struct {
-	nftTable
-	v6   bool
-	seen map[string]bool       // chains that are known to be there
-	made map[string]bool       // of these, those that are being made
-	has  map[string][]nftExprs // rules that are being added
-}
-
-// openNAT opens table nat of the IPv4 or IPv6 family.
-func openNAT(v6 bool) (*xtTable, error) {
-	t, err := openNFTTable(nfproto(v6), "nat")
-	if err != nil {
-		return nil, err
-	}
-	return &xtTable{nftTable: *t, v6: v6, seen: map[string]bool{}, made: map[string]bool{}, has: map[string][]nftExprs{}}, nil
-}
-
-// natBase are the chains of the table that the kernel comes to.
-var natBase = map[string]nftBase{
-	"PREROUTING":  {"nat", unix.NF_INET_PRE_ROUTING, -100},
-	"OUTPUT":      {"nat", unix.NF_INET_LOCAL_OUT, -100},
-	"POSTROUTING": {"nat", unix.NF_INET_POST_ROUTING, 100},
-}
-
-// ensureChain makes a chain, and with it the table, unless it is there. It says whether it makes it.
-func (t *xtTable) ensureChain(name string) (made bool, err error) {
-	if t.seen[name] {
-		return false, nil
-	}
-	there, err := t.hasChain(name)
-	if err != nil {
-		return false, err
-	}
-	t.seen[name] = true
-	if there {
-		return false, nil
-	}
-	if len(t.changes) == 0 {
-		t.add()
-	}
-	var base *nftBase
-	if b, ok := natBase[name]; ok {
-		base = &b
-	}
-	t.addChain(name, base)
-	t.made[name] = true
-	return true, nil
-}
-
-// ensureRule adds a rule to a chain, which is made where it is missing, unless it has it.
-func (t *xtTable) ensureRule(chain string, first bool, r xtRule) error {
-	if _, err := t.ensureChain(chain); err != nil {
-		return err
-	}
-	exprs := r.exprs(t.v6)
-	there, err := t.contains(chain, exprs)
-	if err != nil || there {
-		return err
-	}
-	t.addRule(chain, first, exprs, r.compat())
-	t.has[chain] = append(t.has[chain], exprs)
-	if to := r.target.chain; t.made[to] {
-		t.tell(chain, jumpTo(to))
-	}
-	return nil
-}
-
-// contains says whether a chain has a rule, or will have it.
-func (t *xtTable) contains(chain string, exprs nftExprs) (bool, error) {
-	if slices.ContainsFunc(t.has[chain], exprs.equal) {
-		return true, nil
-	}
-	if t.made[chain] || slices.ContainsFunc(slices.Collect(maps.Keys(t.made)), exprs.jumpsTo) {
-		return false, nil // nothing is in a chain that is not there yet, and nothing leads there
-	}
-	rules, err := t.find(chain, sameRule(exprs), func(r nftRule) bool { return r.exprs.equal(exprs) })
-	return len(rules) > 0, err
-}
-
-// removeChains deletes chains, those that are there, with the rules of another chain that lead to each.
-func (t *xtTable) removeChains(from map[string]string) error {
-	for _, find := range []finder{t.find, t.list} {
-		for name, other := range from {
-			if err := t.removeChain(name, other, find); err != nil {
-				return err
-			}
-		}
-		if err := t.apply(); !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOENT) {
-			return err
-		}
-		// More rules lead there than are remembered, or some have gone meanwhile.
-	}
-	return fmt.Errorf("chains %q are changed by others: %w", slices.Sorted(maps.Keys(from)), unix.EBUSY)
-}
-
-func (t *xtTable) removeChain(name, from string, find finder) error {
-	if there, err := t.hasChain(name); err != nil || !there {
-		return err
-	}
-	rules, err := find(from, jumpTo(name), func(r nftRule) bool { return r.exprs.jumpsTo(name) })
-	if err != nil {
-		return err
-	}
-	for _, r := range rules {
-		t.deleteRule(from, r.handle)
-	}
-	t.forget(from, jumpTo(name))
-	t.deleteChain(name)
-	return nil
 }

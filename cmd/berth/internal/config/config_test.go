@@ -122,7 +122,7 @@ func TestErrorsNameFileLineFieldAndValue(t *testing.T) {
 		"cniBin: [1]\n":                  `c.yaml:1: cniBin: "1" is not an absolute path`,
 		"shim: {a: b}\n":                 `c.yaml:1: shim: a mapping cannot be a string`,
 		"cniBin: []\n":                   `c.yaml:1: cniBin: must not be empty`,
-		"cniExec: [bridge, calico]\n":    `c.yaml:1: cniExec: "calico" is none of all, bandwidth, bridge, host-local, loopback, portmap, ptp, static, tuning`,
+		"cniExec: [bridge, calico]\n":    `c.yaml:1: cniExec: "calico" is none of all, bandwidth, bridge, firewall, host-local, loopback, portmap, ptp, static, tuning`,
 		"cdiSpecDirs: [/a, b]\n":         `c.yaml:1: cdiSpecDirs: "b" is not an absolute path`,
 		"cniBin: [/a, b]\n":              `c.yaml:1: cniBin: "b" is not an absolute path`,
 		"root: /x\nrun: /x\n":            `c.yaml:2: run: "/x": must be neither inside nor around root "/x"`,
