@@ -31,7 +31,7 @@ func tableName(cacheDir string) string {
 // portsByTable says whether the default network has its host ports from the table: not where the kernel does not take it, nor
 // where the node's operator has decided about the plugin portmap.
 func (m *Manager) portsByTable() bool {
-	file, _ := findProgram("portmap", m.opts.BinDirs) //nolint:errcheck // none is needed
+	file, _ := findProgram("portmap", m.opts.BinDirs) // none is needed
 	if !m.plugins.answers("portmap", file) {
 		return false
 	}

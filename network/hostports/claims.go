@@ -49,7 +49,7 @@ type Pod struct {
 	Ports []Port
 }
 
-// at says whether a port is at all addresses of a family.
+// all says whether a port is at all addresses of a family.
 func (p Port) all() bool { return !p.At.IsValid() || p.At.IsUnspecified() }
 
 // of says whether a port is at an address of a family.

@@ -157,26 +157,42 @@ func (t *Table) Check() error {
 	if !t.adopted || len(t.want) == 0 {
 		return nil
 	}
-	have, err := t.stored()
-	if err != nil {
+	now, err := t.compare()
+	if err == nil && now.differs() {
+		now, err = t.compare() // what is read while others change their tables may be in pieces, and is not told from a whole
+	}
+	if err != nil || !now.differs() {
 		return err
 	}
-	now, err := t.listRules()
-	if err != nil {
-		return err
-	}
-	del, add := diff(have, elementsOf(t.want))
-	same := maps.EqualFunc(now, t.rules, slices.Equal)
-	if same && len(del)+len(add) == 0 {
-		return nil
-	}
+	unknown := t.rules == nil // an earlier try has failed
 	if err := t.make(elementsOf(t.want)); err != nil {
 		return err
 	}
-	t.forget(del, add)
-	t.log.Warn("host ports of pods were changed by somebody else, and are as they should be again",
-		"table", "inet "+t.name, "missing", len(add), "strange", len(del), "rulesChanged", !same)
+	t.forget(now.strange, now.missing)
+	if !unknown {
+		t.log.Warn("host ports of pods were changed by somebody else, and are as they should be again",
+			"table", "inet "+t.name, "missing", len(now.missing), "strange", len(now.strange), "rulesChanged", now.rules)
+	}
 	return nil
+}
+
+// difference is what the kernel has otherwise than it should be.
+type difference struct {
+	strange, missing []entry
+	rules            bool // these, too
+}
+
+func (d difference) differs() bool { return d.rules || len(d.strange)+len(d.missing) > 0 }
+
+func (t *Table) compare() (d difference, err error) {
+	have, err := t.stored()
+	if err != nil {
+		return d, err
+	}
+	now, err := t.listRules()
+	d.strange, d.missing = diff(have, elementsOf(t.want))
+	d.rules = !maps.EqualFunc(now, t.rules, slices.Equal)
+	return d, err
 }
 
 // table is the table for the library.

@@ -40,6 +40,7 @@ func (t *Table) Watch(stop <-chan struct{}) {
 	defer poll.Stop()
 	var last time.Time
 	var due <-chan time.Time
+	said := ""
 	for {
 		select {
 		case <-stop:
@@ -53,9 +54,13 @@ func (t *Table) Watch(stop <-chan struct{}) {
 		case <-poll.C:
 		}
 		due, last = nil, time.Now()
+		now := ""
 		if err := t.Check(); err != nil {
-			t.log.Warn("host ports of pods cannot be checked", "error", err)
+			if now = err.Error(); now != said {
+				t.log.Warn("host ports of pods cannot be checked", "error", err)
+			}
 		}
+		said = now
 	}
 }
 
