@@ -146,6 +146,7 @@ func (m *Manager) Close() error {
 	m.endStatus()
 	m.stopped.Wait()
 	m.plugins.inProcess.Close()
+	m.table.Close()
 	return nil
 }
 

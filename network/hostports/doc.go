@@ -14,7 +14,7 @@
 //   - whatever others do to the table is undone as soon as the kernel tells, or within ten seconds. Nothing of theirs is touched;
 //   - without a port there is no table.
 //
-// The network namespace is that of the calling thread.
+// The network namespace is that of the thread that calls first.
 //
 //	claims.Take(pod) // before anything is made
 //	...

@@ -23,9 +23,11 @@ type Table struct {
 	log  *slog.Logger
 
 	mu      sync.Mutex
-	adopted bool     // it is known what the table must have
-	want    []Target // in the order in which they came
-	rules   handles  // of the table as it was made; nil: it was not made yet, or is not there
+	adopted bool           // it is known what the table must have
+	want    []Target       // in the order in which they came
+	rules   handles        // of the table as it was made; nil: it was not made yet, or is not there
+	conn    *nftables.Conn // nil: none is open
+	sock    *netlink.Conn  // of conn
 }
 
 // handles are the numbers that the kernel has given the rules of each chain.
@@ -43,7 +45,9 @@ func Supported() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
-		return New("probe", slog.New(slog.DiscardHandler)).build(elements{
+		probe := New("probe", slog.New(slog.DiscardHandler))
+		defer probe.close()
+		return probe.build(elements{
 			{links, ifname("lo")}:                         {},
 			{ports4, concat([]byte{byte(TCP)}, be16(80))}: {value: concat([]byte{192, 0, 2, 1}, be16(80))},
 		})
@@ -206,20 +210,50 @@ const patience = 20 * time.Second
 // largest bounds a transaction: some 200 bytes for each of all ports there are.
 const largest = 32 << 20
 
-// do opens a connection for f. Without nf_tables the kernel does not answer a transaction as often as the library waits for:
-// so it is asked for something first, and there is an end to waiting.
+// do has f use the connection, which is kept: to close one takes the kernel as long as to free what was deleted, and that is
+// milliseconds. Without nf_tables the kernel does not answer a transaction as often as the library waits for: so it is asked
+// for something first, and there is an end to waiting.
 func (t *Table) do(f func(c *nftables.Conn) error) error {
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		return errors.Join(c.SetDeadline(time.Now().Add(patience)), c.SetWriteBuffer(largest))
-	}))
-	if err != nil {
-		return fmt.Errorf("netfilter: %w", err)
+	err := t.open()
+	if err == nil {
+		err = t.sock.SetDeadline(time.Now().Add(patience))
 	}
-	defer c.CloseLasting() //nolint:errcheck // nothing to lose
-	if err := f(c); err != nil {
+	if err == nil {
+		err = f(t.conn)
+	}
+	if err != nil {
+		t.close() // there may be answers that nobody has read
 		return fmt.Errorf("table inet %s: %w", t.name, err)
 	}
 	return nil
+}
+
+func (t *Table) open() error {
+	if t.conn != nil {
+		return nil
+	}
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		t.sock = c
+		return c.SetWriteBuffer(largest)
+	}))
+	if err == nil {
+		t.conn = conn
+	}
+	return err
+}
+
+func (t *Table) close() {
+	if t.conn != nil {
+		_ = t.conn.CloseLasting() // nothing to lose
+		t.conn, t.sock = nil, nil
+	}
+}
+
+// Close closes the connection; the next call opens it again.
+func (t *Table) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.close()
 }
 
 func (t *Table) exists(c *nftables.Conn) (bool, error) {
