@@ -97,24 +97,19 @@ func (cp *ControlPlane) files() error {
 	for name, text := range map[string]string{
 		"sa.key":     string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})),
 		"tokens.csv": cp.token + ",admin,admin,system:masters\n",
-		"kubeconfig": cp.KubeconfigFor(cp.token),
+		"kubeconfig": fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: lab, cluster: {server: %q, insecure-skip-tls-verify: true}}]
+users: [{name: admin, user: {token: %q}}]
+contexts: [{name: lab, context: {cluster: lab, user: admin}}]
+current-context: lab
+`, cp.url(""), cp.token),
 	} {
 		if err := os.WriteFile(filepath.Join(cp.Dir, name), []byte(text), 0o600); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// KubeconfigFor is the text of a kubeconfig with that token.
-func (cp *ControlPlane) KubeconfigFor(token string) string {
-	return fmt.Sprintf(`apiVersion: v1
-kind: Config
-clusters: [{name: lab, cluster: {server: %q, insecure-skip-tls-verify: true}}]
-users: [{name: user, user: {token: %q}}]
-contexts: [{name: lab, context: {cluster: lab, user: user}}]
-current-context: lab
-`, cp.url(""), token)
 }
 
 func (cp *ControlPlane) url(path string) string { return "https://" + cp.address + ":6443" + path }
