@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// The reference plugins, on a bridge in a namespace that plays the host: bridge, host-local and portmap.
+// The reference plugins, on a bridge in a namespace that plays the host: bridge, host-local, portmap and firewall.
 func TestReferencePlugins(t *testing.T) {
 	needRoot(t)
 	for name, exec := range map[string][]string{"in process": nil, "programs": {ExecAll}, "programs for addresses": {"host-local"}} {
@@ -27,7 +27,7 @@ func testReferencePlugins(t *testing.T, exec []string) {
 	n.write(n.conf+"/10-bt.conflist", fmt.Sprintf(`{"cniVersion":"1.0.0","name":"bt-net","plugins":[
 {"type":"bridge","bridge":"bt-br0","isGateway":true,"ipMasq":true,"hairpinMode":true,
  "ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.90.7.0/24"}],[{"subnet":"fd00:90:7::/64"}]],"routes":[{"dst":"0.0.0.0/0"}]}},
-{"type":"portmap","capabilities":{"portMappings":true}}]}`, data))
+{"type":"portmap","capabilities":{"portMappings":true}},{"type":"firewall","ingressPolicy":"same-bridge"}]}`, data))
 	m := n.open()
 	if err := m.Ready(); err != nil {
 		t.Fatal(err)
