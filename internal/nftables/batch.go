@@ -18,8 +18,11 @@ type Batch struct {
 	glue []bool   // whether one has to be in the transaction of the next
 }
 
-// batchOverhead are the messages around a batch.
-const batchOverhead = 2 * (unix.SizeofNlMsghdr + 4)
+// headerSize is that of a message without attributes; batchOverhead are the two around a batch.
+const (
+	headerSize    = unix.SizeofNlMsghdr + 4
+	batchOverhead = 2 * headerSize
+)
 
 // Begin opens a message of NFT_MSG_*; what is the object that it is about, for errors.
 func (b *Batch) Begin(kind, flags uint16, family byte, what string) {
@@ -66,7 +69,7 @@ func (b *Batch) group(i int) int {
 
 func (b *Batch) start(i int) int {
 	if i == 0 {
-		return unix.SizeofNlMsghdr + 4 // behind the begin
+		return headerSize // behind the begin
 	}
 	return b.ends[i-1]
 }
@@ -91,7 +94,7 @@ func (b *Batch) Empty() bool { return len(b.ends) == 0 }
 func (b *Batch) Messages() int { return len(b.ends) }
 
 // Size is how many bytes will be sent, as far as it is built.
-func (b *Batch) Size() int { return b.Len() + batchOverhead }
+func (b *Batch) Size() int { return max(b.Len(), headerSize) + headerSize }
 
 // Clear takes all messages out.
 func (b *Batch) Clear() {

@@ -99,8 +99,15 @@ func (c *Conn) SetSendBuffer(size int) error {
 	return c.readLimit()
 }
 
-// Close closes the connection.
-func (c *Conn) Close() error { return unix.Close(c.fd) }
+// Close closes the connection. Closing it again is an error, and closes nothing: the number may be another file's by then.
+func (c *Conn) Close() error {
+	if c.fd < 0 {
+		return os.ErrClosed
+	}
+	fd := c.fd
+	c.fd = -1
+	return os.NewSyscallError("close", unix.Close(fd))
+}
 
 // Port is the address of the socket, which notifications of its changes carry.
 func (c *Conn) Port() uint32 { return c.port }

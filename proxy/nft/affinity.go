@@ -34,10 +34,10 @@ func losesClients(c model.Change) bool {
 // clients, and is for changes of Services with session affinity alone. Packets that were sent to such an endpoint by the
 // former rules and were not remembered yet are waited for.
 func (p *Programmer) purge() error {
-	if len(p.params[model.IPv4].timeouts)+len(p.params[model.IPv6].timeouts) == 0 {
-		return nil
+	// Also without any such Service there may be clients of former ones, which would come back with them.
+	if len(p.params[model.IPv4].timeouts)+len(p.params[model.IPv6].timeouts) > 0 {
+		waitForPackets()
 	}
-	waitForPackets()
 	allowed := p.allowed()
 	var err error
 	for range attempts {

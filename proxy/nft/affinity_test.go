@@ -60,6 +60,34 @@ func TestSessionAffinity(t *testing.T) {
 	})
 }
 
+// Who was remembered before a Service lost its session affinity, or while the proxy was away, is not when it has it again.
+func TestSessionAffinityDoesNotComeBack(t *testing.T) {
+	eachFamily(t, 2, func(t *testing.T, l *lab, f family) {
+		front := f.loadBalancer(80)
+		one := serviceOf("web", sticky(time.Hour, portOf(model.TCP, f.pods(1), front)))
+		plain := serviceOf("web", portOf(model.TCP, f.pods(2), front))
+		two := serviceOf("web", sticky(time.Hour, portOf(model.TCP, f.pods(2), front)))
+		for _, restart := range []bool{false, true} {
+			l.sync(newState(one))
+			if a := l.client.ask(f.tcp, at(f.loadIP, 80)); !strings.HasPrefix(a, "pod1 ") {
+				t.Fatal(a)
+			}
+			s := newState(plain)
+			if restart {
+				l.p.Close()
+				l.p = l.node.program(Options{})
+			}
+			l.sync(s)
+			l.apply(s, plain, two)
+			for range 3 {
+				if a := l.client.ask(f.tcp, at(f.loadIP, 80)); !strings.HasPrefix(a, "pod2 ") {
+					t.Errorf("%q", a)
+				}
+			}
+		}
+	})
+}
+
 // The timeout begins anew with each connection, and a client is free when it is over.
 func TestSessionAffinityEnds(t *testing.T) {
 	eachFamily(t, 2, func(t *testing.T, l *lab, f family) {

@@ -70,3 +70,17 @@ func BenchmarkChange(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkManyEndpoints is the first load of 5,000 Services of 50 endpoints each (kubernetes#135639), and a Service whose
+// endpoints are all others.
+func BenchmarkManyEndpoints(b *testing.B) {
+	s := crowd(5000, 50)
+	for range b.N {
+		b.StopTimer()
+		p := newSpace(b, "node").program(Options{})
+		b.StartTimer()
+		if _, err := p.Sync(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -102,13 +102,17 @@ func (e *elements) service(s *model.Service) {
 		}
 		e.add(f, clusterIPs, a.AsSlice())
 	}
+	var first [model.Families]int // of the Service's own
+	for f := range first {
+		first[f] = len(e.all[f][affinityTimeouts])
+	}
 	for i := range s.Ports {
 		p := &s.Ports[i]
 		name := frontendName(s, p)
 		for j := range p.Frontends {
 			e.frontend(s, p, &p.Frontends[j], name)
 		}
-		e.affinityTimeouts(s, p)
+		e.affinityTimeouts(s, p, &first)
 	}
 }
 
@@ -187,7 +191,7 @@ func (e *elements) spread(f model.Family, in setsOf, to []byte, offset uint32, l
 }
 
 // affinityTimeouts says how long the clients of a Port are remembered.
-func (e *elements) affinityTimeouts(s *model.Service, p *model.Port) {
+func (e *elements) affinityTimeouts(s *model.Service, p *model.Port, first *[model.Families]int) {
 	if p.Affinity <= 0 {
 		return
 	}
@@ -200,8 +204,10 @@ func (e *elements) affinityTimeouts(s *model.Service, p *model.Port) {
 		used[model.Cluster] = used[model.Cluster] || f.ShortCircuit
 	}
 	for policy, is := range used {
-		if is {
-			e.add(p.Family, affinityTimeouts, native32(e.groups.of(s, p, model.Policy(policy))), native32(seconds(p.Affinity)))
+		group := e.groups.of(s, p, model.Policy(policy))
+		// Two Ports of one name share a group.
+		if is && !slices.ContainsFunc(e.all[p.Family][affinityTimeouts][first[p.Family]:], func(el elem) bool { return nativeOf(el.key.content()) == group }) {
+			e.add(p.Family, affinityTimeouts, native32(group), native32(seconds(p.Affinity)))
 		}
 	}
 }

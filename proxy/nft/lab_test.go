@@ -46,6 +46,8 @@ func newLab(t testing.TB, pods int) *lab {
 	l := &lab{t: t, node: newSpace(t, "node"), client: newSpace(t, "client")}
 	l.node.sysctl("net/ipv4/ip_forward", "1")
 	l.node.sysctl("net/ipv6/conf/all/forwarding", "1")
+	l.node.sysctl("net/ipv4/icmp_ratelimit", "0") // as many errors as there are rejections
+	l.node.sysctl("net/ipv6/icmp/ratelimit", "0")
 	l.node.link("lo")
 	l.wire(l.client, "out0", nodeIP4+"/24", clientIP4+"/24", nodeIP6+"/64", clientIP6+"/64")
 	for n := 1; n <= pods; n++ {

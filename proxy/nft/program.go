@@ -97,7 +97,7 @@ func (p *Programmer) Sync(s State) (Report, error) {
 	for svc := range s.Services() {
 		p.services[svc.Name] = svc
 	}
-	p.globals = *s.Globals()
+	p.globals, p.groups = *s.Globals(), newGroups()
 	p.hairpins = map[model.Hairpin]struct{}{}
 	for _, h := range s.Hairpins() {
 		p.hairpins[h] = struct{}{}

@@ -98,28 +98,26 @@ func TestChangesLoseNoConnection(t *testing.T) {
 		s := newState(services[0])
 		l.sync(s)
 		open := l.connections(l.pods[2], f.tcp, at(f.cluster, 80), 10)
-		stop := make(chan struct{})
-		asked := make(chan int)
+		const enough = 1000
+		asked := make(chan struct{})
 		go func() {
-			n := 0
-			for ; ; n++ {
-				select {
-				case <-stop:
-					asked <- n
-					return
-				default:
-				}
+			defer close(asked)
+			for i := range enough {
 				if a := l.pods[2].ask(f.tcp, at(f.cluster, 80)); !strings.HasPrefix(a, "pod") {
-					t.Errorf("connection %d: %q", n, a)
+					t.Errorf("connection %d: %q", i, a)
 				}
 			}
 		}()
-		for i := range 300 {
+		for i := 0; ; i++ {
 			l.apply(s, services[i%len(services)], services[(i+1)%len(services)])
+			select {
+			case <-asked:
+				t.Logf("%d connections during %d changes", enough, i)
+				l.alive(open)
+				return
+			default:
+			}
 		}
-		close(stop)
-		t.Logf("%d connections during 300 changes", <-asked)
-		l.alive(open)
 	})
 }
 

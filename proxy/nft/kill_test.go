@@ -1,0 +1,118 @@
+package nft
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/berth-run/berth/proxy/model"
+)
+
+// childEnv has the test program be a proxy that is killed: it programs a crowd of Services and one that changes all the time.
+const childEnv = "BERTH_NFT_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		if err := child(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func child() error {
+	p, err := Open(Options{})
+	if err != nil {
+		return err
+	}
+	shape := func() *model.Service {
+		var backends []string
+		for range 1 + rand.IntN(30) {
+			backends = append(backends, pod4(1+rand.IntN(2)))
+		}
+		port := portOf(model.TCP, backends, families[0].loadBalancer(80), families[0].nodePort(30080))
+		if rand.IntN(3) == 0 {
+			port.Affinity = time.Hour
+		}
+		return serviceOf("web", port)
+	}
+	now := shape()
+	s := crowd(500+rand.IntN(500), 1+rand.IntN(3))
+	s.services = append(s.services, now)
+	if _, err := p.Sync(s); err != nil {
+		return err
+	}
+	for {
+		next := shape()
+		if _, err := p.Apply(s.delta(now, next)); err != nil {
+			return err
+		}
+		now = next
+	}
+}
+
+// Fifty times the proxy is killed at a random moment, of a load or of changes, and started again: no connection that is
+// open breaks, and no new one fails.
+func TestKillsLoseNoConnection(t *testing.T) {
+	l := newLab(t, 2)
+	f := families[0]
+	start := func() *exec.Cmd {
+		c := exec.Command("/proc/self/exe")
+		c.Env = append(os.Environ(), childEnv+"=1")
+		var out strings.Builder
+		c.Stdout, c.Stderr = &out, &out
+		if err := l.node.do(c.Start); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c := start()
+	for began := time.Now(); ; { // until it has programmed the first time
+		if a := l.client.askFor(quiet, f.tcp, at(f.node, 30080)); strings.HasPrefix(a, "pod") {
+			break
+		}
+		if time.Since(began) > time.Minute {
+			t.Fatal("nothing is programmed")
+		}
+	}
+	open := l.connections(l.client, f.tcp, at(f.loadIP, 80), 100)
+	var stop atomic.Bool
+	asked := make(chan int)
+	go func() {
+		n := 0
+		for ; !stop.Load(); n++ {
+			if a := l.client.ask(f.tcp, at(f.node, 30080)); !strings.HasPrefix(a, "pod") {
+				t.Errorf("connection %d: %q", n, a)
+			}
+		}
+		asked <- n
+	}()
+	for range 50 {
+		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
+		if err := c.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Errorf("it has ended by itself: %v %v", err, c.Stdout)
+		}
+		c = start()
+	}
+	stop.Store(true)
+	t.Logf("%d connections during 50 kills", <-asked)
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	l.alive(open)
+	// And what is left is mended.
+	if _, err := l.p.Sync(newState(serviceOf("web", portOf(model.TCP, f.pods(1), f.loadBalancer(80))))); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := l.p.Verify(); err != nil || r != (Report{}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
