@@ -8,11 +8,13 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/network"
@@ -141,9 +143,21 @@ func (s ruleSet) equal(o ruleSet) bool {
 	return s.v6 == o.v6 && s.interval == o.interval && slices.Equal(s.keys, o.keys)
 }
 
+// patience is for an answer of the kernel, which may have to load modules.
+const patience = 20 * time.Second
+
+// largest bounds a transaction: some 200 bytes for each node and family, of more nodes than a cluster has.
+const largest = 32 << 20
+
+func openNFT() (*nftables.Conn, error) {
+	return nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetDeadline(time.Now().Add(patience)), c.SetWriteBuffer(largest))
+	}))
+}
+
 // apply makes the table anew, in one transaction, unless it is as it should be.
 func (r rules) apply() error {
-	conn, err := nftables.New()
+	conn, err := openNFT()
 	if err != nil {
 		return err
 	}
@@ -275,7 +289,7 @@ func findTable(conn *nftables.Conn) (*nftables.Table, error) {
 }
 
 func removeTable() error {
-	conn, err := nftables.New()
+	conn, err := openNFT()
 	if err != nil {
 		return err
 	}
@@ -292,7 +306,7 @@ func removeTable() error {
 
 // dropsForwarded are the chains, as FAMILY TABLE CHAIN, that drop what they have no rule for of what the node forwards.
 func dropsForwarded() ([]string, error) {
-	conn, err := nftables.New()
+	conn, err := openNFT()
 	if err != nil {
 		return nil, err
 	}
