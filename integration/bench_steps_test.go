@@ -73,9 +73,9 @@ func BenchmarkPodSteps(b *testing.B) {
 		start(fmt.Sprintf("idle-%d", i))
 	}
 	beside := measure("beside")
-	b.Logf("%-45s %9s %9s", "median, ms", "alone", fmt.Sprintf("+%d pods", crowd))
+	b.Logf("%-45s %19s %19s", "ms, median and fastest", "alone", fmt.Sprintf("beside %d pods", crowd))
 	for _, name := range slices.Sorted(maps.Keys(alone)) {
-		b.Logf("%-45s %9.2f %9.2f", name, alone.median(name), beside.median(name))
+		b.Logf("%-45s %9.2f %9.2f %9.2f %9.2f", name, alone.median(name), alone.fastest(name), beside.median(name), beside.fastest(name))
 	}
 	for _, call := range []string{"start", "stop", "remove"} {
 		b.ReportMetric(alone.median(call), "ms/"+call)
@@ -85,12 +85,17 @@ func BenchmarkPodSteps(b *testing.B) {
 }
 
 // median is in milliseconds.
-func (t times) median(name string) float64 {
+func (t times) median(name string) float64 { return t.nth(name, len(t[name])/2) }
+
+// fastest is in milliseconds; on a machine that others use it says more.
+func (t times) fastest(name string) float64 { return t.nth(name, 0) }
+
+func (t times) nth(name string, n int) float64 {
 	all := slices.Sorted(slices.Values(t[name]))
 	if len(all) == 0 {
 		return 0
 	}
-	return float64(all[len(all)/2].Microseconds()) / 1000
+	return float64(all[n].Microseconds()) / 1000
 }
 
 var stepEnds = regexp.MustCompile(`msg="(step ends|step is undone)" call=(\S+) step=(\S+) .*took=(\S+)`)
