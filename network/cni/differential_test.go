@@ -543,7 +543,7 @@ func compare(t *testing.T, ref, ours *world, s scenario) {
 		switch {
 		case st.do == "DEL" && want == "done":
 			ref.left[st.pod] = true
-		case st.do == "DEL" && strings.Contains(want, "CHAIN_DEL failed (Device or resource busy)") && got == "done":
+		case (st.do == "DEL" || st.do == "GC") && strings.Contains(want, "CHAIN_DEL failed (Device or resource busy)") && got == "done":
 			// The reference cannot undo masquerading for two addresses of a family: with those of the first it deletes the
 			// chain that the rule of the second jumps to. Nothing is the same from here on.
 			return
