@@ -54,7 +54,7 @@ func newPortsNode(t *testing.T, bare bool) *portsNode {
 	} else {
 		n.Node = newNode(t)
 	}
-	n.next = 24000 + 40*int32(n.Index)
+	n.next = 25000 + 40*int32(n.Index)
 	_, err := n.CRI.Pull(t.Context(), testimages.Busybox)
 	must(t, err)
 	ledger(t, n.Node)

@@ -2,7 +2,9 @@ package hostports
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 )
@@ -33,12 +35,21 @@ func (s staleFlows) forget(v6 bool) (err error) {
 	if s.node, err = nodeAddrs(); err != nil {
 		return err
 	}
-	family := netlink.InetFamily(netlink.FAMILY_V4)
-	if v6 {
-		family = netlink.FAMILY_V6
+	ports := map[uint16]bool{}
+	for _, flows := range []map[uint16][]flow{s.gone, s.come} {
+		for port := range flows {
+			ports[port] = true
+		}
 	}
-	_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, s)
-	return err
+	stale, err := connectionsOf(v6, slices.Sorted(maps.Keys(ports)), func(c connection) bool { return s.stale(c.port, c.to, c.with) })
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, c := range stale {
+		errs = append(errs, forgetConnection(v6, c))
+	}
+	return errors.Join(errs...)
 }
 
 // udpFlows are what entries of a family say of ports of UDP, by the ports.
@@ -56,16 +67,6 @@ func udpFlows(all []entry, v6 bool) map[uint16][]flow {
 type staleFlows struct {
 	gone, come map[uint16][]flow
 	node       map[netip.Addr]bool
-}
-
-// MatchConntrackFlow implements [netlink.CustomConntrackFilter].
-func (s staleFlows) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
-	if Protocol(c.Forward.Protocol) != UDP {
-		return false
-	}
-	to, _ := netip.AddrFromSlice(c.Forward.DstIP)
-	with, _ := netip.AddrFromSlice(c.Reverse.SrcIP)
-	return s.stale(c.Forward.DstPort, to.Unmap(), with.Unmap())
 }
 
 // stale says whether a connection is to be forgotten that goes to a port of an address, and leads to another.
