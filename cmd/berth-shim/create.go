@@ -10,6 +10,7 @@ import (
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
+	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
@@ -17,6 +18,14 @@ import (
 
 	"github.com/berth-run/berth/cri/shim"
 )
+
+// lookAhead does, while the helper is parked, what a creation would wait for: where not all controllers of cgroup v1 are
+// mounted, libcontainer looks for them among all mounts of the node, which are some for each pod, and remembers what it finds.
+func lookAhead() {
+	if !cgroups.IsCgroup2UnifiedMode() {
+		_, _ = cgroups.GetCgroupMounts(false) // an error is told by the creation
+	}
+}
 
 // create makes the container whose specification is in the request's bundle and returns the pid of its init, which waits
 // on its fifo. On an error nothing is left of it.

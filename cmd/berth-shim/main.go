@@ -50,6 +50,7 @@ func main() {
 		err = runShim(os.Args[2:])
 	case "create":
 		name("berth-create")
+		lookAhead()
 		err = shim.ServeHelper(3, create)
 	case "seccomp":
 		name("berth-seccomp")
