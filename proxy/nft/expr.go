@@ -365,13 +365,12 @@ func (b *rb) verdict(code int32, chain string) *rb {
 	})
 }
 
-func (b *rb) jump(chain string) *rb  { return b.verdict(unix.NFT_JUMP, chain) }
-func (b *rb) goTo(chain string) *rb  { return b.verdict(unix.NFT_GOTO, chain) }
-func (b *rb) returns() *rb           { return b.verdict(unix.NFT_RETURN, "") }
-func (b *rb) drop() *rb              { return b.verdict(0, "") }
-func native32(v uint32) []byte       { return binary.NativeEndian.AppendUint32(nil, v) }
-func isAnonymous(name string) bool   { return strings.HasPrefix(name, "__") }
-func (e expr) anonymousName() []byte { return append([]byte(anonymous), 0) }
+func (b *rb) jump(chain string) *rb { return b.verdict(unix.NFT_JUMP, chain) }
+func (b *rb) goTo(chain string) *rb { return b.verdict(unix.NFT_GOTO, chain) }
+func (b *rb) returns() *rb          { return b.verdict(unix.NFT_RETURN, "") }
+func (b *rb) drop() *rb             { return b.verdict(0, "") }
+func native32(v uint32) []byte      { return binary.NativeEndian.AppendUint32(nil, v) }
+func isAnonymous(name string) bool  { return strings.HasPrefix(name, "__") }
 
 // covers says whether what the kernel has is what was asked for: each attribute of want is in got, and in lists nothing
 // else. Newer kernels tell more attributes than are sent.

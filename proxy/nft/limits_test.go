@@ -108,3 +108,64 @@ func TestOverrunIsTold(t *testing.T) {
 		t.Error("nothing is seen afterwards")
 	}
 }
+
+// After each transaction of a load, of its change and of its end, whatever has a frontend has all that this leads to.
+func TestLoadsAreNeverHalfThere(t *testing.T) {
+	s := newSpace(t, "node")
+	p := s.program(Options{})
+	if _, err := p.Sync(newState()); err != nil {
+		t.Fatal(err)
+	}
+	transactions := 0
+	check := func() error {
+		if p.batch.Empty() {
+			return nil
+		}
+		if err := p.commit(); err != nil {
+			return err
+		}
+		transactions++
+		read := func(id setID) map[elemKey]elemValue {
+			all, err := readElements(p.conn, layers[0], Table, id, p.writer.sets[id], 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return all
+		}
+		there, numbers := read(endpoints), read(sizes)
+		for k := range read(frontends) {
+			first := elemKey{set: endpoints, size: k.size + 4, bytes: k.bytes}
+			if _, ok := there[first]; !ok {
+				return fmt.Errorf("after %d transactions %x has no endpoint", transactions, k.content())
+			}
+		}
+		for k := range numbers {
+			n := nativeOf(k.bytes[k.size-4:])
+			last := elemKey{set: endpoints, size: k.size, bytes: k.bytes}
+			copy(last.bytes[k.size-4:], native32(n-1))
+			if _, ok := there[last]; !ok && n <= exactSizes && transactions > 0 {
+				return fmt.Errorf("after %d transactions %x has fewer endpoints than numbers are drawn from", transactions, k.content())
+			}
+		}
+		return nil
+	}
+	var now elements
+	for _, next := range []*state{crowd(4000, 2), crowd(4000, 3), newState()} {
+		e := elements{groups: newGroups()}
+		for _, svc := range next.services {
+			e.service(svc)
+		}
+		old := map[elemKey]elemValue{}
+		now.each(func(el *elem) { old[el.key] = el.value })
+		var changes plan
+		changes.diffAll(old, &e)
+		before := transactions
+		if err := p.writer.parts(&changes, p.conn.Limit(), check); err != nil {
+			t.Fatal(err)
+		}
+		if transactions-before < 3 {
+			t.Errorf("%d transactions are no load", transactions-before)
+		}
+		now = e
+	}
+}

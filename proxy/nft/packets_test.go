@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/berth-run/berth/proxy/model"
 )
@@ -93,7 +94,7 @@ func TestClusterIP(t *testing.T) {
 				t.Errorf("%s: from the node: %q", network, a)
 			}
 			for range 6 { // a pod that reaches itself sees the node
-				if a := l.pods[0].ask(network, at(f.cluster, 80)); a == "pod1 "+f.podIP(1) || !strings.HasPrefix(a, "pod") {
+				if a := l.pods[0].askFor(2*time.Second, network, at(f.cluster, 80)); a == "pod1 "+f.podIP(1) || !strings.HasPrefix(a, "pod") {
 					t.Errorf("%s: hairpin: %q", network, a)
 				}
 			}

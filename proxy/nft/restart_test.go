@@ -136,6 +136,9 @@ func TestForeignChangesAreMended(t *testing.T) {
 		"add element ip berth-proxy rejected { 10.96.0.1 . tcp . 80 }",
 		"add element ip berth-proxy service-cidrs { 172.16.0.0/12 }",
 		"flush chain ip berth-proxy vip",
+		// As many rules, of the same expressions, with another set.
+		"flush chain ip berth-proxy cluster-ip-check; add rule ip berth-proxy cluster-ip-check ip daddr @cluster-ips goto refuse; " +
+			"add rule ip berth-proxy cluster-ip-check ip daddr @nodeport-addresses counter drop",
 		"insert rule ip berth-proxy services drop",
 		"add chain ip berth-proxy other; add rule ip berth-proxy filter-input jump other",
 		"add set ip berth-proxy mine { type ipv4_addr; }; add rule ip berth-proxy vip ip saddr @mine drop",
