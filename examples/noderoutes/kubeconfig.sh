@@ -1,5 +1,6 @@
 #!/bin/sh
-# Writes a kubeconfig for berth's node routes, once rbac.yaml is applied: kubeconfig.sh > /etc/berth/kubeconfig
+# Writes a kubeconfig for berth's node routes, once rbac.yaml is applied:
+#     (umask 077; kubeconfig.sh > /etc/berth/kubeconfig)
 set -eu
 server=$(kubectl config view --minify --output 'jsonpath={.clusters[0].cluster.server}')
 secret() { kubectl --namespace kube-system get secret berth-node-routes --output "jsonpath={.data.$1}"; }

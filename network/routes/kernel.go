@@ -228,7 +228,8 @@ func ourRoutes(family int) ([]netlink.Route, error) {
 	if err != nil {
 		return nil, fmt.Errorf("routes of the node: %w", err)
 	}
-	return routes, nil
+	// A kernel without IPv6 answers with what it has of IPv4.
+	return slices.DeleteFunc(routes, func(r netlink.Route) bool { return toPrefix(r.Dst).Addr().Is6() != (family == unix.AF_INET6) }), nil
 }
 
 // joinSorted has errors of a map's elements in one order, so that the same is not told as something new.

@@ -439,16 +439,19 @@ func TestWarnings(t *testing.T) {
 	h.command("nft", "add", "table", "ip", "filter")
 	h.command("nft", "add", "chain", "ip", "filter", "FORWARD", "{ type filter hook forward priority 0; policy drop; }")
 	h.command("nft", "add", "table", "inet", "fw")
+	h.command("nft", "add", "chain", "inet", "fw", "pass", "{ type filter hook forward priority 0; policy drop; }")
 	h.command("nft", "add", "chain", "inet", "fw", "in", "{ type filter hook input priority 0; policy drop; }")
 	h.command("ip", "link", "add", "berth-01234567", "type", "bridge")
 	all := look()
-	if len(all) != 3 {
+	if len(all) != 5 {
 		t.Fatalf("%q", all)
 	}
 	for i, want := range []string{
 		"net.ipv4.ip_forward is 0: nothing that pods send leaves the node; sysctl -w net.ipv4.ip_forward=1",
 		"net.ipv6.conf.all.forwarding is 0",
-		`nftables chain "ip filter FORWARD" drops what the node forwards, unless a rule of it accepts that; nft insert rule ip filter FORWARD ip saddr 10.1.0.0/24 accept`,
+		`nftables chain "inet fw pass" drops what the node forwards for pods 10.1.0.0/24, unless a rule of it accepts that; nft insert rule inet fw pass ip saddr 10.1.0.0/24 accept`,
+		`nftables chain "inet fw pass" drops what the node forwards for pods fd01::/64, unless a rule of it accepts that; nft insert rule inet fw pass ip6 saddr fd01::/64 accept`,
+		`nftables chain "ip filter FORWARD" drops what the node forwards for pods 10.1.0.0/24, unless a rule of it accepts that; nft insert rule ip filter FORWARD ip saddr 10.1.0.0/24 accept`,
 	} {
 		if !strings.HasPrefix(all[i], want) {
 			t.Errorf("%q, want %q", all[i], want)

@@ -73,7 +73,7 @@ func (p *Plan) rules() rules {
 		r.sets[set] = ranges(p.Others, v6)
 		pods.rules = append(pods.rules, rule{
 			fmt.Sprintf("from pods %s to pods of other nodes: source as it is", own),
-			join(ofFamily(v6), source(own), member4or6(destination(v6), set), keepSource(v6)),
+			join(ofFamily(v6), source(own), inSet(destination(v6), set), keepSource(v6)),
 		})
 	}
 	r.chains["pods"] = pods
@@ -87,10 +87,10 @@ func (p *Plan) rules() rules {
 		set := setName("nodes", v6)
 		r.sets[set] = addresses(p.Nodes, v6)
 		into.rules = append(into.rules, rule{
-			"the tunnel is for nodes, " + set, join(ofFamily(v6), ofTunnel(), notMember(sourceAddress(v6), set), drop()),
+			"the tunnel is for nodes, " + set, join(ofFamily(v6), ofTunnel(), notInSet(sourceAddress(v6), set), drop()),
 		})
 		through.rules = append(through.rules, rule{
-			"no pod sends through the tunnel, " + set, join(ofFamily(v6), ofTunnel(), member4or6(destination(v6), set), drop()),
+			"no pod sends through the tunnel, " + set, join(ofFamily(v6), ofTunnel(), inSet(destination(v6), set), drop()),
 		})
 	}
 	r.chains["tunnel-in"], r.chains["tunnel-through"] = into, through
@@ -374,11 +374,11 @@ func source(p netip.Prefix) []expr.Any {
 	}
 }
 
-func member4or6(of *expr.Payload, set string) []expr.Any {
+func inSet(of *expr.Payload, set string) []expr.Any {
 	return []expr.Any{of, &expr.Lookup{SourceRegister: 1, SetName: set}}
 }
 
-func notMember(of *expr.Payload, set string) []expr.Any {
+func notInSet(of *expr.Payload, set string) []expr.Any {
 	return []expr.Any{of, &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true}}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -163,6 +164,8 @@ func (t Tunnel) applyHops(index int) error {
 			errs = append(errs, fmt.Errorf("neighbours: %w", err))
 			continue
 		}
+		// A kernel without IPv6 answers with what it has of IPv4.
+		have = slices.DeleteFunc(have, func(n netlink.Neigh) bool { return toAddr(n.IP).Is6() != (family == unix.AF_INET6) })
 		wanted := map[string]*netlink.Neigh{}
 		for _, p := range t.Peers {
 			for _, hop := range p.Hops {

@@ -32,15 +32,22 @@ func warnings(p *Plan) (all []warning) {
 		return all // the table is told of if it cannot be made
 	}
 	for _, chain := range drops {
-		all = append(all, warning{
-			fmt.Sprintf("nftables chain %q drops what the node forwards, unless a rule of it accepts that", chain),
-			fmt.Sprintf("nft insert rule %s ip saddr %s accept, and the same with daddr; where Docker makes the chain, in DOCKER-USER", chain, first(p)),
-		})
+		for _, own := range p.Own {
+			family := "ip"
+			if own.Addr().Is6() {
+				family = "ip6"
+			}
+			if !strings.HasPrefix(chain, family+" ") && !strings.HasPrefix(chain, "inet ") {
+				continue
+			}
+			all = append(all, warning{
+				fmt.Sprintf("nftables chain %q drops what the node forwards for pods %s, unless a rule of it accepts that", chain, own),
+				fmt.Sprintf("nft insert rule %s %s saddr %s accept, and the same with daddr; where Docker makes the chain, in DOCKER-USER", chain, family, own),
+			})
+		}
 	}
 	return all
 }
-
-func first(p *Plan) string { return p.Own[0].String() }
 
 func hasBridge() bool {
 	links, err := untorn(netlink.LinkList)
