@@ -47,8 +47,8 @@ func TestNodeRoutes(t *testing.T) {
 			n.object(t)
 			n.pod(t)
 		}
-		f.wantRoutes(one, route(two, "via"), route(two, "via6"))
-		f.wantRoutes(two, route(one, "via"), route(one, "via6"))
+		f.wantRoutes(one, direct(two)...)
+		f.wantRoutes(two, direct(one)...)
 		f.wantRoutes(three)
 		f.exchange(one, two)
 		f.outside(one)
@@ -61,7 +61,7 @@ func TestNodeRoutes(t *testing.T) {
 		for _, n := range f.nodes {
 			n.pod(t) // beside the one that was made before
 		}
-		f.wantRoutes(one, route(two, "via"), route(two, "via6"), route(three, "berth.vxlan"), route(three, "berth.vxlan 6"))
+		f.wantRoutes(one, slices.Concat(direct(two), tunnelled("berth.vxlan", three))...)
 		f.exchange(f.nodes...)
 		for _, n := range f.nodes {
 			f.outside(n)
@@ -92,11 +92,11 @@ func TestNodeRoutes(t *testing.T) {
 		stop := f.talk(one, two)
 		_, err := cp.Do(t.Context(), http.MethodDelete, "/api/v1/nodes/"+three.name, "", nil)
 		must(t, err)
-		f.wantRoutes(one, route(two, "via"), route(two, "via6"))
-		f.wantRoutes(two, route(one, "via"), route(one, "via6"))
+		f.wantRoutes(one, direct(two)...)
+		f.wantRoutes(two, direct(one)...)
 		began := time.Now()
 		three.object(t)
-		f.wantRoutes(one, route(two, "via"), route(two, "via6"), route(three, "berth.vxlan"), route(three, "berth.vxlan 6"))
+		f.wantRoutes(one, slices.Concat(direct(two), tunnelled("berth.vxlan", three))...)
 		t.Logf("from the Node object to the routes: %v", time.Since(began))
 		f.exchange(f.nodes...)
 		stop()
@@ -104,7 +104,7 @@ func TestNodeRoutes(t *testing.T) {
 	t.Run("all through the tunnel", func(t *testing.T) {
 		f := f.on(t)
 		f.restart("vxlan")
-		f.wantRoutes(one, route(two, "berth.vxlan"), route(two, "berth.vxlan 6"), route(three, "berth.vxlan"), route(three, "berth.vxlan 6"))
+		f.wantRoutes(one, tunnelled("berth.vxlan", two, three)...)
 		f.exchange(f.nodes...)
 	})
 	t.Run("nodes of IPv6 alone", func(t *testing.T) {
@@ -112,7 +112,7 @@ func TestNodeRoutes(t *testing.T) {
 		for _, n := range f.nodes {
 			n.addresses(t, n.addr6)
 		}
-		f.wantRoutes(one, route(two, "berth.vxlan6"), route(two, "berth.vxlan6 6"), route(three, "berth.vxlan6"), route(three, "berth.vxlan6 6"))
+		f.wantRoutes(one, tunnelled("berth.vxlan6", two, three)...)
 		f.exchange(f.nodes...)
 		for _, n := range f.nodes {
 			n.addresses(t, n.addr4, n.addr6)
@@ -320,19 +320,16 @@ func (n *clusterNode) addresses(t *testing.T, addrs ...string) {
 	must(t, err)
 }
 
-// route is one to a node's pods, as wantRoutes shows it.
-func route(to *clusterNode, way string) string {
-	cidr := to.cidr4
-	if strings.HasSuffix(way, "6") && way != "berth.vxlan6" || strings.HasSuffix(way, " 6") {
-		cidr = to.cidr6
+// direct are the routes to pods of a node in the same subnet, and tunnelled those through a tunnel, as wantRoutes shows them.
+func direct(to *clusterNode) []string {
+	return []string{to.cidr4 + " by " + to.addr4, to.cidr6 + " by " + to.addr6}
+}
+
+func tunnelled(link string, nodes ...*clusterNode) (all []string) {
+	for _, to := range nodes {
+		all = append(all, to.cidr4+" dev "+link, to.cidr6+" dev "+link)
 	}
-	switch {
-	case way == "via":
-		return cidr + " by " + to.addr4
-	case way == "via6":
-		return cidr + " by " + to.addr6
-	}
-	return cidr + " dev " + strings.TrimSuffix(way, " 6")
+	return all
 }
 
 // wantRoutes waits until these are all routes of berth's on the node.

@@ -363,8 +363,10 @@ func TestNodeGetsAnotherAddress(t *testing.T) {
 func TestRules(t *testing.T) {
 	h := newHost(t)
 	// Ranges that follow each other, and the first and last ones that there can be.
-	nodes := []Node{nearNode, farNode, object("a", 3, "192.168.1.4 10.4.0.0/24"), object("b", 3, "192.168.1.5 10.5.0.0/16"), object("c", 3, "192.168.1.6 10.4.1.0/24,feff:ffff::/64"),
-		object("d", 3, "192.168.1.7 223.255.255.0/24")}
+	nodes := []Node{
+		nearNode, farNode, object("a", 3, "192.168.1.4 10.4.0.0/24"), object("b", 3, "192.168.1.5 10.5.0.0/16"), object("c", 3, "192.168.1.6 10.4.1.0/24,feff:ffff::/64"),
+		object("d", 3, "192.168.1.7 223.255.255.0/24"),
+	}
 	h.apply(Auto, nodes...)
 	got := strings.Join(h.command("nft", "list", "table", "inet", tableName), "\n")
 	for _, want := range []string{
