@@ -57,13 +57,11 @@ func (p Port) of(v6 bool) bool { return !p.At.IsValid() || p.At.Is6() == v6 }
 
 // overlaps says whether there is a packet that both would have.
 func (p Port) overlaps(o Port) bool {
-	switch {
-	case p.Protocol != o.Protocol || p.Host != o.Host:
-		return false
-	case !(p.of(false) && o.of(false)) && !(p.of(true) && o.of(true)):
+	if p.Protocol != o.Protocol || p.Host != o.Host {
 		return false
 	}
-	return p.all() || o.all() || p.At == o.At
+	oneFamily := p.of(false) && o.of(false) || p.of(true) && o.of(true)
+	return oneFamily && (p.all() || o.all() || p.At == o.At)
 }
 
 func (p Port) String() string {
