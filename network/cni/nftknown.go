@@ -115,9 +115,12 @@ func jumpTo(chain string) string { return "to " + chain }
 // rulesOf is what rules are known for that are somebody's.
 func rulesOf(owner string) string { return "of " + owner }
 
-// nextOnes says whether nothing was made in a table between what it was last asked about and these rules, which there is one of
-// at least: the kernel numbers what is made in a table one after the other.
+// nextOnes says whether nothing was made in a table between what it was last asked about and these rules: the kernel numbers what
+// is made in a table one after the other.
 func (t *nftTable) nextOnes(made []uint64) bool {
+	if len(made) == 0 {
+		return true // a kernel that tells no numbers: what there was before stays until its DEL
+	}
 	k := t.knownRules("", "last")
 	known.Lock()
 	defer known.Unlock()
