@@ -3,6 +3,7 @@ package cni_test
 import (
 	"bufio"
 	"fmt"
+	"os"
 	"os/exec"
 	"sync"
 	"testing"
@@ -152,7 +153,7 @@ func TestFirewalldIsAskedAsByTheReference(t *testing.T) {
 		}
 		return s
 	})
-	if asked == 0 {
+	if asked == 0 && os.Getenv("BERTH_CNI_CONFIGS") == "" {
 		t.Error("nobody has asked firewalld")
 	}
 }
