@@ -2,6 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -212,7 +213,14 @@ func (e *elements) affinityTimeouts(s *model.Service, p *model.Port, first *[mod
 	}
 }
 
-func seconds(d time.Duration) uint32 { return uint32(max(1, (d+time.Second-1)/time.Second)) }
+// seconds are those of a timeout, rounded up to three digits: each different one is a rule, and who writes Services chooses them.
+func seconds(d time.Duration) uint32 {
+	n := uint32(min(max(1, (d+time.Second-1)/time.Second), math.MaxUint32/2))
+	for step := uint32(10); n >= 100*step; step *= 10 {
+		n = (n + step - 1) / step * step
+	}
+	return n
+}
 
 // hairpin adds an endpoint that is masqueraded where it reaches itself.
 func (e *elements) hairpin(h model.Hairpin) {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/berth-run/berth/proxy/model"
 )
@@ -95,5 +96,23 @@ func TestElementsOfAServiceAreDistinct(t *testing.T) {
 	again.each(func(el *elem) { delete(seen, el.key) })
 	if len(seen) != 0 {
 		t.Error("not the same again")
+	}
+}
+
+// Timeouts of session affinity are not as many as users can think of.
+func TestTimeoutsAreFew(t *testing.T) {
+	for in, want := range map[time.Duration]uint32{
+		0: 1, time.Millisecond: 1, 999 * time.Second: 999, 1001 * time.Second: 1010, 3 * time.Hour: 10800, 24 * time.Hour: 86400, 12345 * time.Second: 12400,
+	} {
+		if got := seconds(in); got != want {
+			t.Errorf("%s: %d, want %d", in, got, want)
+		}
+	}
+	all := map[uint32]bool{}
+	for n := range 86400 {
+		all[seconds(time.Duration(n)*time.Second)] = true
+	}
+	if len(all) > 3000 {
+		t.Errorf("%d different ones", len(all))
 	}
 }

@@ -72,7 +72,7 @@ func Open(o Options) (*Programmer, error) {
 	p.writer = newWriter(&p.batch, p.table)
 	var err error
 	if p.conn, err = nftables.Open(); err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
 	if p.watch, err = newWatcher(p.table, p.conn.Port()); err != nil {
 		p.conn.Close()
@@ -125,7 +125,7 @@ func (p *Programmer) reconcile() error {
 			return err
 		}
 	}
-	return p.explain(err)
+	return explain(err)
 }
 
 func (p *Programmer) reconcileOnce() error {
@@ -395,7 +395,7 @@ func (p *Programmer) tellUpgrade(got *found) {
 }
 
 // explain adds a remedy to what an old kernel says.
-func (p *Programmer) explain(err error) error {
+func explain(err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		return fmt.Errorf("%w (nftables needs Linux 5.13 or newer with nf_tables, nft_nat, nft_masq, nft_fib, nft_numgen, nft_reject and nft_ct; on older ones use mode iptables)", err)
 	}

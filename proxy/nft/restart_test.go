@@ -8,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/model"
+	"golang.org/x/sys/unix"
 )
 
 // connections are some that are open to a Service.
@@ -254,6 +256,71 @@ func TestTableOfAnotherIsLeftAlone(t *testing.T) {
 			t.Errorf("touched:\n%s", after)
 		}
 	}
+}
+
+// A table that a process keeps for itself (NFT_TABLE_F_OWNER) cannot be berth's, and the error says whose it is.
+func TestTableWithAnOwner(t *testing.T) {
+	s := newSpace(t, "node")
+	var owner *nftables.Conn
+	err := s.do(func() (err error) {
+		if owner, err = nftables.Open(); err != nil {
+			return err
+		}
+		var b nftables.Batch
+		b.Begin(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, unix.NFPROTO_IPV6, "")
+		b.String(unix.NFTA_TABLE_NAME, Table)
+		b.Uint32(unix.NFTA_TABLE_FLAGS, 2)
+		b.Bytes(nftaTableUserdata, userdataOf(tableComment))
+		b.End()
+		return owner.Commit(&b)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer owner.Close()
+	var foreign *ForeignTableError
+	if _, err := s.program(Options{}).Sync(newState()); !errors.As(err, &foreign) || foreign.Owner != owner.Port() {
+		t.Errorf("%v", err)
+	}
+}
+
+// While other programs change their tables all the time, this one is read as it is.
+func TestReadsBesideOthersChanges(t *testing.T) {
+	s := newSpace(t, "node")
+	p := s.program(Options{})
+	if _, err := p.Sync(crowd(5000, 2)); err != nil {
+		t.Fatal(err)
+	}
+	var other *nftables.Conn
+	if err := s.do(func() (err error) { other, err = nftables.Open(); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	stop, done := make(chan struct{}), make(chan int)
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				done <- n
+				return
+			default:
+			}
+			var b nftables.Batch
+			b.Begin(uint16([]int{unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE}[n%2]), unix.NLM_F_CREATE, unix.NFPROTO_IPV4, "")
+			b.String(unix.NFTA_TABLE_NAME, "other")
+			b.End()
+			if err := other.Commit(&b); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for range 5 {
+		if r, err := p.Verify(); err != nil || r != (Report{}) {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+	close(stop)
+	t.Logf("%d changes of another table meanwhile", <-done)
 }
 
 // Tables go with Remove, and nothing else does.
