@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/berth-run/berth/internal/file"
 )
@@ -20,6 +21,16 @@ import (
 // DefaultPrefix begins the names of default networks and of their bridges.
 const DefaultPrefix = "berth-"
 
+// isDefaultName says whether a network of that name is a default one.
+func isDefaultName(name string) bool {
+	sum, ok := strings.CutPrefix(name, DefaultPrefix)
+	raw, err := hex.DecodeString(sum)
+	return ok && err == nil && len(raw) == nameBytes
+}
+
+// nameBytes is how much of a range's sum is in the name: names of links have 15 bytes.
+const nameBytes = 4
+
 // defaultName names the default network and its bridge by the range of IPv4, or of IPv6 where that is all. When it changes,
 // pods on the bridge of the former one go on working there: a bridge has one range of each family (a second makes the
 // bridge plugin fail), while one of IPv6 that comes later is added to the same.
@@ -29,7 +40,7 @@ func defaultName(cidrs []netip.Prefix) string {
 		first = cidrs[i]
 	}
 	sum := sha256.Sum256([]byte(first.String()))
-	return DefaultPrefix + hex.EncodeToString(sum[:4]) // names of links have 15 bytes
+	return DefaultPrefix + hex.EncodeToString(sum[:nameBytes])
 }
 
 // defaultConflist is the configuration for ranges that checkPodCIDRs finds nothing wrong with. Leases is the directory of

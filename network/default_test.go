@@ -174,7 +174,7 @@ func TestConfigurationIsPreferredToTheDefaultNetwork(t *testing.T) {
 	}
 	n.same(n.calls(), "bridge ADD", "portmap ADD", "bandwidth ADD")
 
-	n.plugin("x", good)
+	n.plugin("x", strings.NewReplacer("10.90.0.", "10.95.0.", "fd00:90::", "fd00:95::").Replace(good)) // another range
 	n.write(n.conf+"/10-a.conflist", list("a", "x"))
 	for start := time.Now(); m.Current().Name != "a"; time.Sleep(5 * time.Millisecond) {
 		if time.Since(start) > 5*time.Second {

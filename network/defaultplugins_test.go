@@ -72,8 +72,12 @@ func serve(t *testing.T, ns string, port int) {
 
 // ask connects from a network namespace, and returns what the server says.
 func ask(ns, host string, port int) (answer string, err error) {
+	return askWithin(5*time.Second, ns, host, port)
+}
+
+func askWithin(patience time.Duration, ns, host string, port int) (answer string, err error) {
 	err = InNamespaces([]string{ns}, func() error {
-		c, err := net.DialTimeout("tcp", net.JoinHostPort(host, fmt.Sprint(port)), 5*time.Second)
+		c, err := net.DialTimeout("tcp", net.JoinHostPort(host, fmt.Sprint(port)), patience)
 		if err != nil {
 			return err
 		}

@@ -102,9 +102,29 @@ func keepAdvertised(log *slog.Logger) error {
 // network, or of one that was here before. Two bridges of one range leave the pods of one of them without a network, and
 // nothing tells. A former default network's bridge without a pod is removed. Links of the node's routes may have one.
 func takenElsewhere(cidrs []netip.Prefix, bridge string, log *slog.Logger, nodeLinks ...string) error {
+	t, err := linkWith(cidrs, func(l netlink.Link) bool {
+		return l.Attrs().Name != bridge && !slices.Contains(nodeLinks, l.Attrs().Name)
+	}, log)
+	if err != nil || t == nil {
+		return err
+	}
+	return fmt.Errorf("pod CIDR %s: link %s has %s of it: another network is, or was, made of the same addresses; remove what uses the link, and the link",
+		t.cidr, t.link, t.ip)
+}
+
+// taken is an address of a range that a link has.
+type taken struct {
+	cidr netip.Prefix
+	link string
+	ip   netip.Addr
+}
+
+// linkWith finds a link that counts and has an address of one of some ranges. A former default network's bridge without a pod is
+// removed instead.
+func linkWith(cidrs []netip.Prefix, counts func(netlink.Link) bool, log *slog.Logger) (*taken, error) {
 	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return fmt.Errorf("addresses of the node: %w", err)
+		return nil, fmt.Errorf("addresses of the node: %w", err)
 	}
 	for _, a := range addrs {
 		ip, _ := netip.AddrFromSlice(a.IP)
@@ -114,18 +134,17 @@ func takenElsewhere(cidrs []netip.Prefix, bridge string, log *slog.Logger, nodeL
 				continue
 			}
 			link, err := netlink.LinkByIndex(a.LinkIndex)
-			if err != nil || link.Attrs().Name == bridge || slices.Contains(nodeLinks, link.Attrs().Name) {
+			if err != nil || !counts(link) {
 				continue // gone meanwhile, or ours
 			}
 			if removeUnused(link) {
 				log.Info("the bridge of a former default network, without pods, is removed", "link", link.Attrs().Name)
 				continue
 			}
-			return fmt.Errorf("pod CIDR %s: link %s has %s of it: another network is, or was, made of the same addresses; remove what uses the link, and the link",
-				p, link.Attrs().Name, ip)
+			return &taken{p, link.Attrs().Name, ip}, nil
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // removeUnused removes the bridge of a default network that no pod is connected to.

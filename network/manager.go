@@ -96,6 +96,8 @@ type Manager struct {
 	notReady error
 	last     *conflist // the last one that was ready
 	status   pluginStatus
+	shut     string       // why the node's firewall drops what is for pods, as it was logged
+	others   []podAddress // of pods on other networks than that of the configuration
 }
 
 // Open starts to watch the configuration. It succeeds without one.
@@ -224,8 +226,14 @@ func (m *Manager) refresh() {
 	if reason == nil {
 		reason = m.missing(c)
 	}
+	var others []podAddress
+	if reason == nil && !c.byDefault() { // which looks itself where its range is
+		others = m.addressesElsewhere(c.Name)
+		reason = m.overlaps(c, others)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.others = others
 	m.report(c, reason)
 	if !c.same(m.conflist) {
 		select {
@@ -313,10 +321,16 @@ func (m *Manager) watch() {
 			}
 		}
 	}
+	var looked time.Time
 	refresh := func() {
 		m.refresh()
 		m.askStatus()
 		m.prepare()
+		legacy := time.Since(looked) >= legacyAgain
+		if legacy {
+			looked = time.Now()
+		}
+		m.letThrough(legacy)
 	}
 	add()
 	refresh() // what changed between Open and the watch

@@ -78,6 +78,9 @@ func (m *Manager) Setup(ctx context.Context, p Pod) (*Result, error) {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, withContext(ctx, err))
 	}
 	out, err := newResult(res, rt)
+	if err == nil {
+		err = m.checkAddresses(c.Name, out.IPs)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
 	}

@@ -16,5 +16,6 @@
 // the nodes' addresses ([macOf]), so that nobody needs to publish them.
 //
 // It does not encrypt or authenticate: who can send from a node's address on the network between the nodes can send to pods.
-// It does not change what the firewall of the node forwards, which it looks at and warns of.
+// It does not change what the firewall of the node forwards, which it looks at and warns of. (Where iptables drops it, the default
+// network lets its own range through.)
 package routes

@@ -32,6 +32,9 @@ func warnings(p *Plan) (all []warning) {
 		return all // the table is told of if it cannot be made
 	}
 	for _, chain := range drops {
+		if strings.HasSuffix(chain, " filter FORWARD") {
+			continue // that of iptables: the default network lets its range through there (network/forward.go)
+		}
 		for _, own := range p.Own {
 			family := "ip"
 			if own.Addr().Is6() {
