@@ -121,6 +121,49 @@ func rebooted(t *testing.T, k *killNode, point string, last func(context.Context
 	must(t, k.settle(ctx))
 }
 
+// TestPowerCutLosesNoAddress: containernetworking/cni#1055, containerd#8197, #12923, harvester#7471, kubernetes#133081. The power
+// goes while a pod is made. What plugins did is on the disk, and neither the pod's record nor what they have answered is: its
+// address is given back all the same, at the next start.
+func TestPowerCutLosesNoAddress(t *testing.T) {
+	ctx := t.Context()
+	configure := func(n *lab.Node) error {
+		if err := os.MkdirAll(n.CNIConf(), 0o755); err != nil {
+			return err
+		}
+		conflist := strings.ReplaceAll(n.Conflist(), `"ipMasq": true`, `"ipMasq": false`) // as for TestReboot
+		return os.WriteFile(filepath.Join(n.CNIConf(), "10-lab.conflist"), []byte(conflist), 0o644)
+	}
+	k, err := newBareNode(ctx, t, configure)
+	k = killTestNode(t, k, err)
+	for _, point := range []string{"plugin.host-local.ADD.after", "plugin.bandwidth.ADD.after", "RunPodSandbox.record.after"} {
+		t.Run(point, func(t *testing.T) {
+			must(t, configure(k.Node))
+			must(t, k.KillBerth())
+			must(t, k.StartBerth(ctx, step.EnvKill+"="+point))
+			if id, err := k.CRI.RunPod(ctx, k.Pod("cut")); err == nil || !k.died(5*time.Second) {
+				t.Fatalf("the daemon did not die: %s, %v", id, err)
+			}
+			must(t, k.reboot())
+			if got := addresses(t, k.Node); len(got) != 1 {
+				t.Fatalf("addresses at the cut: %v", got)
+			}
+			for _, lost := range []string{"pods/*", "cni/results/*"} {
+				files, err := filepath.Glob(filepath.Join(k.Root(), lost))
+				must(t, err)
+				for _, file := range files {
+					must(t, os.Remove(file))
+				}
+			}
+			must(t, os.RemoveAll(k.CNIConf())) // nor is there a configuration
+			must(t, k.StartBerthUnready(ctx))
+			if got := addresses(t, k.Node); len(got) != 0 {
+				t.Errorf("addresses after the start: %v", got)
+			}
+			must(t, k.settle(ctx))
+		})
+	}
+}
+
 var bootField = regexp.MustCompile(`"Boot":"[^"]*"`)
 
 // reboot is what happens to a node when its machine is restarted, less the machine.

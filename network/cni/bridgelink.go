@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -200,13 +201,25 @@ func ensureAddr(l netlink.Link, family int, want *net.IPNet, force bool) error {
 	}
 	// Without a MAC address of its own a bridge has the lowest of its ports', which come and go. It gets it first: one with an
 	// address is left as it is by the next ADD, should this one be killed.
-	if err := netlink.LinkSetHardwareAddr(l, l.Attrs().HardwareAddr); err != nil {
+	if err := netlink.LinkSetHardwareAddr(l, ownMAC(l)); err != nil {
 		return fmt.Errorf("could not set bridge's mac: %v", err)
 	}
 	if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: want}); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("could not add IP address %s to %q: %v", want, name, err)
 	}
 	return nil
+}
+
+// ownMAC is the MAC address that an interface has, or a new one: a bridge that was left by a kill before it got one of its own,
+// and has lost its only port, has none, and the kernel does not take that.
+func ownMAC(l netlink.Link) net.HardwareAddr {
+	if mac := l.Attrs().HardwareAddr; len(mac) > 0 { // one of zeros is told as none
+		return mac
+	}
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac)        // never fails (crypto/rand)
+	mac[0] = mac[0]&^0x01 | 0x02 // of one station, administered locally
+	return mac
 }
 
 // portTime is how long a port may take to be up: what the reference plugin's tries add up to.
