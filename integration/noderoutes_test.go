@@ -43,6 +43,8 @@ func TestNodeRoutes(t *testing.T) {
 	t.Run("one subnet", func(t *testing.T) {
 		f := f.on(t)
 		f.restart("host-gw")
+		f.wantLog(one, "node routes wait for a kubeconfig")
+		must(t, os.WriteFile(f.kubeconfig(), []byte(leastRights(t, cp)), 0o600))
 		for _, n := range f.nodes {
 			n.object(t)
 			n.pod(t)
@@ -100,6 +102,22 @@ func TestNodeRoutes(t *testing.T) {
 		t.Logf("from the Node object to the routes: %v", time.Since(began))
 		f.exchange(f.nodes...)
 		stop()
+	})
+	t.Run("a node that cannot be right", func(t *testing.T) {
+		f := f.on(t)
+		bad := &clusterNode{f: f, name: "node-0", addr4: "10.89.1.9", addr6: two.addr6, cidr4: "0.0.0.0/0", cidr6: two.cidr6}
+		bad.object(t)
+		f.wantState(one, "2 routed, 2 tunnelled, 3 left out: ")
+		for _, why := range []string{
+			`what="pod CIDR 0.0.0.0/0" reason="it is larger than a /8"`, `what="pod CIDR fd90:2::/64" reason="it overlaps pod CIDR fd90:2::/64 of node node-2"`,
+			`what="address fd89:1::2" reason="it is, or is in, address fd89:1::2 of node node-2"`,
+		} {
+			f.wantLog(one, "node=node-0 "+why)
+		}
+		f.exchange(f.nodes...)
+		_, err := cp.Do(t.Context(), http.MethodDelete, "/api/v1/nodes/"+bad.name, "", nil)
+		must(t, err)
+		f.wantState(one, "2 routed, 2 tunnelled, 0 left out: ")
 	})
 	t.Run("all through the tunnel", func(t *testing.T) {
 		f := f.on(t)
@@ -181,7 +199,6 @@ func script(t *testing.T, netns, text string) string {
 
 func newFabric(t *testing.T, cp *lab.ControlPlane) *fabric {
 	f := &fabric{t: t, cp: cp, dir: t.TempDir()}
-	must(t, os.WriteFile(f.kubeconfig(), []byte(leastRights(t, cp)), 0o600))
 	f.router = namespace(t, filepath.Join(f.dir, "router"))
 	script(t, f.router, `
 		ip link add lan1 type bridge
