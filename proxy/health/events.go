@@ -1,0 +1,96 @@
+package health
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Bounds of Events: a hostile cluster must not have the node write to the API server without end.
+const (
+	maxEvents   = 256              // that wait
+	maxNote     = 1024             // bytes, of the API
+	eventEvery  = time.Second / 10 // one at most
+	eventWithin = 10 * time.Second
+)
+
+// Events writes Events down, in the background, and loses those that are too many.
+type Events struct {
+	// Create has the API server write one down.
+	Create func(ctx context.Context, e *eventsv1.Event) error
+	// Node is the name of the node.
+	Node string
+	Log  *slog.Logger
+
+	queue chan *eventsv1.Event
+}
+
+// NewEvents makes an Events. Run sends them.
+func NewEvents(node string, create func(context.Context, *eventsv1.Event) error, log *slog.Logger) *Events {
+	return &Events{Create: create, Node: node, Log: log, queue: make(chan *eventsv1.Event, maxEvents)}
+}
+
+// Warn tells of an object that something is wrong with.
+func (e *Events) Warn(object corev1.ObjectReference, reason, action, note string) {
+	if len(note) > maxNote {
+		note = note[:maxNote]
+	}
+	now := time.Now()
+	namespace := object.Namespace
+	if namespace == "" {
+		namespace = metav1.NamespaceDefault
+	}
+	event := &eventsv1.Event{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: object.Name + "." + strconv.FormatInt(now.UnixNano(), 16)},
+		EventTime:  metav1.NewMicroTime(now), ReportingController: "berth-proxy", ReportingInstance: "berth-proxy-" + e.Node,
+		Action: action, Reason: reason, Regarding: object, Note: note, Type: corev1.EventTypeWarning,
+	}
+	select {
+	case e.queue <- event:
+	default:
+		e.Log.Debug("an Event is lost, there are too many", "object", object.Name, "note", note)
+	}
+}
+
+// Run sends until the context ends.
+func (e *Events) Run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case event := <-e.queue:
+			e.send(ctx, event)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(eventEvery):
+		}
+	}
+}
+
+func (e *Events) send(ctx context.Context, event *eventsv1.Event) {
+	ctx, stop := context.WithTimeout(ctx, eventWithin)
+	defer stop()
+	if err := e.Create(ctx, event); err != nil {
+		e.Log.Debug("an Event was not written", "object", event.Regarding.Name, "error", err)
+	}
+}
+
+// Reference names an object of a kind that the proxy reads.
+func Reference(kind string, name types.NamespacedName) corev1.ObjectReference {
+	version := "v1"
+	switch kind {
+	case "EndpointSlice":
+		version = "discovery.k8s.io/v1"
+	case "ServiceCIDR":
+		version = "networking.k8s.io/v1"
+	}
+	return corev1.ObjectReference{APIVersion: version, Kind: kind, Namespace: name.Namespace, Name: name.Name}
+}

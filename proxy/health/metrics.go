@@ -1,0 +1,177 @@
+package health
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/berth-run/berth/internal/version"
+	"github.com/berth-run/berth/proxy/model"
+)
+
+// Metrics are kube-proxy's, by name, labels and buckets (pkg/proxy/metrics/metrics.go), and some of berth's own.
+type Metrics struct {
+	registry *prometheus.Registry
+	families []string
+
+	sync, full, partial, programming         *prometheus.HistogramVec
+	last, queued, noLocal                    *prometheus.GaugeVec
+	failures                                 *prometheus.CounterVec
+	healthz, livez                           *prometheus.CounterVec
+	endpointsPending, servicesPending        prometheus.Gauge
+	endpointsTotal, servicesTotal            prometheus.Counter
+	problems                                 *prometheus.CounterVec
+	elements, transactions                   prometheus.Counter
+	services, ports, frontends, endpointsNow prometheus.Gauge
+}
+
+const prefix = "kubeproxy_"
+
+// NewMetrics makes metrics of the families that are served.
+func NewMetrics(families ...string) *Metrics {
+	m := &Metrics{registry: prometheus.NewRegistry(), families: families}
+	family := []string{"ip_family"}
+	sync := prometheus.ExponentialBuckets(0.001, 2, 15)
+	m.sync = m.histogram("sync_proxy_rules_duration_seconds", "How long it took to program what had changed", sync, family)
+	m.full = m.histogram("sync_full_proxy_rules_duration_seconds", "The same, where all was compared with the kernel", sync, family)
+	m.partial = m.histogram("sync_partial_proxy_rules_duration_seconds", "The same, where only what had changed was programmed", sync, family)
+	programming := append([]float64{0.25, 0.5}, prometheus.LinearBuckets(1, 1, 59)...)
+	programming = append(append(programming, prometheus.LinearBuckets(60, 5, 12)...), prometheus.LinearBuckets(120, 30, 7)...)
+	m.programming = m.histogram("network_programming_duration_seconds", "From a change of a Service's pods until it was programmed", programming, family)
+	m.last = m.gauges("sync_proxy_rules_last_timestamp_seconds", "When rules were last programmed", family)
+	m.queued = m.gauges("sync_proxy_rules_last_queued_timestamp_seconds", "When the last change came in", family)
+	m.noLocal = m.gauges("sync_proxy_rules_no_local_endpoints_total", "Ports with a traffic policy Local and endpoints on other nodes only", []string{"traffic_policy", "ip_family"})
+	m.failures = m.counters("sync_proxy_rules_nftables_sync_failures_total", "How often programming has failed", family)
+	m.counters("sync_proxy_rules_nftables_cleanup_failures_total", "Always 0: nothing is cleaned up apart", family)
+	m.healthz = m.counters("proxy_healthz_total", "Answers of /healthz", []string{"code"})
+	m.livez = m.counters("proxy_livez_total", "Answers of /livez", []string{"code"})
+	m.endpointsPending = m.gauge(prefix+"sync_proxy_rules_endpoint_changes_pending", "Changes of slices that wait to be programmed")
+	m.servicesPending = m.gauge(prefix+"sync_proxy_rules_service_changes_pending", "Changes of Services that wait to be programmed")
+	m.endpointsTotal = m.counter(prefix+"sync_proxy_rules_endpoint_changes_total", "Changes of slices")
+	m.servicesTotal = m.counter(prefix+"sync_proxy_rules_service_changes_total", "Changes of Services")
+
+	const own = "berth_proxy_"
+	m.problems = prometheus.NewCounterVec(prometheus.CounterOpts{Name: own + "problems_total", Help: "Parts of objects that were left out, by kind of the object"}, []string{"kind"})
+	m.registry.MustRegister(m.problems)
+	m.elements = m.counter(own+"elements_changed_total", "Elements of sets put in, taken away or changed")
+	m.transactions = m.counter(own+"transactions_total", "Transactions that the kernel has taken")
+	m.services = m.gauge(own+"services", "Services that something is done for")
+	m.ports = m.gauge(own+"service_ports", "Ports of Services, each in each of its families")
+	m.frontends = m.gauge(own+"frontends", "Addresses and ports that are answered at")
+	m.endpointsNow = m.gauge(own+"endpoints", "Endpoints, as often as ports have them")
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: own + "build_info", Help: "1, with the version"}, []string{"version"})
+	build.WithLabelValues(version.Version).Set(1)
+	m.registry.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *Metrics) histogram(name, help string, buckets []float64, labels []string) *prometheus.HistogramVec {
+	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: prefix + name, Help: help, Buckets: buckets}, labels)
+	m.registry.MustRegister(v)
+	m.each(labels, func(f string) { v.WithLabelValues(f) })
+	return v
+}
+
+func (m *Metrics) gauges(name, help string, labels []string) *prometheus.GaugeVec {
+	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + name, Help: help}, labels)
+	m.registry.MustRegister(v)
+	m.each(labels, func(f string) { v.WithLabelValues(f) })
+	return v
+}
+
+func (m *Metrics) counters(name, help string, labels []string) *prometheus.CounterVec {
+	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + name, Help: help}, labels)
+	m.registry.MustRegister(v)
+	m.each(labels, func(f string) { v.WithLabelValues(f) })
+	return v
+}
+
+// each has metrics of families be there from the start.
+func (m *Metrics) each(labels []string, f func(family string)) {
+	if len(labels) != 1 || labels[0] != "ip_family" {
+		return
+	}
+	for _, family := range m.families {
+		f(family)
+	}
+}
+
+func (m *Metrics) gauge(name, help string) prometheus.Gauge {
+	v := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	m.registry.MustRegister(v)
+	return v
+}
+
+func (m *Metrics) counter(name, help string) prometheus.Counter {
+	v := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	m.registry.MustRegister(v)
+	return v
+}
+
+// Handler serves them.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+}
+
+// ServiceQueued and SliceQueued count a change as it comes in.
+func (m *Metrics) ServiceQueued() { m.servicesTotal.Inc(); m.servicesPending.Inc(); m.stamp(m.queued) }
+
+// SliceQueued is ServiceQueued for slices.
+func (m *Metrics) SliceQueued() { m.endpointsTotal.Inc(); m.endpointsPending.Inc(); m.stamp(m.queued) }
+
+func (m *Metrics) stamp(v *prometheus.GaugeVec) {
+	for _, f := range m.families {
+		v.WithLabelValues(f).SetToCurrentTime()
+	}
+}
+
+// Taken notes that all that has come in is being programmed.
+func (m *Metrics) Taken() { m.servicesPending.Set(0); m.endpointsPending.Set(0) }
+
+// Synced notes a change that the kernel has, or all of them if full, and the times at which what led to it happened.
+func (m *Metrics) Synced(full bool, took time.Duration, triggers []time.Time, transactions, elements int) {
+	now := time.Now()
+	for _, f := range m.families {
+		m.sync.WithLabelValues(f).Observe(took.Seconds())
+		if full {
+			m.full.WithLabelValues(f).Observe(took.Seconds())
+		} else {
+			m.partial.WithLabelValues(f).Observe(took.Seconds())
+		}
+		for _, t := range triggers {
+			m.programming.WithLabelValues(f).Observe(max(now.Sub(t), 0).Seconds())
+		}
+	}
+	m.stamp(m.last)
+	m.transactions.Add(float64(transactions))
+	m.elements.Add(float64(elements))
+}
+
+// Failed notes that programming has failed.
+func (m *Metrics) Failed() {
+	for _, f := range m.families {
+		m.failures.WithLabelValues(f).Inc()
+	}
+}
+
+// Problem notes a part of an object that was left out.
+func (m *Metrics) Problem(kind string) { m.problems.WithLabelValues(kind).Inc() }
+
+// Counts are the model's sums.
+func (m *Metrics) Counts(c model.Counts) {
+	m.services.Set(float64(c.Services))
+	m.ports.Set(float64(c.Ports))
+	m.frontends.Set(float64(c.Frontends))
+	m.endpointsNow.Set(float64(c.Endpoints))
+	for _, f := range m.families {
+		i := model.IPv4
+		if f == "IPv6" {
+			i = model.IPv6
+		}
+		m.noLocal.WithLabelValues("internal", f).Set(float64(c.NoLocal[i].Internal))
+		m.noLocal.WithLabelValues("external", f).Set(float64(c.NoLocal[i].External))
+	}
+}
