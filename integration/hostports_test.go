@@ -144,8 +144,18 @@ func (n *portsNode) conflicts(t *testing.T) {
 		must(t, n.CRI.RemovePod(ctx, id))
 	}
 
+	// A pod that could not be made has none.
+	bad, free := n.web("bad", mapping(n.next+1, "")), n.port()
+	bad.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "much"}
+	if _, err := n.CRI.RunPod(ctx, bad); err == nil {
+		t.Error("a pod with a bandwidth that is none is made")
+	}
+	last, err := n.CRI.RunPod(ctx, n.web("last", mapping(free, "")))
+	must(t, err)
+	must(t, n.CRI.RemovePod(ctx, last))
+
 	// A pod that is stopped, and not removed yet, has none.
-	_, err := n.CRI.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: first})
+	_, err = n.CRI.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: first})
 	must(t, err)
 	id := n.run(t, second)
 	n.answers(t, port, "second")

@@ -23,6 +23,13 @@ func (p *pod) claimPorts() error {
 	return nil
 }
 
+// freePorts gives them back where a pod has no network (any more); a network that is torn down has done so itself.
+func (p *pod) freePorts() {
+	if !p.holds("network") {
+		p.m.opts.Network.FreePorts(p.rec.ID)
+	}
+}
+
 // adoptPorts hands the network the ports that pods have, as their records say. Those of another boot have none any more, and
 // to one that is being torn down none leads.
 func (m *Manager) adoptPorts(found []*pod) {

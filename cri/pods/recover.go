@@ -287,6 +287,7 @@ func (m *Manager) undoPod(ctx context.Context, p *pod) error {
 			r.Phase, r.Reason = stopped, "could not be set up, nor all of it undone: "+err.Error()
 		}))
 	}
+	p.freePorts()
 	return p.forget()
 }
 

@@ -64,7 +64,6 @@ func (p *pod) forget() error {
 	defer p.mu.Unlock()
 	p.gone = true
 	p.m.levels.free(p.rec.ID)
-	p.m.opts.Network.FreePorts(p.rec.ID)
 	return p.m.podFiles.remove(p.rec.ID)
 }
 
@@ -196,16 +195,15 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 	}
 	p.unwatch()
 	p.tellStopped(ctx, s)
-	if undo := s.Unwind(ctx); undo != nil {
+	undo := s.Unwind(ctx)
+	p.freePorts()
+	if undo != nil {
 		_ = p.update(func(r *podRecord) {
 			r.Phase, r.Reason = stopped, "could not be set up, nor all of it undone: "+undo.Error()
 		})
 		m.mu.Lock()
 		m.pods[id] = p
 		m.mu.Unlock()
-		if !p.holds("network") {
-			m.opts.Network.FreePorts(id)
-		}
 		m.log.Warn("pod sandbox failed and is not all undone", "pod", name(cfg), "id", id, "error", undo)
 		p.tryAgain(undo)
 		return nil, err
@@ -335,6 +333,7 @@ func (p *pod) remove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.freePorts()
 	m.mu.Lock()
 	delete(m.pods, rec.ID)
 	m.mu.Unlock()
