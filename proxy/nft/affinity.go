@@ -94,11 +94,7 @@ func (p *Programmer) allowed() map[client]struct{} {
 			if port.Affinity <= 0 || port.Name != name.port || port.Family != name.family || port.Protocol != name.protocol {
 				continue
 			}
-			list := port.Cluster
-			if name.policy == model.Local {
-				list = port.Local
-			}
-			for _, e := range list {
+			for _, e := range listOf(port, name.policy) {
 				all[client{name.family, n, e.AddrPort()}] = struct{}{}
 			}
 		}

@@ -135,6 +135,31 @@ func TestSessionAffinityKeepsPolicies(t *testing.T) {
 	})
 }
 
+// A client that has come by one policy is sent to the same endpoint by the other, if that is one of its endpoints.
+func TestSessionAffinityIsForAllFrontends(t *testing.T) {
+	eachFamily(t, 4, func(t *testing.T, l *lab, f family) {
+		backends := []string{f.pod(1) + "*", f.pod(2) + "*", f.pod(3)}
+		for n := range 8 { // Services that the client has not seen yet
+			s := newState(serviceOf(fmt.Sprint("web", n), sticky(time.Hour, portOf(model.TCP, backends, clusterIP(at(f.cluster, 80)), local(f.loadBalancer(80))))))
+			l.sync(s)
+			who := func(to string) string { return strings.Fields(l.client.ask(f.tcp, at(to, 80)) + " ")[0] }
+			if n%2 == 0 {
+				if a, b := who(f.loadIP), who(f.cluster); a != b {
+					t.Errorf("by the load balancer %s, by the cluster IP %s", a, b)
+				}
+				continue
+			}
+			a, b := who(f.cluster), who(f.loadIP)
+			if a != b && a != "pod3" || b == "pod3" {
+				t.Errorf("by the cluster IP %s, by the load balancer %s", a, b)
+			}
+			if c := who(f.cluster); c != a {
+				t.Errorf("by the cluster IP %s, then %s", a, c)
+			}
+		}
+	})
+}
+
 // Two names of the same number get different ones, and names get theirs again.
 func TestGroupsAreApart(t *testing.T) {
 	g := newGroups()

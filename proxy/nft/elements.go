@@ -207,10 +207,24 @@ func (e *elements) affinityTimeouts(s *model.Service, p *model.Port, first *[mod
 	for policy, is := range used {
 		group := e.groups.of(s, p, model.Policy(policy))
 		// Two Ports of one name share a group.
-		if is && !slices.ContainsFunc(e.all[p.Family][affinityTimeouts][first[p.Family]:], func(el elem) bool { return nativeOf(el.key.content()) == group }) {
-			e.add(p.Family, affinityTimeouts, native32(group), native32(seconds(p.Affinity)))
+		if !is || slices.ContainsFunc(e.all[p.Family][affinityTimeouts][first[p.Family]:], func(el elem) bool { return nativeOf(el.key.content()) == group }) {
+			continue
+		}
+		e.add(p.Family, affinityTimeouts, native32(group), native32(seconds(p.Affinity)))
+		if used[1-policy] {
+			e.add(p.Family, affinityPeers, native32(group)).value4(e.groups.of(s, p, model.Policy(1-policy)))
+			for _, member := range listOf(p, model.Policy(policy)) {
+				e.add(p.Family, affinityMembers, native32(group), member.Addr.AsSlice(), appendPort(nil, 0, member.Port)[4:])
+			}
 		}
 	}
+}
+
+func listOf(p *model.Port, policy model.Policy) []model.Endpoint {
+	if policy == model.Local {
+		return p.Local
+	}
+	return p.Cluster
 }
 
 // seconds are those of a timeout, rounded up to three digits: each different one is a rule, and who writes Services chooses them.

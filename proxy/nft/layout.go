@@ -57,6 +57,8 @@ const (
 	sizes
 	nodeportSizes
 	affinityTimeouts
+	affinityMembers
+	affinityPeers
 	affinityGroups
 	affinityGroupsCluster
 	nodeportAffinityGroups
@@ -353,12 +355,17 @@ func (l *layout) addAffinity(p *params) {
 	l.chain("affinity-record", "remembers clients of Services with session affinity", rules...)
 	l.chain("affinity-record-vip-cluster", "", record(vipCluster))
 	l.chain("affinity-record-nodeport-cluster", "", record(nodeportCluster))
+	// If the endpoint is one of the other policy's, too, the client is sent there by frontends of that, if it has no other yet.
+	l.chain("affinity-update", "",
+		l.rule().jump("affinity-remember"),
+		l.rule().setPriority(key{priority}, "affinity-peers").in(key{priority, l.destination(), port}, "affinity-members").jump("affinity-remember"),
+		l.rule().zeroPriority())
 	rules = nil
 	for _, seconds := range p.timeouts {
 		rules = append(rules, l.rule().isTransport().in(key{priority, constant(seconds)}, "affinity-timeouts").
 			update(key{l.source(), priority}, key{l.destination(), port}, "affinity", uint64(seconds)*1000))
 	}
-	l.chain("affinity-update", "", append(rules, l.rule().zeroPriority())...)
+	l.chain("affinity-remember", "", rules...)
 }
 
 func (l *layout) originalKey(at place) key {
@@ -430,6 +437,8 @@ func (l *layout) addSets() {
 		sizes:                         {name: "sizes", key: append(to[:3:3], number), typeof: true, comment: "how many endpoints to draw from, if there are several"},
 		nodeportSizes:                 {name: "nodeport-sizes", key: append(toPort[:2:2], number), typeof: true},
 		affinityTimeouts:              {name: "affinity-timeouts", key: []part{class, number}, typeof: true, comment: "in seconds"},
+		affinityMembers:               {name: "affinity-members", key: []part{class, addr, service}, comment: "endpoints of groups that have a peer"},
+		affinityPeers:                 {name: "affinity-peers", key: []part{class}, value: []part{class}, comment: "the same port under the other policy"},
 		affinityGroups:                {name: "affinity-groups", key: to, value: []part{class}},
 		affinityGroupsCluster:         {name: "affinity-groups-cluster", key: to, value: []part{class}},
 		nodeportAffinityGroups:        {name: "nodeport-affinity-groups", key: toPort, value: []part{class}},

@@ -67,7 +67,7 @@ func TestListingLoadsAsTheSameRules(t *testing.T) {
 			}
 			for i := range want.chains {
 				w := &want.chains[i]
-				if g := got.find(w.name); g == nil || !w.is(g) && w.name != "source-check" && w.name != "affinity-update" {
+				if g := got.find(w.name); g == nil || !w.is(g) && w.name != "source-check" && w.name != "affinity-remember" {
 					t.Errorf("%s chain %s is another one", layers[f], w.name)
 				}
 			}
