@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -539,7 +540,7 @@ func compare(t *testing.T, ref, ours *world, s scenario) {
 		pods = max(pods, st.pod+1)
 	}
 	for i, st := range s.steps {
-		want, got := ref.same(ref.run(s, st)), ours.same(ours.run(s, st))
+		want, got := atOnce(ref, ours, func(w *world) string { return w.same(w.run(s, st)) })
 		switch {
 		case st.do == "DEL" && want == "done":
 			ref.left[st.pod] = true
@@ -566,11 +567,20 @@ func compare(t *testing.T, ref, ours *world, s scenario) {
 
 var noMac = regexp.MustCompile(`Bridge interface \S+ Mac doesn't match`)
 
+// atOnce does the same in both worlds: what takes time there is to wait for the kernel.
+func atOnce(ref, ours *world, f func(*world) string) (want, got string) {
+	var wg sync.WaitGroup
+	wg.Go(func() { want = f(ref) })
+	got = f(ours)
+	wg.Wait()
+	return want, got
+}
+
 // settle compares states until they are the same: addresses of the kernel's own come late.
 func settle(ref, ours *world, pods int) string {
 	var d string
 	for range 60 {
-		if d = diff(ref.same(ref.state(pods)), ours.same(ours.state(pods))); d == "" {
+		if d = diff(atOnce(ref, ours, func(w *world) string { return w.same(w.state(pods)) })); d == "" {
 			return ""
 		}
 		time.Sleep(50 * time.Millisecond)

@@ -142,7 +142,10 @@ func TestFirewalldIsAskedAsByTheReference(t *testing.T) {
 	differential(t, 8, func(g generator) scenario {
 		s := firewalldScenario(g)
 		kept := map[*world]map[string]string{}
+		var turn sync.Mutex
 		s.around = func(w *world, call func()) {
+			turn.Lock()
+			defer turn.Unlock()
 			if kept[w] == nil {
 				kept[w] = map[string]string{}
 			}
