@@ -15,7 +15,7 @@ while IFS=: read -r file func; do
   package=./${file%/*} target=${func#func }
   [[ $target =~ $pattern ]] || continue
   began=$SECONDS
-  if out=$(CGO_ENABLED=1 "${GO:-go}" test -tags seccomp -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-1m}" "$package" 2>&1); then
+  if out=$(CGO_ENABLED=1 "${GO:-go}" test -tags seccomp -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-1m}" -fuzzminimizetime 5s "$package" 2>&1); then
     found=none
   elif [[ $out == *'context deadline exceeded'* && $out != *testdata/fuzz/* ]]; then
     found='none, it ended late' # Go's own: on a busy machine its worker is not back when the time is over

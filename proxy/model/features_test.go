@@ -172,7 +172,8 @@ func TestExternalIPs(t *testing.T) {
 		flow{podFar, webIP + ":80", here})
 }
 
-func TestExternalIPsAreNeverLoopbackOrLinkLocal(t *testing.T) { // CVE-2020-8554: what is left to a user of a namespace
+// External IPs are what a user of a namespace may write down.
+func TestCVE_2020_8554_ExternalIPsAreNeverLoopbackOrLinkLocal(t *testing.T) {
 	for _, ip := range []string{"127.0.0.1", "::1", "169.254.169.254", "fe80::1", "0.0.0.0", "::", "224.0.0.1"} {
 		family := web
 		if strings.Contains(ip, ":") {

@@ -76,14 +76,15 @@ func FuzzSequences(f *testing.F) {
 		if len(choices) > 4096 {
 			t.Skip()
 		}
-		r := chance{rand.New((*chosen)(&choices)), true}
+		source := &chosen{bytes: choices}
+		r := chance{rand.New(source), true}
 		o := newObjects(r.config())
 		m, err := New(o.config)
 		if err != nil {
 			t.Fatal(err)
 		}
 		k := newKernel()
-		for len(choices) > 0 {
+		for len(source.bytes) > 0 {
 			o.step(t, r, m)
 			if r.in(2) {
 				d := m.Commit()
@@ -101,13 +102,20 @@ func FuzzSequences(f *testing.F) {
 	})
 }
 
-// chosen is a source of numbers that are the bytes of an input, and zero when it is used up.
-type chosen []byte
+// chosen is a source of numbers: the bytes of an input, two a number, and when they are used up what follows from nothing (no
+// number over and over: rand would wait for another one).
+type chosen struct {
+	bytes []byte
+	then  rand.PCG
+}
 
 func (c *chosen) Uint64() uint64 {
-	var b [8]byte
-	// Two bytes a number: the few values that matter are in the upper bits.
-	n := copy(b[6:], *c)
-	*c = (*c)[n:]
-	return binary.LittleEndian.Uint64(b[:])
+	if len(c.bytes) < 2 {
+		c.bytes = nil
+		return c.then.Uint64()
+	}
+	// The few values that matter are in the upper bits, and the lower ones must not keep rand from taking it.
+	n := uint64(binary.LittleEndian.Uint16(c.bytes))<<48 | c.then.Uint64()>>16
+	c.bytes = c.bytes[2:]
+	return n
 }
