@@ -15,6 +15,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/cri/shim"
+	"github.com/berth-run/berth/network"
 )
 
 func bare(t *testing.T) *Manager {
@@ -24,7 +25,7 @@ func bare(t *testing.T) *Manager {
 		t.Fatal(err)
 	}
 	return &Manager{
-		ctrFiles: files, opts: Options{Run: t.TempDir()}, events: newEvents(time.Now),
+		ctrFiles: files, opts: Options{Run: t.TempDir(), Network: &network.Manager{}}, events: newEvents(time.Now),
 		pods: map[string]*pod{}, containers: map[string]*container{}, making: map[string]*container{}, names: map[string]*claim{},
 	}
 }
