@@ -1,4 +1,5 @@
-// Command berth is a container runtime for Kubernetes: `berth serve` answers the kubelet, and the rest is for operators.
+// Command berth is a container runtime for Kubernetes: `berth serve` answers the kubelet, `berth proxy` is there in
+// place of kube-proxy, and the rest is for operators.
 package main
 
 import (
@@ -38,15 +39,16 @@ func main() {
 
 func command() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "berth",
-		Short:         "A container runtime for Kubernetes",
-		Long:          "A container runtime for Kubernetes: serve is the daemon, which a kubelet uses; the rest asks one that runs.",
+		Use:   "berth",
+		Short: "A container runtime for Kubernetes",
+		Long: "A container runtime for Kubernetes: serve is the daemon, which a kubelet uses; proxy is there in place\n" +
+			"of kube-proxy; the rest asks a daemon that runs.",
 		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true, // main says them, once
 	}
 	root.SetVersionTemplate("berth {{.Version}}\n")
-	root.AddCommand(serveCommand(), imagesCommand(), registryCommand(), versionCommand())
+	root.AddCommand(serveCommand(), proxyCommand(), imagesCommand(), registryCommand(), versionCommand())
 	markFailures(root)
 	return root
 }

@@ -274,3 +274,16 @@ func (s *store) Replace(list []any, revision string) error {
 	}
 	return s.queue.replace(s.kind, list)
 }
+
+// NewBatch makes a Batch of objects that are there: Services, EndpointSlices, ServiceCIDRs and Nodes.
+func NewBatch(first bool, objects ...metav1.Object) *Batch {
+	b := &Batch{First: first, changes: map[key]metav1.Object{}}
+	for _, o := range objects {
+		for kind := range kinds {
+			if _, ok := known(kind, o); ok {
+				b.changes[key{kind, nameOf(o)}] = o
+			}
+		}
+	}
+	return b
+}

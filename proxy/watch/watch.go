@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 )
@@ -88,6 +89,10 @@ func (w *Watcher) listWatch(kind Kind) cache.ListerWatcher {
 			o.Watch = true
 			events, err := src.client.Get().Resource(src.resource).VersionedParams(&o, metav1.ParameterCodec).Watch(ctx)
 			w.answered(ctx, kind, err)
+			if err != nil && o.SendInitialEvents != nil && utilnet.IsConnectionRefused(err) {
+				// The client would wait for up to half a minute, and for no context. For another error it lists, and waits for both.
+				err = errors.New(err.Error())
+			}
 			return events, err
 		},
 	}

@@ -25,7 +25,8 @@ import (
 
 // api is an API server that can go wrong as a real one cannot be made to; integration/ has a real one.
 type api struct {
-	t *testing.T
+	t      *testing.T
+	server *httptest.Server
 
 	mu       sync.Mutex
 	revision int
@@ -55,6 +56,7 @@ func newAPI(t *testing.T) (*api, *Client) {
 	}
 	a.set("nodes", "node-1", map[string]any{"metadata": map[string]any{"name": "node-1"}})
 	server := httptest.NewServer(a)
+	a.server = server
 	t.Cleanup(func() { a.cutAll(); server.CloseClientConnections(); server.Close() })
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	text := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: %q}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n", server.URL)
@@ -482,6 +484,22 @@ func TestAnotherNodeIsNotOurs(t *testing.T) {
 	a.set("nodes", "node-1", nil)
 	if node, ok := r.next().Node(); !ok || node != nil {
 		t.Fatalf("%v %v", node, ok)
+	}
+}
+
+// A proxy ends at once, whatever it waits for: its successor waits for that.
+func TestRunEndsWhileNobodyAnswers(t *testing.T) {
+	a, c := newAPI(t)
+	a.server.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); New(c, Options{Node: "node-1"}).Run(ctx) }()
+	time.Sleep(1500 * time.Millisecond) // the second or third try is waited for
+	stop()
+	select {
+	case <-done:
+	case <-time.After(500 * time.Millisecond):
+		t.Fatal("it does not end")
 	}
 }
 

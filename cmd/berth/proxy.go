@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	serveconfig "github.com/berth-run/berth/cmd/berth/internal/config"
+	"github.com/berth-run/berth/internal/version"
+	"github.com/berth-run/berth/proxy"
+	"github.com/berth-run/berth/proxy/config"
+	"github.com/berth-run/berth/proxy/health"
+	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nft"
+	"github.com/berth-run/berth/proxy/watch"
+)
+
+func proxyCommand() *cobra.Command {
+	var flags config.Flags
+	cmd := &cobra.Command{
+		Use:   "proxy",
+		Short: "Have Services reached from this node, in place of kube-proxy",
+		Long: "Have Services reached from this node, in place of kube-proxy, by nf_tables, until SIGTERM or SIGINT. The rules stay then:\n" +
+			"connections and Services go on, and the next start changes only what differs. --cleanup removes them.\n\n" +
+			"Configuration and flags are kube-proxy's: a KubeProxyConfiguration, or flags, which beside --config do not count but for\n" +
+			"--hostname-override, --master, -v and --logging-format.",
+		Example: "  berth proxy --config /var/lib/kube-proxy/config.conf --hostname-override node-1\n" +
+			"  berth proxy --kubeconfig /etc/kubernetes/proxy.conf --cluster-cidr 10.244.0.0/16\n" +
+			"  berth proxy --cleanup",
+		Args: cobra.NoArgs,
+	}
+	flags.Add(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if flags.Cleanup {
+			return cleanProxy(cmd)
+		}
+		c, err := flags.Load()
+		if err != nil {
+			return err
+		}
+		if flags.WriteConfigTo != "" {
+			text, err := yaml.Marshal(c.Proxy)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(flags.WriteConfigTo, text, 0o644)
+		}
+		return runProxy(cmd.Context(), c)
+	}
+	return cmd
+}
+
+// cleanProxy says what it has removed, also where it could not remove the rest.
+func cleanProxy(cmd *cobra.Command) error {
+	removed, err := proxy.Cleanup(cmd.Context())
+	for _, what := range removed {
+		fmt.Fprintln(cmd.OutOrStdout(), "removed", what)
+	}
+	return err
+}
+
+// runProxy runs the proxy: its parts end together.
+func runProxy(ctx context.Context, c *config.Config) error {
+	log := proxyLogger(c)
+	if mode := c.Proxy.Mode; mode != config.Auto && mode != config.NFTables {
+		return fmt.Errorf("mode %q: berth has nftables alone: set mode to nftables, or leave it empty", mode)
+	}
+	if len(c.Ignored) > 0 {
+		log.Warn("flags do not count beside --config", "flags", strings.Join(c.Ignored, " "), "config", c.File)
+	}
+	for _, s := range c.Unused() {
+		log.Warn("a setting has no effect", "setting", s)
+	}
+	node, err := c.NodeName()
+	if err != nil {
+		return err
+	}
+	families := []string{"IPv4"}
+	if ipv6() {
+		families = append(families, "IPv6")
+	}
+	m, err := model.New(c.Model(node, true, len(families) > 1))
+	if err != nil {
+		return err
+	}
+	client, err := watch.NewClient(watch.ClientOptions{
+		Kubeconfig: c.Proxy.ClientConnection.Kubeconfig, Master: c.Master,
+		ContentType: c.Proxy.ClientConnection.ContentType, AcceptContentTypes: c.Proxy.ClientConnection.AcceptContentTypes,
+		QPS: c.Proxy.ClientConnection.QPS, Burst: int(c.Proxy.ClientConnection.Burst),
+	})
+	if err != nil {
+		return err
+	}
+	programmer, err := nft.Open(nft.Options{Log: log})
+	if err != nil {
+		return err
+	}
+	prepareHost(c, log)
+	ctx, stop := interrupted(ctx)
+	defer stop()
+	log.Info("berth proxy starts", "node", node, "families", strings.Join(families, " "), "version", version.String())
+	o := proxy.Options{
+		Model: m, Programmer: programmer, Period: c.SyncPeriod(), Log: log,
+		Health: health.New(2*c.SyncPeriod(), families...), Metrics: health.NewMetrics(families...),
+		Events: health.NewEvents(node, client.CreateEvent, log),
+	}
+	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed, Log: log}
+	w := watch.New(client, watch.Options{Node: node, Log: log, Queued: o.Queued})
+	o.Source = w
+	err = together(ctx,
+		func(ctx context.Context) error { w.Run(ctx); return nil },
+		func(ctx context.Context) error { o.Events.Run(ctx); return nil },
+		func(ctx context.Context) error { proxy.Run(ctx, o); return nil },
+		func(ctx context.Context) error { return serveHealth(ctx, c, &o, log) },
+		func(ctx context.Context) error { return serveMetrics(ctx, c, &o, log) },
+	)
+	log.Info("berth proxy stops, its rules stay")
+	return errors.Join(err, programmer.Close())
+}
+
+// together runs all until the context ends or one of them fails, and returns when none is left.
+func together(ctx context.Context, parts ...func(context.Context) error) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var all sync.WaitGroup
+	errs := make([]error, len(parts))
+	for i, part := range parts {
+		all.Go(func() {
+			if errs[i] = part(ctx); errs[i] != nil {
+				stop(errs[i])
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+func serveHealth(ctx context.Context, c *config.Config, o *proxy.Options, log *slog.Logger) error {
+	if c.Proxy.HealthzBindAddress == "" {
+		return nil
+	}
+	return health.Serve(ctx, "health", c.Proxy.HealthzBindAddress, o.Health.Handler(o.Metrics), c.Proxy.BindAddressHardFail, log)
+}
+
+func serveMetrics(ctx context.Context, c *config.Config, o *proxy.Options, log *slog.Logger) error {
+	if c.Proxy.MetricsBindAddress == "" {
+		return nil
+	}
+	pages := health.Pages{Metrics: o.Metrics, Mode: string(config.NFTables), Config: c.Proxy, Profiling: c.Proxy.EnableProfiling}
+	return health.Serve(ctx, "metrics", c.Proxy.MetricsBindAddress, pages.Handler(), c.Proxy.BindAddressHardFail, log)
+}
+
+// prepareHost sets what is the host's. None of it keeps Services from being reached.
+func prepareHost(c *config.Config, log *slog.Logger) {
+	if err := proxy.SetConntrack("/proc/sys", &c.Proxy.Conntrack); err != nil {
+		log.Warn("conntrack is not as configured", "error", err)
+	}
+	score := strconv.Itoa(int(*c.Proxy.OOMScoreAdj))
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(score), 0o644); err != nil {
+		log.Warn("oomScoreAdj is not set", "score", score, "error", err)
+	}
+}
+
+// ipv6 is whether the kernel does it.
+func ipv6() bool {
+	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+		return false
+	}
+	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+	return err != nil || strings.TrimSpace(string(off)) != "1"
+}
+
+// proxyLogger has kube-proxy's level and format.
+func proxyLogger(c *config.Config) *slog.Logger {
+	level := "info"
+	if c.Proxy.Logging.Verbosity >= 4 {
+		level = "debug"
+	}
+	return logger(&serveconfig.Config{LogLevel: level, LogFormat: c.Proxy.Logging.Format})
+}

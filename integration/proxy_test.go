@@ -1,0 +1,209 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/integration/lab"
+	"github.com/berth-run/berth/proxy"
+	"github.com/berth-run/berth/proxy/health"
+	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nft"
+	"github.com/berth-run/berth/proxy/watch"
+)
+
+// TestProxyFollowsTheAPIServer has a proxy with the rights of examples/proxy, a real API server and the kernel's tables in a namespace of their own: what is created,
+// changed and deleted there, also while the proxy cannot see it, is in the tables afterwards.
+func TestProxyFollowsTheAPIServer(t *testing.T) {
+	cp, err := lab.StartControlPlane(t.Context(), tools, "--authorization-mode=RBAC")
+	must(t, err)
+	t.Cleanup(func() { must(t, cp.Close()) })
+	must(t, cp.Create(t.Context(), "/api/v1/nodes", "apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\n"))
+	createService(t, cp, "before", "10.93.0.50", "")
+	createSlice(t, cp, "before", "10.1.0.1")
+
+	p := startProxy(t, proxyRights(t, cp))
+	p.until("the first Service", has("10.93.0.50 . tcp . 80"), has("10.1.0.1"))
+	createService(t, cp, "headless", "None", "")
+	createService(t, cp, "others", "10.93.0.51", "labels: {service.kubernetes.io/service-proxy-name: other}")
+	createService(t, cp, "later", "10.93.0.52", "")
+	createSlice(t, cp, "later", "10.1.0.2")
+	p.until("one that came later", has("10.93.0.52 . tcp . 80"), has("10.1.0.2"), hasNot("10.93.0.51"))
+	// What is left out is told to those who can mend it.
+	createService(t, cp, "claims-1", "10.93.0.60", "", "externalIPs: [192.0.2.1]")
+	createService(t, cp, "claims-2", "10.93.0.61", "", "externalIPs: [192.0.2.1]")
+	p.until("two that claim an address", has("10.93.0.60"), has("10.93.0.61"), has("192.0.2.1"))
+	wantEvent(t, cp, "PartLeftOut", "claims-2")
+	// Of another program.
+	p.nft("flush", "table", "ip", nft.Table)
+	p.until("what another program has flushed", has("10.93.0.52 . tcp . 80"), has("10.1.0.1"))
+
+	before := p.nft("list", "table", "ip", nft.Table)
+	must(t, cp.KillAPIServer())
+	time.Sleep(3 * time.Second)
+	if after := p.nft("list", "table", "ip", nft.Table); after != before {
+		t.Errorf("rules have changed while the API server was away:\n%s\n%s", before, after)
+	}
+	must(t, cp.StartAPIServer(t.Context()))
+	_, err = cp.Do(t.Context(), "DELETE", "/api/v1/namespaces/default/services/before", "", nil)
+	must(t, err)
+	createService(t, cp, "back", "10.93.0.53", "")
+	createSlice(t, cp, "back", "10.1.0.3")
+	p.until("what has changed since", has("10.93.0.53 . tcp . 80"), has("10.1.0.3"), hasNot("10.93.0.50"), has("10.93.0.52 . tcp . 80"))
+}
+
+// proxyRights has the API server take the manifest of examples/proxy, and is a kubeconfig with its service account's rights.
+func proxyRights(t *testing.T, cp *lab.ControlPlane) string {
+	t.Helper()
+	manifest, err := os.ReadFile("../examples/proxy/berth-proxy.yaml")
+	must(t, err)
+	paths := map[string]string{
+		"ServiceAccount": "/api/v1/namespaces/kube-system/serviceaccounts", "DaemonSet": "/apis/apps/v1/namespaces/kube-system/daemonsets",
+		"ClusterRole":        "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+		"ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+	}
+	for _, object := range strings.Split(string(manifest), "\n---\n") {
+		var kind string
+		for line := range strings.Lines(object) {
+			if rest, ok := strings.CutPrefix(line, "kind: "); ok {
+				kind = strings.TrimSpace(rest)
+			}
+		}
+		must(t, cp.Create(t.Context(), paths[kind]+"?fieldValidation=Strict", object))
+	}
+	admin, err := os.ReadFile(cp.Kubeconfig)
+	must(t, err)
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	as := strings.Replace(string(admin), "user: {token:", "user: {as: 'system:serviceaccount:kube-system:berth-proxy', token:", 1)
+	if as == string(admin) {
+		t.Fatal("the kubeconfig has another form")
+	}
+	must(t, os.WriteFile(file, []byte(as), 0o600))
+	return file
+}
+
+// wantEvent waits for an Event with a reason about a Service.
+func wantEvent(t *testing.T, cp *lab.ControlPlane, reason, service string) {
+	t.Helper()
+	var events []byte
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		var err error
+		events, err = cp.Get(t.Context(), "/apis/events.k8s.io/v1/namespaces/default/events")
+		must(t, err)
+		if bytes.Contains(events, []byte(reason)) && bytes.Contains(events, []byte(`"name":"`+service+`"`)) {
+			return
+		}
+	}
+	t.Fatalf("no Event %s of %s: %s", reason, service, events)
+}
+
+func createService(t *testing.T, cp *lab.ControlPlane, name, ip, meta string, spec ...string) {
+	t.Helper()
+	must(t, cp.Create(t.Context(), "/api/v1/namespaces/default/services", fmt.Sprintf(
+		"apiVersion: v1\nkind: Service\nmetadata:\n  name: %s\n  %s\nspec:\n  clusterIP: %q\n  ports: [{port: 80, targetPort: 8080}]\n  %s\n",
+		name, meta, ip, strings.Join(spec, "\n  "))))
+}
+
+func createSlice(t *testing.T, cp *lab.ControlPlane, service, ip string) {
+	t.Helper()
+	must(t, cp.Create(t.Context(), "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", fmt.Sprintf(
+		"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: %s-1, labels: {kubernetes.io/service-name: %s}}\n"+
+			"addressType: IPv4\nports: [{name: '', port: 8080, protocol: TCP}]\nendpoints: [{addresses: [%s], conditions: {ready: true}}]\n", service, service, ip)))
+}
+
+// proxied is a proxy that programs a namespace.
+type proxied struct {
+	t         *testing.T
+	namespace string
+}
+
+// startProxy runs the parts of `berth proxy` on a thread in a namespace of its own; the API server is reached from this one.
+func startProxy(t *testing.T, kubeconfig string) *proxied {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	client, err := watch.NewClient(watch.ClientOptions{Kubeconfig: kubeconfig})
+	must(t, err)
+	m, err := model.New(model.Config{NodeName: "node-1", IPv4: true})
+	must(t, err)
+	o := proxy.Options{
+		Model: m, Period: 30 * time.Second, Log: log,
+		Health: health.New(time.Minute, "IPv4"), Metrics: health.NewMetrics("IPv4"), Events: health.NewEvents("node-1", client.CreateEvent, log),
+	}
+	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed}
+	w := watch.New(client, watch.Options{Node: "node-1", Log: log, Queued: o.Queued})
+	o.Source = w
+	ctx, stop := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	all.Go(func() { w.Run(ctx) })
+	all.Go(func() { o.Events.Run(ctx) })
+	ready := make(chan error, 1)
+	namespace := ""
+	all.Go(func() {
+		runtime.LockOSThread() // never unlocked: the thread ends here, and its namespace with it
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			ready <- err
+			return
+		}
+		namespace = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+		programmer, err := nft.Open(nft.Options{Log: log})
+		ready <- err
+		if err == nil {
+			o.Programmer = programmer
+			proxy.Run(ctx, o)
+			_ = programmer.Close()
+		}
+	})
+	t.Cleanup(func() { stop(); all.Wait() })
+	must(t, <-ready)
+	return &proxied{t: t, namespace: namespace}
+}
+
+// nft runs the program in the proxy's namespace.
+func (p *proxied) nft(args ...string) string {
+	p.t.Helper()
+	out, err := exec.Command("nsenter", append([]string{"--net=" + p.namespace, "nft"}, args...)...).CombinedOutput()
+	if err != nil && !bytes.Contains(out, []byte("No such file")) { // before the first Service
+		p.t.Fatalf("nft %q: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+type tableCheck func(table string) bool
+
+func has(text string) tableCheck {
+	return func(table string) bool { return strings.Contains(table, text) }
+}
+func hasNot(text string) tableCheck {
+	return func(table string) bool { return !strings.Contains(table, text) }
+}
+
+// until waits until the table is as it should be.
+func (p *proxied) until(what string, checks ...tableCheck) {
+	p.t.Helper()
+	table := ""
+	for deadline := time.Now().Add(40 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		table = p.nft("list", "table", "ip", nft.Table)
+		good := true
+		for _, check := range checks {
+			good = good && check(table)
+		}
+		if good {
+			return
+		}
+	}
+	p.t.Fatalf("%s is not in the table:\n%s", what, table)
+}

@@ -1,0 +1,192 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-run/berth/proxy/health"
+	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nft"
+	"github.com/berth-run/berth/proxy/watch"
+)
+
+// Programmer has a kernel do what a model says. It remembers what it was told, also where that has failed: Verify tries again.
+type Programmer interface {
+	// Sync makes the kernel have a whole State, Apply what has changed since.
+	Sync(nft.State) (nft.Report, error)
+	Apply(*model.Delta) (nft.Report, error)
+	// Verify compares all with the kernel, and mends it.
+	Verify() (nft.Report, error)
+	// Changed has the name of a program that has changed the kernel's tables, if the kernel says it.
+	Changed() <-chan string
+}
+
+// Source is where changes come from: a watch.Watcher.
+type Source interface {
+	Wake() <-chan struct{}
+	Take() *watch.Batch
+}
+
+// Options are the parts of a proxy. All have to be there.
+type Options struct {
+	Model      *model.Model
+	Source     Source
+	Programmer Programmer
+	Health     *health.Health
+	Metrics    *health.Metrics
+	NodePorts  *health.NodePorts
+	Events     *health.Events
+	// Period is how often what is not told of is looked at: addresses of the node, ports that were taken. It bounds how long
+	// after a failure the kernel is tried again, too.
+	Period time.Duration
+	Log    *slog.Logger
+}
+
+const (
+	// verifyEvery is how often all is compared with the kernel although nothing says that it should differ, as in kube-proxy.
+	verifyEvery = time.Hour
+	// retryFirst is how long after a failure the kernel is tried again; it doubles up to the period.
+	retryFirst = time.Second
+)
+
+// runner is the state of Run.
+type runner struct {
+	Options
+	begun  bool          // the kernel was told of everything once
+	failed string        // what was said of the last failure; empty while all is well
+	delay  time.Duration // until the next try
+	retry  <-chan time.Time
+}
+
+// Run programs until the context ends. What is in the kernel then stays.
+func Run(ctx context.Context, o Options) {
+	r := &runner{Options: o, delay: retryFirst}
+	defer r.NodePorts.Close()
+	period, all := time.NewTicker(o.Period), time.NewTicker(verifyEvery)
+	defer period.Stop()
+	defer all.Stop()
+	for {
+		var changed <-chan string // nothing is mended before it is known what there should be
+		if r.begun {
+			changed = o.Programmer.Changed()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.Source.Wake():
+			if b := o.Source.Take(); b != nil {
+				r.take(b)
+			}
+		case by := <-changed:
+			r.Log.Warn("another program has changed the proxy's tables, which are mended", "program", by)
+			r.verify()
+		case <-r.retry:
+			r.retry = nil
+			r.verify()
+		case <-all.C:
+			if r.begun {
+				r.verify()
+			}
+		case <-period.C:
+			r.NodePorts.Retry()
+		}
+	}
+}
+
+// take programs what has changed.
+func (r *runner) take(b *watch.Batch) {
+	begin, done := time.Now(), r.Health.Begin()
+	r.Metrics.Taken()
+	if node, ok := b.Node(); ok {
+		r.Health.SetNode(node)
+	}
+	b.Apply(r.Model)
+	d := r.Model.Commit()
+	r.tell(d.Problems)
+	var report nft.Report
+	var err error
+	switch full := !r.begun; {
+	case full:
+		r.begun = true
+		report, err = r.Programmer.Sync(r.Model.State())
+		r.finish(full, begin, b, report, err)
+	case !d.Empty():
+		report, err = r.Programmer.Apply(&d)
+		r.finish(full, begin, b, report, err)
+	}
+	if r.failed == "" {
+		done(true)
+	} else {
+		done(false)
+	}
+	r.NodePorts.Apply(&d)
+	r.Metrics.Counts(r.Model.State().Counts())
+}
+
+// verify compares all with the kernel.
+func (r *runner) verify() {
+	begin, done := time.Now(), r.Health.Begin()
+	report, err := r.Programmer.Verify()
+	r.finish(true, begin, nil, report, err)
+	done(err == nil)
+}
+
+// finish counts what was done, and sees to another try of what was not.
+func (r *runner) finish(full bool, begin time.Time, b *watch.Batch, report nft.Report, err error) {
+	took := time.Since(begin)
+	if err != nil {
+		r.Metrics.Failed()
+		if r.failed != err.Error() {
+			r.failed = err.Error()
+			r.Log.Error("Services could not be programmed, it is tried again", "error", err)
+		}
+		r.retry = time.After(r.delay)
+		r.delay = min(2*r.delay, max(r.Period, retryFirst))
+		return
+	}
+	var triggers []time.Time
+	switch {
+	case b == nil:
+	case b.First:
+		c := r.Model.State().Counts()
+		r.Log.Info("Services are programmed", "services", c.Services, "ports", c.Ports, "endpoints", c.Endpoints,
+			"changed", report.Elements, "took", took.Round(time.Millisecond).String())
+	default: // what happened before the proxy was there is not its delay
+		triggers = b.Triggers()
+	}
+	if r.failed != "" {
+		r.Log.Info("Services are programmed again")
+	}
+	r.failed, r.retry, r.delay = "", nil, retryFirst
+	r.Metrics.Synced(full, took, triggers, report.Transactions, report.Elements)
+}
+
+// tell has those who can mend an object see what is wrong with it.
+func (r *runner) tell(problems []model.Problem) {
+	for _, p := range problems {
+		r.Metrics.Problem(p.Kind)
+		r.Log.Debug("a part of an object is left out", "problem", p.String())
+		r.Events.Warn(health.Reference(p.Kind, p.Object), "PartLeftOut", "Program", p.String())
+	}
+}
+
+// Queued is for watch.Options: it counts what comes in.
+func (o *Options) Queued(kind watch.Kind) {
+	o.Health.Queued()
+	switch kind {
+	case watch.Service:
+		o.Metrics.ServiceQueued()
+	case watch.EndpointSlice:
+		o.Metrics.SliceQueued()
+	}
+}
+
+// PortFailed is for health.NodePorts: it tells whose port cannot be listened at.
+func (o *Options) PortFailed(service types.NamespacedName, port uint16, err error) {
+	o.Events.Warn(health.Reference("Service", service), "FailedToStartServiceHealthcheck", "Listen",
+		fmt.Sprintf("node %s cannot listen at health check node port %d: %v", o.Events.Node, port, err))
+}

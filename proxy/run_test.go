@@ -1,0 +1,288 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/kube-proxy/config/v1alpha1"
+
+	"github.com/berth-run/berth/proxy/config"
+	"github.com/berth-run/berth/proxy/health"
+	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nft"
+	"github.com/berth-run/berth/proxy/watch"
+)
+
+// recorder is a kernel that writes down what it is told; the real one is in proxy/nft and integration/.
+type recorder struct {
+	mu      sync.Mutex
+	calls   []string
+	fail    error
+	hold    chan struct{} // closed lets calls go on
+	changed chan string
+}
+
+func (r *recorder) call(what string) (nft.Report, error) {
+	r.mu.Lock()
+	r.calls = append(r.calls, what)
+	hold, err := r.hold, r.fail
+	r.mu.Unlock()
+	if hold != nil {
+		<-hold
+	}
+	return nft.Report{}, err
+}
+
+func (r *recorder) Sync(s nft.State) (nft.Report, error) {
+	what := "sync"
+	for svc := range s.Services() {
+		what += " " + svc.Name.Name
+	}
+	return r.call(what)
+}
+
+func (r *recorder) Apply(d *model.Delta) (nft.Report, error) {
+	what := "apply"
+	for _, c := range d.Services {
+		what += " " + c.Name.Name
+	}
+	return r.call(what)
+}
+
+func (r *recorder) Verify() (nft.Report, error) { return r.call("verify") }
+func (r *recorder) Changed() <-chan string      { return r.changed }
+
+func (r *recorder) set(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f()
+}
+
+// wait waits until the calls are these.
+func (r *recorder) wait(t *testing.T, want ...string) {
+	t.Helper()
+	var got string
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		r.set(func() { got = strings.Join(r.calls, "; ") })
+		if got == strings.Join(want, "; ") {
+			return
+		}
+	}
+	t.Fatalf("got  %s\nwant %s", got, strings.Join(want, "; "))
+}
+
+// source hands on batches that a test puts in.
+type source struct {
+	wake    chan struct{}
+	mu      sync.Mutex
+	batches []*watch.Batch
+}
+
+func (s *source) Wake() <-chan struct{} { return s.wake }
+
+func (s *source) Take() *watch.Batch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.batches) == 0 {
+		return nil
+	}
+	b := s.batches[0]
+	s.batches = s.batches[1:]
+	return b
+}
+
+func (s *source) put(first bool, objects ...metav1.Object) {
+	s.mu.Lock()
+	s.batches = append(s.batches, watch.NewBatch(first, objects...))
+	s.mu.Unlock()
+	s.wake <- struct{}{}
+}
+
+func service(name, ip string) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec:       corev1.ServiceSpec{ClusterIP: ip, ClusterIPs: []string{ip}, Ports: []corev1.ServicePort{{Port: 80, Protocol: corev1.ProtocolTCP}}},
+	}
+}
+
+func newProxy(t *testing.T) (*recorder, *source, Options, chan *eventsv1.Event) {
+	t.Helper()
+	m, err := model.New(model.Config{NodeName: "n", IPv4: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, events := slog.New(slog.DiscardHandler), make(chan *eventsv1.Event, 10)
+	rec, src := &recorder{changed: make(chan string, 1)}, &source{wake: make(chan struct{}, 10)}
+	o := Options{
+		Model: m, Source: src, Programmer: rec, Period: time.Hour, Log: log,
+		Health: health.New(time.Minute, "IPv4"), Metrics: health.NewMetrics("IPv4"),
+		Events: health.NewEvents("n", func(_ context.Context, e *eventsv1.Event) error { events <- e; return nil }, log),
+	}
+	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy}
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	all.Go(func() { Run(ctx, o) })
+	all.Go(func() { o.Events.Run(ctx) })
+	t.Cleanup(func() { stop(); all.Wait() })
+	return rec, src, o, events
+}
+
+func TestNothingIsProgrammedBeforeAllIsKnown(t *testing.T) {
+	rec, src, _, _ := newProxy(t)
+	rec.changed <- "nft"
+	src.wake <- struct{}{} // and there is no batch
+	time.Sleep(20 * time.Millisecond)
+	rec.wait(t)
+	src.put(true, service("a", "10.0.0.1"), service("b", "10.0.0.2"))
+	rec.wait(t, "sync a b", "verify")
+}
+
+func TestAnEmptyClusterIsProgrammedToo(t *testing.T) {
+	rec, src, _, _ := newProxy(t)
+	src.put(true)
+	rec.wait(t, "sync")
+	src.put(false) // what changes nothing is not programmed
+	src.put(false, service("a", "10.0.0.1"))
+	src.put(false, service("a", "10.0.0.1"))
+	src.put(false, service("b", "10.0.0.2"))
+	rec.wait(t, "sync", "apply a", "apply b")
+}
+
+func TestFailuresAreTriedAgain(t *testing.T) {
+	rec, src, o, _ := newProxy(t)
+	rec.set(func() { rec.fail = errors.New("no") })
+	o.Health.Queued()
+	src.put(true, service("a", "10.0.0.1"))
+	rec.wait(t, "sync a", "verify")
+	src.put(false, service("b", "10.0.0.2"))
+	rec.wait(t, "sync a", "verify", "apply b")
+	rec.set(func() { rec.fail = nil })
+	rec.wait(t, "sync a", "verify", "apply b", "verify")
+	rec.changed <- "somebody"
+	rec.wait(t, "sync a", "verify", "apply b", "verify", "verify")
+}
+
+func TestProblemsAreEvents(t *testing.T) {
+	_, src, _, events := newProxy(t)
+	bad := service("a", "10.0.0.1")
+	bad.Spec.ExternalIPs = []string{"127.0.0.1"}
+	src.put(true, bad)
+	select {
+	case e := <-events:
+		if e.Regarding.Name != "a" || e.Regarding.Kind != "Service" || !strings.Contains(e.Note, "externalIPs") {
+			t.Errorf("%+v", e)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("no Event")
+	}
+}
+
+func TestSlicesAndTheNodeReachTheModel(t *testing.T) {
+	rec, src, o, _ := newProxy(t)
+	name, port, ready := "", int32(8080), true
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "a-1", Labels: map[string]string{discoveryv1.LabelServiceName: "a"}},
+		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.1.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
+	}
+	src.put(true, service("a", "10.0.0.1"), slice, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}})
+	rec.wait(t, "sync a")
+	var text string
+	for deadline := time.Now().Add(5 * time.Second); !strings.Contains(text, "berth_proxy_endpoints 1") && time.Now().Before(deadline); {
+		w := httptest.NewRecorder()
+		o.Metrics.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		text = w.Body.String()
+	}
+	if !strings.Contains(text, "berth_proxy_endpoints 1") {
+		t.Error(text)
+	}
+}
+
+// What iptables-restore is given takes kube-proxy's chains away, and nothing else.
+func TestRemoval(t *testing.T) {
+	const saved = `# Generated
+*nat
+:PREROUTING ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-ABC - [0:0]
+:KUBE-SEP-DEF - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-FIREWALL - [0:0]
+:CNI-KUBE-SVC - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals -j" -j KUBE-SERVICES
+-A PREROUTING -j CNI-KUBE-SVC
+-A OUTPUT -j KUBE-FIREWALL
+-A KUBE-SERVICES -d 10.0.0.1/32 -j KUBE-SVC-ABC
+-A KUBE-SVC-ABC -j KUBE-SEP-DEF
+COMMIT
+`
+	got, n := removal("nat", saved)
+	want := `*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-ABC - [0:0]
+:KUBE-SEP-DEF - [0:0]
+-D PREROUTING -m comment --comment "kubernetes service portals -j" -j KUBE-SERVICES
+-X KUBE-SERVICES
+-X KUBE-SVC-ABC
+-X KUBE-SEP-DEF
+COMMIT
+`
+	if got != want || n != 3 {
+		t.Errorf("%d chains\n%s", n, got)
+	}
+	if _, n := removal("nat", "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-FIREWALL - [0:0]\nCOMMIT\n"); n != 0 {
+		t.Errorf("%d chains", n)
+	}
+}
+
+func TestSetConntrack(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "net/netfilter")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(name string) string {
+		text, _ := os.ReadFile(filepath.Join(dir, name))
+		return strings.TrimSpace(string(text))
+	}
+	c := config.Default().Conntrack
+	write("nf_conntrack_max", "1\n")
+	if err := SetConntrack(root, &c); err != nil {
+		t.Fatal(err)
+	}
+	if read("nf_conntrack_max") == "1" || read("nf_conntrack_tcp_timeout_established") != "86400" || read("nf_conntrack_tcp_timeout_close_wait") != "3600" || read("nf_conntrack_udp_timeout") != "" {
+		t.Errorf("max %s, established %s", read("nf_conntrack_max"), read("nf_conntrack_tcp_timeout_established"))
+	}
+	write("nf_conntrack_max", "999999999\n")
+	if err := SetConntrack(root, &c); err != nil || read("nf_conntrack_max") != "999999999" {
+		t.Errorf("it was made smaller: %s %v", read("nf_conntrack_max"), err)
+	}
+	zero := int32(0)
+	write("nf_conntrack_max", "5\n")
+	if err := SetConntrack(root, &v1alpha1.KubeProxyConntrackConfiguration{
+		MaxPerCore: &zero, Min: &zero, TCPEstablishedTimeout: &metav1.Duration{}, TCPCloseWaitTimeout: &metav1.Duration{},
+	}); err != nil || read("nf_conntrack_max") != "5" {
+		t.Error(err)
+	}
+	if err := SetConntrack(filepath.Join(root, "none"), &c); err == nil || !strings.Contains(err.Error(), "net.netfilter.nf_conntrack_max") {
+		t.Error(err)
+	}
+}
