@@ -86,22 +86,35 @@ func (s *Stack) names() []string {
 	return names
 }
 
-// Run does the steps one after the other and stops at the first error, which names the step. It undoes nothing.
+// Run does the steps one after the other and stops at the first error, which names the step. It undoes nothing. The journal
+// is written once, with all of them, before the first is done.
 func (s *Stack) Run(ctx context.Context, steps ...Step) error {
-	for _, st := range steps {
-		if err := s.note(st); err != nil {
-			return err
-		}
+	noted, err := s.note(steps...)
+	if err != nil {
+		return err
+	}
+	for i, st := range steps {
 		if err := s.do(ctx, st); err != nil {
+			s.drop(steps[i+1:], noted)
 			return err
 		}
 	}
 	return nil
 }
 
+// drop takes steps off the stack, of those that were noted, which have not been begun. The journal has them until it is written
+// again: to undo them is to undo nothing.
+func (s *Stack) drop(steps []Step, noted []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begun = slices.DeleteFunc(s.begun, func(b entry) bool {
+		return slices.Contains(noted, b.Name) && slices.ContainsFunc(steps, func(st Step) bool { return st.Name == b.Name })
+	})
+}
+
 // RunAll does the steps side by side and returns when all have ended. An error of one ends the context of the others.
 func (s *Stack) RunAll(ctx context.Context, steps ...Step) error {
-	if err := s.note(steps...); err != nil {
+	if _, err := s.note(steps...); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -151,26 +164,25 @@ func (s *Stack) Unwind(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// note puts steps on the stack and into the journal, before they are done.
-func (s *Stack) note(steps ...Step) error {
+// note puts steps on the stack and into the journal, before they are done. It tells which were not there yet.
+func (s *Stack) note(steps ...Step) (noted []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := 0
 	for _, st := range steps {
 		if st.Undo == nil || slices.ContainsFunc(s.begun, func(b entry) bool { return b.Name == st.Name }) {
 			continue
 		}
 		s.begun = append(s.begun, entry{Step: st})
-		n++
+		noted = append(noted, st.Name)
 	}
-	if n == 0 {
-		return nil
+	if len(noted) == 0 {
+		return nil, nil
 	}
 	if err := s.save(); err != nil {
-		s.begun = s.begun[:len(s.begun)-n]
-		return err
+		s.begun = s.begun[:len(s.begun)-len(noted)]
+		return nil, err
 	}
-	return nil
+	return noted, nil
 }
 
 func (s *Stack) save() error {

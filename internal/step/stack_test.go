@@ -245,3 +245,29 @@ func TestFailPointKillsExactlyThere(t *testing.T) {
 		t.Errorf("a point that is not there: %v", err)
 	}
 }
+
+// A journal is written once for steps that follow each other: each writing is a file on a disk.
+func TestStepsThatFollowEachOtherAreNotedAtOnce(t *testing.T) {
+	tr := newTrace()
+	ctx, boom := context.Background(), errors.New("boom")
+	if err := tr.Run(ctx, tr.step("a", nil, nil), tr.step("b", nil, nil)); err != nil {
+		t.Error(err)
+	}
+	if len(tr.journal) != 1 || !slices.Equal(tr.journal[0], []string{"a", "b"}) {
+		t.Errorf("journal: %v", tr.journal)
+	}
+	// Those that are not begun after an error are not undone, but one that was begun before is, whoever names it again.
+	if err := tr.Run(ctx, tr.step("c", boom, nil), tr.step("a", nil, nil), tr.step("d", nil, nil)); !errors.Is(err, boom) {
+		t.Errorf("error is %v", err)
+	}
+	if got := tr.Begun(); !slices.Equal(got, []string{"a", "b", "c"}) {
+		t.Errorf("begun: %v", got)
+	}
+	if err := tr.Unwind(ctx); err != nil {
+		t.Error(err)
+	}
+	tr.check(t, "a b c -c -b -a")
+	if last := tr.journal[len(tr.journal)-1]; len(last) != 0 {
+		t.Errorf("journal: %v", last)
+	}
+}
