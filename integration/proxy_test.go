@@ -187,6 +187,7 @@ type tableCheck func(table string) bool
 func has(text string) tableCheck {
 	return func(table string) bool { return strings.Contains(table, text) }
 }
+
 func hasNot(text string) tableCheck {
 	return func(table string) bool { return !strings.Contains(table, text) }
 }

@@ -7,8 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/berth-run/berth/internal/thread"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/thread"
 )
 
 // inNamespace runs a test in a network namespace of its own.

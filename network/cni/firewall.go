@@ -94,10 +94,10 @@ type gate interface {
 // gate is that of the backend that is configured. It returns ErrProgram where the rules are not made here, before anything was
 // done.
 func (c *call) gate(conf *firewallConf) (gate, error) {
-	switch {
-	case conf.Backend == backendIPTables:
+	switch conf.Backend {
+	case backendIPTables:
 		return c.xtGate(conf)
-	case conf.Backend == backendFirewalld:
+	case backendFirewalld:
 		return openFirewalld(c.ctx)
 	}
 	// Nothing, or anything else, is for what the node has.

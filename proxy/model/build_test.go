@@ -25,7 +25,8 @@ func testNode() *corev1.Node {
 		ObjectMeta: metav1.ObjectMeta{Name: "node1", Labels: map[string]string{corev1.LabelTopologyZone: "zone1"}},
 		Spec:       corev1.NodeSpec{PodCIDRs: []string{"10.1.0.0/16", "fd10:1::/64"}},
 		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
-			{Type: corev1.NodeExternalIP, Address: "203.0.113.1"}, {Type: corev1.NodeInternalIP, Address: "192.168.0.1"},
+			{Type: corev1.NodeExternalIP, Address: "203.0.113.1"},
+			{Type: corev1.NodeInternalIP, Address: "192.168.0.1"},
 			{Type: corev1.NodeInternalIP, Address: "fd00::1"},
 		}},
 	}

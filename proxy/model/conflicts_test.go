@@ -39,11 +39,13 @@ func TestTwoServicesClaimOneAddress(t *testing.T) {
 			[]serviceOption{withLB(lbIP)}, []serviceOption{created(1), withExternalIPs(lbIP)}, lbIP + ":80", a + " masq", "spec.externalIPs",
 		},
 		"the older external IP": {
-			[]serviceOption{created(1), withExternalIPs(externalIP)}, []serviceOption{created(2), withExternalIPs(externalIP)},
+			[]serviceOption{created(1), withExternalIPs(externalIP)},
+			[]serviceOption{created(2), withExternalIPs(externalIP)},
 			externalIP + ":80", a + " masq", "spec.externalIPs",
 		},
 		"the one with endpoints": {
-			[]serviceOption{created(2), withLB(lbIP)}, []serviceOption{created(1), withLB(lbIP), withoutEndpoints, func(s *corev1.Service) { s.Spec.Ports[0].NodePort++ }},
+			[]serviceOption{created(2), withLB(lbIP)},
+			[]serviceOption{created(1), withLB(lbIP), withoutEndpoints, func(s *corev1.Service) { s.Spec.Ports[0].NodePort++ }},
 			lbIP + ":80", a + " masq", "status.loadBalancer.ingress",
 		},
 		"by name": {

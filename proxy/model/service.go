@@ -326,8 +326,11 @@ func (spec *serviceSpec) equal(o *serviceSpec) bool {
 		if (a == nil) != (b == nil) {
 			return false
 		}
-		if a != nil && !(a.clusterIP == b.clusterIP && a.restricted == b.restricted && slices.Equal(a.externalIPs, b.externalIPs) &&
-			slices.Equal(a.loadBalancers, b.loadBalancers) && slices.Equal(a.sources, b.sources)) {
+		if a == nil {
+			continue
+		}
+		if a.clusterIP != b.clusterIP || a.restricted != b.restricted || !slices.Equal(a.externalIPs, b.externalIPs) ||
+			!slices.Equal(a.loadBalancers, b.loadBalancers) || !slices.Equal(a.sources, b.sources) {
 			return false
 		}
 	}

@@ -307,7 +307,8 @@ func (r chance) spoilSlice(s *discoveryv1.EndpointSlice) {
 		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: ptr("http"), Port: ptr(int32(80)), Protocol: ptr(corev1.Protocol(text))})
 	case 5:
 		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{"10.1.0.1"}, NodeName: &text, Hints: &discoveryv1.EndpointHints{
-			ForZones: []discoveryv1.ForZone{{Name: text}}, ForNodes: []discoveryv1.ForNode{{Name: text}}}})
+			ForZones: []discoveryv1.ForZone{{Name: text}}, ForNodes: []discoveryv1.ForNode{{Name: text}},
+		}})
 	case 6:
 		s.Ports = nil
 	}

@@ -6,9 +6,10 @@ import (
 	"errors"
 	"net/netip"
 
-	"github.com/berth-run/berth/proxy/model"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-run/berth/proxy/model"
 )
 
 func compareNames(a, b types.NamespacedName) int {

@@ -6,9 +6,10 @@ import (
 	"maps"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/model"
-	"golang.org/x/sys/unix"
 )
 
 // op is a change of an element: it is taken away, put in, or both, which gives it another value.

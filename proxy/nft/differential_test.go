@@ -13,12 +13,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berth-run/berth/proxy/model"
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-run/berth/proxy/model"
 )
 
 // world makes random Services and slices for the pods of a lab; pods 1 and 2 are local.
@@ -193,7 +194,7 @@ func (y try) judge(s *model.State) string {
 			if e.Addr.String() != podIP4(n) && e.Addr.String() != podIP6(n) {
 				continue
 			}
-			if v.Masquerades(e) == (seen == y.packet.Src.String()) && !(y.from.name == "node") {
+			if v.Masquerades(e) == (seen == y.packet.Src.String()) && y.from.name != "node" {
 				return fmt.Sprintf("%q, masqueraded should be %v", got, v.Masquerades(e))
 			}
 			return ""

@@ -6,8 +6,9 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/berth-run/berth/internal/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/nftables"
 )
 
 // expr is an expression of a rule: its name, and its attributes as the kernel takes them.
@@ -142,12 +143,14 @@ func (f layer) source() field { return payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 
 func (f layer) destination() field {
 	return payload(unix.NFT_PAYLOAD_NETWORK_HEADER, f.daddrAt, f.size)
 }
+
 func (f layer) originalDestination() field {
 	return ct(f.ctDst, f.size, true)
 }
 
 // The address and port that a packet is sent to, and that the first one of its connection was sent to, before it was changed.
-func (f layer) to() key         { return key{f.destination(), protocol, port} }
+func (f layer) to() key { return key{f.destination(), protocol, port} }
+
 func (f layer) originally() key { return key{f.originalDestination(), originalProtocol, originalPort} }
 
 func (k key) and(more ...field) key { return append(k[:len(k):len(k)], more...) }

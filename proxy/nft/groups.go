@@ -3,8 +3,9 @@ package nft
 import (
 	"hash/fnv"
 
-	"github.com/berth-run/berth/proxy/model"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-run/berth/proxy/model"
 )
 
 // groupOf names a list of endpoints that clients are remembered for: that of a Port under a policy.

@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/berth-run/berth/proxy/model"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/proxy/model"
 )
 
 // Table is the name of the tables, one for IPv4 and one for IPv6.

@@ -8,9 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/model"
-	"golang.org/x/sys/unix"
 )
 
 // Where no socket may have a larger buffer than others (a user namespace without rights on the node's), all that a small
@@ -22,9 +23,7 @@ func TestSmallSendBuffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := crowd(3000, 3)
-	for _, svc := range everything([model.Families]bool{true, true}).services {
-		all.services = append(all.services, svc)
-	}
+	all.services = append(all.services, everything([model.Families]bool{true, true}).services...)
 	all.services = all.services[3000:]
 	for range 2 {
 		if _, err := p.Sync(all); err != nil {

@@ -6,8 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/berth-run/berth/internal/thread"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/thread"
 )
 
 // space is a network namespace of a test.

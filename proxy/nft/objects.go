@@ -8,8 +8,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/berth-run/berth/internal/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/nftables"
 )
 
 // Attributes that golang.org/x/sys/unix does not have (linux/netfilter/nf_tables.h).

@@ -8,10 +8,11 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/berth-run/berth/internal/nftables"
-	"github.com/berth-run/berth/proxy/model"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-run/berth/internal/nftables"
+	"github.com/berth-run/berth/proxy/model"
 )
 
 // Options are how to program.

@@ -8,9 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/model"
-	"golang.org/x/sys/unix"
 )
 
 // connections are some that are open to a Service.

@@ -5,8 +5,9 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/berth-run/berth/proxy/model"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-run/berth/proxy/model"
 )
 
 // state is a State of a test's own making.

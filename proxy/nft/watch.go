@@ -3,8 +3,9 @@ package nft
 import (
 	"errors"
 
-	"github.com/berth-run/berth/internal/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/nftables"
 )
 
 // watcher sees what others change in the tables.
