@@ -31,7 +31,7 @@ type api struct {
 	mu       sync.Mutex
 	revision int
 	objects  map[string]map[string]any // by resource and name
-	watchers map[string][]chan event
+	watchers map[string][]chan []byte
 	queries  map[string]string
 	// broken answers instead, if it says so.
 	broken func(w http.ResponseWriter, r *http.Request, resource string) bool
@@ -50,7 +50,7 @@ var apiKinds = map[string][2]string{
 
 func newAPI(t *testing.T) (*api, *Client) {
 	t.Helper()
-	a := &api{t: t, revision: 100, objects: map[string]map[string]any{}, watchers: map[string][]chan event{}, queries: map[string]string{}, cut: make(chan struct{})}
+	a := &api{t: t, revision: 100, objects: map[string]map[string]any{}, watchers: map[string][]chan []byte{}, queries: map[string]string{}, cut: make(chan struct{})}
 	for resource := range apiKinds {
 		a.objects[resource] = map[string]any{}
 	}
@@ -89,8 +89,12 @@ func (a *api) set(resource, name string, object map[string]any) {
 	if kind != "DELETED" {
 		a.objects[resource][name] = object
 	}
+	line, err := json.Marshal(event{kind, object})
+	if err != nil {
+		a.t.Error(err)
+	}
 	for _, w := range a.watchers[resource] {
-		w <- event{kind, object}
+		w <- line
 	}
 }
 
@@ -113,7 +117,7 @@ func (a *api) cutAll() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	close(a.cut)
-	a.cut, a.watchers = make(chan struct{}), map[string][]chan event{}
+	a.cut, a.watchers = make(chan struct{}), map[string][]chan []byte{}
 }
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -157,7 +161,7 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, resource string, sin
 		status(w, http.StatusGatewayTimeout, metav1.StatusReasonTimeout, metav1.CauseTypeResourceVersionTooLarge)
 		return
 	}
-	events, cut := make(chan event, 100), a.cut
+	events, cut := make(chan []byte, 100), a.cut
 	a.watchers[resource] = append(a.watchers[resource], events)
 	a.mu.Unlock()
 	w.WriteHeader(http.StatusOK)
@@ -165,7 +169,7 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, resource string, sin
 	for {
 		select {
 		case e := <-events:
-			_ = json.NewEncoder(w).Encode(e)
+			_, _ = w.Write(e)
 			w.(http.Flusher).Flush()
 		case <-cut:
 			return
@@ -241,12 +245,12 @@ func (r *run) next() *Batch {
 // until reads batches until the model has these Services and no others.
 func (r *run) until(want ...string) {
 	r.t.Helper()
-	for {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); r.next() {
 		if got := r.services(); slices.Equal(got, want) {
 			return
 		}
-		r.next()
 	}
+	r.t.Fatalf("the model has %q, and not %q", r.services(), want)
 }
 
 func (r *run) services() []string {
@@ -405,13 +409,16 @@ func TestPartialListsChangeNothing(t *testing.T) {
 				if resource != "services" {
 					return false
 				}
+				switch q := req.URL.Query(); {
+				case q.Get("sendInitialEvents") != "" && name != "nobody there":
+					return false // refused: it lists
+				case q.Get("watch") != "" && name != "nobody there":
+					status(w, http.StatusGone, metav1.StatusReasonExpired, "")
+					return true
+				}
 				select {
 				case tries <- struct{}{}:
 				default:
-				}
-				if req.URL.Query().Get("watch") != "" && name != "nobody there" {
-					status(w, http.StatusGone, metav1.StatusReasonExpired, "")
-					return true
 				}
 				w.Header().Set("Content-Type", "application/json")
 				answer(w, req)
