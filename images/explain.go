@@ -134,7 +134,11 @@ func (s *Store) Explain(ctx context.Context, ref string, auth *Auth) (*Explanati
 			e.Hosts[i].Answer = "not asked: it resolves no tags, and no other host told the digest"
 		}
 	}
-	e.Notes = slices.Concat(notes...)
+	for _, note := range slices.Concat(notes...) {
+		if !slices.Contains(e.Notes, note) { // what is wrong with the file is noted for each of its hosts
+			e.Notes = append(e.Notes, note)
+		}
+	}
 	return e, nil
 }
 

@@ -110,6 +110,25 @@ func TestExplainHasNoRegistryWithoutFallback(t *testing.T) {
 	}
 }
 
+// A misspelt key is noted once, however many hosts there are, and the error of a pull that fails has it, too.
+func TestContainerd12636_UnknownKeysAreNoted(t *testing.T) {
+	reg := imagestest.NewRegistry(t)
+	s := quick(t, certs(t, map[string]string{"registry.example": fmt.Sprintf("server = %q\n[host.\"http://127.0.0.1:1\"]\ncapabilitys = []\n", reg.URL)}))
+	const want = "registry.example/hosts.toml:3: unknown key host.http://127.0.0.1:1.capabilitys"
+	e, told := explain(t, s, "registry.example/a:b", nil), 0
+	for _, note := range e.Notes {
+		if strings.HasSuffix(note, want) {
+			told++
+		}
+	}
+	if told != 1 {
+		t.Errorf("notes: %q, want %q once", e.Notes, want)
+	}
+	if err := pullErr(t, s, "registry.example/a:b", nil); !strings.Contains(err.Error(), want) {
+		t.Errorf("the pull fails with %v, want %q in it", err, want)
+	}
+}
+
 // A token server elsewhere gets no credentials, and the explanation says what to do about it.
 func TestExplainNotesForeignTokenServers(t *testing.T) {
 	reg, realm := imagestest.NewRegistry(t), imagestest.NewRegistry(t)

@@ -60,7 +60,11 @@ type ExportedLayer struct {
 func (s *Store) Export(ctx context.Context, names []string, w io.Writer) (*ExportReport, error) {
 	e := &exporter{s: s, ctx: ctx, w: tar.NewWriter(w), report: &ExportReport{}, written: map[digest.Digest]bool{}}
 	for _, name := range names {
-		if err := e.image(name); err != nil {
+		id, err := s.find(name)
+		if err != nil {
+			return e.report, fmt.Errorf("export: %w", err)
+		}
+		if err := e.image(id); err != nil {
 			return e.report, fmt.Errorf("export image %s: %w", quote(name), err)
 		}
 	}
@@ -86,13 +90,9 @@ type exporter struct {
 	own    berthLayout
 }
 
-func (e *exporter) image(name string) error {
+func (e *exporter) image(id digest.Digest) error {
 	s := e.s
 	if err := e.ctx.Err(); err != nil {
-		return err
-	}
-	id, err := s.find(name)
-	if err != nil {
 		return err
 	}
 	if slices.ContainsFunc(e.report.Images, func(i ExportedImage) bool { return i.ID == id }) {
@@ -226,7 +226,8 @@ func (e *exporter) list(rec *imageRecord, refs []string, manifest ocispec.Descri
 		entry := manifest
 		entry.Annotations = map[string]string{annotationName: ref, ocispec.AnnotationRefName: tagged.Tag()}
 		e.index = append(e.index, entry)
-		tags = append(tags, reference.FamiliarString(named))
+		// In full: podman takes a short one for one of its own, and names the image localhost/….
+		tags = append(tags, named.String())
 	}
 	if len(refs) == 0 {
 		desc, _ := document(rec.Manifest)

@@ -43,6 +43,8 @@ type hostsFile struct {
 	OverridePath any                  `toml:"override_path"`
 	DialTimeout  any                  `toml:"dial_timeout"`
 	Host         map[string]hostEntry `toml:"host"`
+	// unknown are its keys that nobody reads, each with file and line.
+	unknown []string
 }
 
 type hostEntry struct {
@@ -117,6 +119,9 @@ func (s *Store) source(named reference.Named, cred credentials) (*source, error)
 			if file, err = s.readHostsFile(dir); err != nil {
 				return nil, err
 			}
+			for _, key := range file.unknown {
+				src.note(key)
+			}
 			src.fallen = filepath.Base(dir) == defaultHosts
 		}
 	}
@@ -175,6 +180,7 @@ func (s *Store) readHostsFile(dir string) (file hostsFile, err error) {
 	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 		for _, e := range unknown.Errors {
 			row, _ := e.Position()
+			file.unknown = append(file.unknown, fmt.Sprintf("%s:%d: unknown key %s", path, row, strings.Join(e.Key(), ".")))
 			s.log.Warn("unknown key in registry configuration", "file", path, "line", row, "key", strings.Join(e.Key(), "."))
 		}
 		err = nil

@@ -71,10 +71,12 @@ func (s *Store) importing(ctx context.Context, archive io.Reader, o ImportOption
 		return nil, badImage("it has no image")
 	}
 	if len(names) > 0 {
-		for _, img := range list[1:] {
-			if img.top.Digest != list[0].top.Digest {
-				return nil, fmt.Errorf("there are %d images, to which names cannot be given: %w", len(list), errdefs.ErrInvalidArgument)
-			}
+		digests := map[digest.Digest]bool{} // an image is listed once for each of its names
+		for _, img := range list {
+			digests[img.top.Digest] = true
+		}
+		if len(digests) > 1 {
+			return nil, fmt.Errorf("there are %d images, to which names cannot be given: %w", len(digests), errdefs.ErrInvalidArgument)
 		}
 		list = list[:1]
 	}

@@ -186,7 +186,12 @@ func (l *layout) json(name string, v any) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := json.Unmarshal(data, v); err != nil {
+	err = json.Unmarshal(data, v)
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		// By the file's words alone, not by names of Go. What `skopeo copy dir:` writes has a manifest.json of another kind.
+		return false, badImage("%s has %s where OCI layouts and docker archives have something else (at byte %d)", name, wrong.Value, wrong.Offset)
+	}
+	if err != nil {
 		return false, badImage("%s: %w", name, err)
 	}
 	return true, nil

@@ -144,6 +144,12 @@ func TestImportNames(t *testing.T) {
 			t.Errorf("left: %v", left)
 		}
 	}
+	reg.Push("a", "c", smallImage("y"))
+	other := mustPull(t, s, reg.Host()+"/a:c")
+	both, _ := exported(t, s, string(img.ID), string(other.ID))
+	if _, err := imported(s, both, ImportOptions{Names: []string{"x"}}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "there are 2 images") {
+		t.Errorf("one name for two images, each listed by tag and by digest: %v", err)
+	}
 	if _, err := imported(s, archive, ImportOptions{Names: []string{"UPPER"}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("bad name: %v", err)
 	}
@@ -214,7 +220,7 @@ func TestDockerArchive(t *testing.T) {
 	if err := json.Unmarshal(files[dockerIndex], &list); err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != 1 || !slices.Equal(list[0].RepoTags, []string{"app:1", "app:2"}) || len(list[0].Layers) != 3 || list[0].Layers[0] != list[0].Layers[2] {
+	if len(list) != 1 || !slices.Equal(list[0].RepoTags, []string{"docker.io/library/app:1", "docker.io/library/app:2"}) || len(list[0].Layers) != 3 || list[0].Layers[0] != list[0].Layers[2] {
 		t.Errorf("%s: %+v", dockerIndex, list)
 	}
 	for _, name := range append(list[0].Layers, list[0].Config) {
@@ -291,6 +297,7 @@ func TestHostileArchives(t *testing.T) {
 		"index of 5 MiB":           {with(good(t), imagestest.File(ocispec.ImageIndexFile, strings.Repeat(" ", 5<<20))), errdefs.IsResourceExhausted, "bytes"},
 		"index is no JSON":         {with(good(t), imagestest.File(ocispec.ImageIndexFile, "<")), errdefs.IsFailedPrecondition, "index.json"},
 		"index without images":     {with(good(t), imagestest.File(ocispec.ImageIndexFile, "{}")), errdefs.IsFailedPrecondition, "no image"},
+		"what skopeo calls a dir":  {[]imagestest.Entry{imagestest.File(dockerIndex, string(built.Manifest))}, errdefs.IsFailedPrecondition, "manifest.json has object where"},
 		"no index":                 {without(good(t), ocispec.ImageIndexFile), errdefs.IsFailedPrecondition, "no OCI layout"},
 		"empty":                    {nil, errdefs.IsFailedPrecondition, "no OCI layout"},
 		"manifest missing":         {without(good(t), blobName(built.Descriptor.Digest)), errdefs.IsNotFound, built.Descriptor.Digest.Encoded()},
@@ -368,7 +375,7 @@ func TestExportSaysWhatItCannot(t *testing.T) {
 	if err := try(string(img.ID)); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "keep blobs") {
 		t.Errorf("entries that replace each other: %v", err)
 	}
-	if err := try("nothing:here"); !errdefs.IsNotFound(err) {
+	if err := try("nothing:here"); !errdefs.IsNotFound(err) || strings.Count(err.Error(), "nothing:here") != 1 {
 		t.Errorf("no image: %v", err)
 	}
 	if err := overwrite(s.path(layersDir, other.Layers[0].dir(), "f"), 0); err != nil {

@@ -148,7 +148,7 @@ func (t *tool) imagesInspect() *cobra.Command {
 			"With --output json its whole configuration, too.",
 		Example: "  berth images inspect registry.k8s.io/coredns/coredns:v1.12.0\n" +
 			"  berth images inspect --output json 3f57d9401f8d | jq .config.config.Entrypoint",
-		Args: cobra.ExactArgs(1),
+		Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ask := func(ctx context.Context, c *admin.Client) (*admin.Detail, error) { return c.Inspect(ctx, args[0]) }
 			return answer(cmd, t, ask, t.writeDetail)
@@ -208,7 +208,7 @@ func (t *tool) imagesRemove() *cobra.Command {
 		Long: "Remove images, with all their tags. One that a container is made of, or that is pinned, stays unless it is forced.",
 		Example: "  berth images remove docker.io/library/busybox:1.36\n" +
 			"  berth images remove --force 3f57d9401f8d",
-		Args: cobra.MinimumNArgs(1),
+		Args: someArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return outcomes(cmd, t, "removed", func(ctx context.Context, c *admin.Client) (*admin.Removal, []admin.Outcome, error) {
 				answer, err := c.Remove(ctx, force, args...)
@@ -230,7 +230,7 @@ func (t *tool) imagesPin(pinned bool) *cobra.Command {
 		Long: "Keep images from the kubelet's garbage collection, as imported ones are: for nodes that do not get them back. What is\n" +
 			"pinned is not removed without --force, and waits for a pull or an import, however long, where it is damaged.",
 		Example: "  berth images pin registry.k8s.io/coredns/coredns:v1.12.0",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    someArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return outcomes(cmd, t, cmd.Name()+"ned", func(ctx context.Context, c *admin.Client) (*admin.Pinned, []admin.Outcome, error) {
 				answer, err := c.Pin(ctx, pinned, args...)

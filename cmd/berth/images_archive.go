@@ -28,7 +28,7 @@ func (t *tool) imagesImport() *cobra.Command {
 		Example: "  berth images import app.tar\n" +
 			"  berth images import --name registry.example/team/app:v1 layout/\n" +
 			"  ssh other-node berth images export registry.example/team/app:v1 | berth images import -",
-		Args: cobra.ExactArgs(1),
+		Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.call(cmd, func(ctx context.Context, c *admin.Client) error {
 				in, size, err := openArchive(args[0], cmd.InOrStdin())
@@ -109,7 +109,7 @@ func (t *tool) imagesExport() *cobra.Command {
 		Example: "  berth images export --file app.tar registry.example/team/app:v1\n" +
 			"  berth images export --dir layout registry.example/team/app:v1\n" +
 			"  berth images export $(berth images list -q) | zstd > all.tar.zst",
-		Args: cobra.MinimumNArgs(1),
+		Args: someArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.call(cmd, func(ctx context.Context, c *admin.Client) error {
 				var report *images.ExportReport
@@ -121,6 +121,8 @@ func (t *tool) imagesExport() *cobra.Command {
 				}
 				out, err := cmd.OutOrStdout(), error(nil)
 				switch {
+				case dir != "" && file != "":
+					return usage("--file and --dir: give one of them")
 				case dir != "":
 					err = toDir(dir, export)
 				case file != "":
@@ -140,7 +142,6 @@ func (t *tool) imagesExport() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "", "write to a `file`, which is there only once it is whole")
 	cmd.Flags().StringVarP(&dir, "dir", "d", "", "write an OCI layout to a `directory` that is new or empty")
-	cmd.MarkFlagsMutuallyExclusive("file", "dir")
 	return cmd
 }
 
@@ -183,12 +184,20 @@ func toFile(path string, write func(io.Writer) error) error {
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
-		return err
+		return notBeside(path, err)
 	}
 	if err := errors.Join(write(f), f.Close()); err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return os.Rename(f.Name(), path)
+}
+
+// notBeside is the error of making what is to become path, by that name and not by its own.
+func notBeside(path string, err error) error {
+	if failed, ok := errors.AsType[*os.PathError](err); ok {
+		err = failed.Err
+	}
+	return fmt.Errorf("write %s: %w", path, err)
 }
 
 // toDir has a directory made of an archive, in the same manner.
@@ -199,7 +208,7 @@ func toDir(path string, write func(io.Writer) error) (err error) {
 	}
 	tmp, err := os.MkdirTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
-		return err
+		return notBeside(path, err)
 	}
 	defer func() {
 		if err != nil {
@@ -291,6 +300,9 @@ func (t *tool) imagesVerify() *cobra.Command {
 			}
 			if database {
 				return errors.New("the database is damaged: restart berth serve, which makes it anew of what can be read of it")
+			}
+			if damaged && v.Repair {
+				return errors.New("something is still damaged, for the reasons above; a pull or an import of its image mends it, too")
 			}
 			if damaged {
 				return errors.New("something is damaged: berth images verify --repair fetches it again, as does the next pull")

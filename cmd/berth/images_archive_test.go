@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,7 +71,8 @@ func TestToolsOfArchivesFailCleanly(t *testing.T) {
 		{[]string{"images", "export", "--file", filepath.Join(dir, "a.tar"), "absent"}, "not found"},
 		{[]string{"images", "export", "--dir", filepath.Join(dir, "a"), "absent"}, "not found"},
 		{[]string{"images", "export", "--dir", full, "absent"}, "is not empty"},
-		{[]string{"images", "export", "--file", filepath.Join(dir, "no/such/dir/a.tar"), "absent"}, "no such file"},
+		{[]string{"images", "export", "--file", filepath.Join(dir, "no/such/dir/a.tar"), "absent"}, "write " + filepath.Join(dir, "no/such/dir/a.tar") + ": no such file"},
+		{[]string{"images", "export", "--dir", filepath.Join(dir, "no/such/dir"), "absent"}, "write " + filepath.Join(dir, "no/such/dir") + ": no such file"},
 		{[]string{"images", "import", filepath.Join(dir, "absent.tar")}, "no such file"},
 		{[]string{"images", "import", full}, full + ": "},
 		{[]string{"images", "import", "-"}, "standard input: import: archive"},
@@ -103,6 +105,11 @@ func TestDamageIsAFailure(t *testing.T) {
 	if code != exitFailure || !strings.HasPrefix(out, "layer sha256:") || !strings.Contains(errs, "--repair") {
 		t.Errorf("verify: %q %q, exit code %d", out, errs, code)
 	}
+	d.reg.Hook(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusNotFound); return true })
+	if out, errs, code := d.tool(t, "images", "verify", "--repair"); code != exitFailure || !strings.Contains(out, "(not repaired: ") || strings.Contains(errs, "--repair") {
+		t.Errorf("repair without a registry: %q %q, exit code %d", out, errs, code)
+	}
+	d.reg.Hook(nil)
 	if out := d.must(t, "images", "verify", "--repair"); !strings.Contains(out, "(repaired)") {
 		t.Errorf("repair: %q", out)
 	}

@@ -25,7 +25,7 @@ func (t *tool) imagesPull() *cobra.Command {
 		Example: "  berth images pull registry.k8s.io/pause:3.10\n" +
 			"  berth images pull --docker-config ~/.docker/config.json registry.example/team/app:v1\n" +
 			"  pass show registry | berth images pull --creds-file - registry.example/team/app:v1",
-		Args: cobra.ExactArgs(1),
+		Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			auth, _, err := l.read(cmd.InOrStdin(), args[0])
 			if err != nil {

@@ -72,7 +72,7 @@ func (t *tool) registryExplain() *cobra.Command {
 		Example: "  berth registry explain registry.k8s.io/pause:3.10\n" +
 			"  berth registry explain --docker-config ~/.docker/config.json registry.example/team/app:v1\n" +
 			"  pass show registry | berth registry explain --creds-file - registry.example/team/app:v1",
-		Args: cobra.ExactArgs(1),
+		Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			auth, from, err := l.read(cmd.InOrStdin(), args[0])
 			if err != nil {

@@ -54,6 +54,27 @@ func (t *tool) group(use, short, long string, subs ...*cobra.Command) *cobra.Com
 	return cmd
 }
 
+// oneArg and someArgs are about the argument that the usage line names.
+func oneArg(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return fmt.Errorf("takes one %s, and has %d: %q", argument(cmd), len(args), args)
+	}
+	return someArgs(cmd, args)
+}
+
+func someArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return fmt.Errorf("%s is missing", argument(cmd))
+	}
+	return nil
+}
+
+// argument is what the usage line calls a command's argument.
+func argument(cmd *cobra.Command) string {
+	_, name, _ := strings.Cut(cmd.Use, " ")
+	return strings.TrimSuffix(name, "...")
+}
+
 // client finds the daemon as it was configured.
 func (t *tool) client() (*admin.Client, error) {
 	if t.address != "" {
