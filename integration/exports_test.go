@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 )
 
 // TestOthersReadExports: what berth exports is the same image to containerd, which runs it, and, where it is installed, to
-// skopeo, whose readers of archives are podman's, too.
+// skopeo and podman.
 func TestOthersReadExports(t *testing.T) {
 	from := toolNode{newNode(t)}
 	if from.Foreign() {
@@ -76,4 +77,39 @@ func TestOthersReadExports(t *testing.T) {
 			}
 		})
 	}
+
+	t.Run("podman", func(t *testing.T) {
+		podman, err := exec.LookPath("podman")
+		if err != nil {
+			t.Skip("there is no podman here: apt-get install podman")
+		}
+		dir := t.TempDir()
+		run := func(args ...string) string {
+			own := []string{"--root", dir + "/root", "--runroot", dir + "/run", "--tmpdir", dir + "/tmp", "--storage-driver", "vfs"}
+			out, err := exec.CommandContext(t.Context(), podman, append(own, args...)...).CombinedOutput()
+			if err != nil {
+				t.Fatalf("podman %v: %v: %s", args, err, out)
+			}
+			return strings.TrimSpace(string(out))
+		}
+		// A name of Docker Hub: podman would take its short form for one of localhost.
+		const hub = "docker.io/library/busybox:exported"
+		archive := filepath.Join(dir, "both.tar")
+		from.run(t, "images", "import", "--name", hub, file)
+		from.run(t, "images", "export", "--file", archive, hub)
+		run("load", "--quiet", "--input", archive)
+		for _, name := range []string{testimages.Busybox, hub} {
+			if got := run("image", "inspect", "--format", "sha256:{{.Id}} {{.RepoTags}}", name); !strings.HasPrefix(got, id+" ") || !strings.Contains(got, name) {
+				t.Errorf("by the name %s it has %q, want %s", name, got, id)
+			}
+		}
+		for _, format := range []string{"docker-archive", "oci-archive"} {
+			back := filepath.Join(dir, format+".tar")
+			run("save", "--quiet", "--format", format, "--output", back, testimages.Busybox)
+			from.run(t, "images", "remove", "--force", testimages.Busybox)
+			if got, want := from.run(t, "images", "import", back), "imported "+testimages.Busybox+" ("+id+")"; got != want {
+				t.Errorf("back as %s: %q, want %q", format, got, want)
+			}
+		}
+	})
 }
