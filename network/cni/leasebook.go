@@ -99,6 +99,9 @@ func (b *book) watch(dir string) {
 	if err != nil {
 		return
 	}
+	if other := notices.books[wd]; other != nil { // of the same directory by another name; the kernel tells one of us
+		other.wd, other.lost = 0, true
+	}
 	notices.books[wd] = b
 	b.wd, b.lost = wd, false
 }

@@ -180,3 +180,36 @@ func readsOf(t *testing.T, f func()) int {
 	f()
 	return count() - before
 }
+
+// A directory that has two names, as /run and /var/run give it, has one lock and one content: what is taken by one name is
+// known, and given back, by the other.
+func TestLeasesOfADirectoryByTwoNames(t *testing.T) {
+	base := t.TempDir()
+	one, other := filepath.Join(base, "run", "net"), filepath.Join(base, "var-run", "net")
+	if err := os.Symlink("run", filepath.Join(base, "var-run")); err != nil {
+		t.Fatal(err)
+	}
+	lease(t, one, func(*leases) {})
+	ip := net.IPv4(10, 88, 0, 2)
+	lease(t, other, func(l *leases) {
+		if ok, err := l.Reserve("pod", "eth0", ip, "0"); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	})
+	lease(t, one, func(l *leases) {
+		if !l.has("pod", "eth0") {
+			t.Error("what was taken by the other name is not known")
+		}
+		if err := l.ReleaseByID("pod", "eth0"); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := os.Stat(filepath.Join(one, ip.String())); !os.IsNotExist(err) {
+		t.Errorf("the address is not given back: %v", err)
+	}
+	lease(t, other, func(l *leases) {
+		if ok, err := l.Reserve("next", "eth0", ip, "0"); !ok || err != nil {
+			t.Errorf("an address that was given back by the other name is taken: %v, %v", ok, err)
+		}
+	})
+}
