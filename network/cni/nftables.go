@@ -140,8 +140,9 @@ func masqComment(network, ifName, id string) string {
 
 func openMasqTable() (*nftTable, error) { return openNFTTable(unix.NFPROTO_INET, masqTable) }
 
-// masqTurn is for one ADD after the other: the second knows what the first has made.
-var masqTurn sync.Mutex
+// masqTurn is for one ADD after the other: the second knows what the first has made. Nor does any DEL ask meanwhile what is known
+// of its pod: that may be half of it, while an ADD notes what it has listed.
+var masqTurn sync.RWMutex
 
 // masqueradeNFT makes the rules of an interface anew. Those that it may have are found without listing those of all pods: they
 // are remembered, or nobody else has made any in this table.
@@ -207,6 +208,8 @@ func (t *nftTable) deleteOlder(owner string, made []uint64) error {
 }
 
 func unmasqueradeNFT(network, ifName, id string) error {
+	masqTurn.RLock()
+	defer masqTurn.RUnlock()
 	t, err := openMasqTable()
 	if err != nil {
 		return err

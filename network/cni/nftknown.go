@@ -25,7 +25,7 @@ type knownRules struct {
 }
 
 // mostKnown bounds what is known of pods whose DEL never comes.
-const mostKnown = 1 << 16
+var mostKnown = 1 << 16
 
 func (t *nftTable) knownRules(chain, what string) knownRules {
 	return knownRules{t.cookie, t.family, t.name, chain, what}
@@ -35,10 +35,11 @@ func (t *nftTable) knownRules(chain, what string) knownRules {
 func (t *nftTable) remember(chain, what string, handles ...uint64) {
 	known.Lock()
 	defer known.Unlock()
-	if known.handles == nil || len(known.handles) >= mostKnown {
+	k := t.knownRules(chain, what)
+	_, more := known.handles[k] // all numbers of one are known, or none
+	if known.handles == nil || !more && len(known.handles) >= mostKnown {
 		known.handles = map[knownRules][]uint64{}
 	}
-	k := t.knownRules(chain, what)
 	known.handles[k] = append(known.handles[k], handles...)
 }
 

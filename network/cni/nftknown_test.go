@@ -3,13 +3,18 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/thread"
 )
 
 // longLists are the chains with more than one rule that are listed meanwhile. No test that runs at the same time may list any.
@@ -225,4 +230,80 @@ func noRulesOfPods(t *testing.T) error {
 		t.Errorf("left: %d rules", n)
 	}
 	return err
+}
+
+// Where too much is remembered, nothing is remembered of half a pod: its DEL would leave the other half.
+func TestRulesAreRememberedOfWholePods(t *testing.T) {
+	was := mostKnown
+	defer func() { mostKnown = was }()
+	for backend, pod := range backends(newPlugins(t)) {
+		for mostKnown = 1; mostKnown < 12; mostKnown++ {
+			inNamespace(t, func() error {
+				return elsewhere(func() error {
+					for n := range 3 {
+						if err := pod.up(n); err != nil {
+							return err
+						}
+					}
+					for n := range 3 {
+						if err := pod.down(n); err != nil {
+							return err
+						}
+					}
+					return noRulesOfPods(t)
+				})
+			})
+			if t.Failed() {
+				t.Fatalf("%s, at most %d are remembered", backend, mostKnown)
+			}
+		}
+	}
+}
+
+// While an ADD looks through the rules of all pods, a DEL of one of them deletes all of its rules.
+func TestRulesGoWhileOthersAreListed(t *testing.T) {
+	was := listed
+	defer func() { listed = was }()
+	inNamespace(t, func() error {
+		netns, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			return err
+		}
+		defer netns.Close() //nolint:errcheck // opened for reading
+		var many []*net.IPNet
+		for n := range 200 {
+			many = append(many, podAddress(100+n))
+		}
+		for range 10 {
+			if err := masqueradeNFT(many, "net", "eth0", "goes"); err != nil {
+				return err
+			}
+			looks := make(chan struct{})
+			var once sync.Once
+			listed = func(string, int) { once.Do(func() { close(looks) }) }
+			gone := make(chan error, 1)
+			go func() {
+				gone <- thread.Throwaway(func() error {
+					if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+						return err
+					}
+					<-looks
+					return unmasqueradeNFT("net", "eth0", "goes")
+				})
+			}()
+			known.Lock()
+			maps.DeleteFunc(known.handles, func(k knownRules, _ []uint64) bool { return k.what == "last" }) // as if others had made a rule
+			known.Unlock()
+			err := errors.Join(masqueradeNFT([]*net.IPNet{podAddress(1)}, "net", "eth0", "comes"), <-gone, unmasqueradeNFT("net", "eth0", "comes"))
+			if err != nil {
+				return err
+			}
+			listed = was
+			if n := countRules(t, masqChecks); n > 0 {
+				t.Errorf("%d rules are left", n)
+				return nil
+			}
+		}
+		return nil
+	})
 }
