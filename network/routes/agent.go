@@ -353,21 +353,18 @@ func (a *Agent) watchKernelOnce(ctx context.Context, changed chan<- struct{}) er
 		}
 	}
 	links, addrs, routes := make(chan netlink.LinkUpdate), make(chan netlink.AddrUpdate), make(chan netlink.RouteUpdate)
-	err := errors.Join(
-		netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{ErrorCallback: failed}),
-		netlink.AddrSubscribeWithOptions(addrs, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: failed}),
-		netlink.RouteSubscribeWithOptions(routes, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: failed}),
-	)
-	// Whoever sends is not left waiting.
-	defer func() {
-		stop()
-		go drain(links)
-		go drain(addrs)
-		go drain(routes)
-	}()
-	if err != nil {
+	if err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{ErrorCallback: failed}); err != nil {
+		return err // and nobody closes links
+	}
+	defer leave(stop, links)
+	if err := netlink.AddrSubscribeWithOptions(addrs, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: failed}); err != nil {
 		return err
 	}
+	defer leave(stop, addrs)
+	if err := netlink.RouteSubscribeWithOptions(routes, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: failed}); err != nil {
+		return err
+	}
+	defer leave(stop, routes)
 	for {
 		select {
 		case <-ctx.Done():
@@ -399,7 +396,11 @@ func (a *Agent) watchKernelOnce(ctx context.Context, changed chan<- struct{}) er
 	}
 }
 
-func drain[T any](ch <-chan T) {
-	for range ch { // until it is closed
-	}
+// leave has whoever sends stop, and not wait.
+func leave[T any](stop func(), ch <-chan T) {
+	stop()
+	go func() {
+		for range ch { // until it is closed
+		}
+	}()
 }
