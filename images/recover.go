@@ -146,6 +146,7 @@ func (s *Store) trash(path string) error { return s.throw(path, s.path(trashDir)
 func (s *Store) trashWritable(path string) error { return s.throw(path, s.writablePath(trashDir)) }
 
 func (s *Store) throw(path, trash string) error {
+	s.deletions.shun(path)
 	err := os.Rename(path, filepath.Join(trash, unique()))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

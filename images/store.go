@@ -76,6 +76,7 @@ type Store struct {
 	// Bounds of all pulls together.
 	layersAtOnce, connections slots
 	early                     earlyWriter
+	deletions                 quarantine
 
 	pulls   shared[pullKey, *Image]
 	unpacks shared[ChainID, *stagedLayer]
@@ -160,6 +161,7 @@ func Open(o Options) (*Store, error) {
 		holds: map[ChainID]int{}, retired: map[string]retiredLayer{}, rootfs: map[string]*rootfsRecord{}, views: map[string]*viewRecord{}, usage: map[string]Usage{},
 	}
 	s.early.every = writeEvery
+	s.deletions.on = withoutJournal(root)
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.pulls.destroy = func(*Image) {}
 	s.unpacks.destroy, s.unpacks.linger = s.discardStaged, s.lingers

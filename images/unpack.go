@@ -118,11 +118,11 @@ func (s *Store) unpack(ctx context.Context, src origin, desc ocispec.Descriptor,
 		clean() // what an earlier try left
 		progress.fetched.Store(0)
 		progress.unpacked.Store(0)
-		l.path = s.path(tmpDir, unique())
-		// The parent is 0700; this mode is seen inside as that of "/", unless the layer says another.
-		if err := os.Mkdir(l.path, 0o700); err != nil {
+		var err error
+		if l.path, err = s.makeStaged(); err != nil {
 			return err
 		}
+		// The parent is 0700; this mode is seen inside as that of "/", unless the layer says another.
 		if err := os.Chmod(l.path, 0o755); err != nil {
 			return err
 		}
