@@ -38,6 +38,7 @@ type applier struct {
 	parentName    string              // the directory last used, and
 	parentFD      int                 // its descriptor; -1 for none
 	buf           []byte
+	attrs         bool // an entry has attributes
 }
 
 type dirTimes struct {
@@ -97,6 +98,7 @@ func (a *applier) apply(ctx context.Context, r io.Reader) error {
 		if err := a.charge(hdr); err != nil {
 			return fmt.Errorf("entry %s: %w", quote(hdr.Name), err)
 		}
+		a.attrs = a.attrs || hasXattrs(hdr)
 		if err := a.entry(ctx, hdr, tr); err != nil {
 			return fmt.Errorf("entry %s: %w", quote(hdr.Name), err)
 		}

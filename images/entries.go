@@ -180,6 +180,15 @@ func setXattrs(where func() string, hdr *tar.Header) error {
 	return nil
 }
 
+func hasXattrs(hdr *tar.Header) bool {
+	for key := range hdr.PAXRecords {
+		if strings.HasPrefix(key, xattrRecord) {
+			return true
+		}
+	}
+	return false
+}
+
 func setTimes(parent int, base string, hdr *tar.Header) error {
 	access, mod := entryTimes(hdr)
 	if err := unix.UtimesNanoAt(parent, base, []unix.Timespec{access, mod}, unix.AT_SYMLINK_NOFOLLOW); err != nil {

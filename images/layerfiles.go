@@ -205,7 +205,7 @@ func (l *stagedLayer) record(ctx context.Context) (err error) {
 		}
 	}()
 	l.rec.Sums = l.rec.Tape == "" || l.unsummed
-	if l.rec.Bytes, l.rec.Inodes, err = writeTree(ctx, l.root, l.path+treeExt, l.rec.Sums); err != nil {
+	if l.rec.Bytes, l.rec.Inodes, err = writeTree(ctx, l.root, l.path+treeExt, l.rec.Sums, l.bare); err != nil {
 		return fmt.Errorf("record of layer %s: %w", l.chain, err)
 	}
 	if l.rec.Tree, err = l.account(ctx, treeExt); err != nil {

@@ -76,6 +76,8 @@ type treeWalk struct {
 	// sums: read the files, too.
 	sums  bool
 	visit func(*treeEntry) error
+	// bare: what is no directory has no attributes, which are not asked for then.
+	bare bool
 
 	// What was seen: blocks in bytes, and inodes, each once however often it is linked.
 	bytes, inodes uint64
@@ -161,9 +163,11 @@ func (w *treeWalk) entry(at string, parent int, name string, st *unix.Stat_t) er
 		}
 		e.Target = string(w.buf[:n])
 	}
-	var err error
-	if e.Xattrs, err = w.xattrs(at, kind == unix.S_IFDIR); err != nil {
-		return fmt.Errorf("attributes of %s: %w", quote(name), err)
+	if kind == unix.S_IFDIR || !w.bare {
+		var err error
+		if e.Xattrs, err = w.xattrs(at, kind == unix.S_IFDIR); err != nil {
+			return fmt.Errorf("attributes of %s: %w", quote(name), err)
+		}
 	}
 	if w.sums && kind == unix.S_IFREG {
 		fd, err := unix.Openat(parent, path.Base(name), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -264,8 +268,8 @@ func (c *contextReader) Read(p []byte) (int, error) {
 }
 
 // writeTree records what a layer's directory is like, in a file that must not be there yet, and returns the blocks (in
-// bytes) and inodes that the directory takes.
-func writeTree(ctx context.Context, root *os.File, to string, sums bool) (bytes, inodes uint64, err error) {
+// bytes) and inodes that the directory takes. bare says that what is no directory was given no attributes.
+func writeTree(ctx context.Context, root *os.File, to string, sums, bare bool) (bytes, inodes uint64, err error) {
 	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return 0, 0, err
@@ -276,7 +280,7 @@ func writeTree(ctx context.Context, root *os.File, to string, sums bool) (bytes,
 		return 0, 0, err
 	}
 	enc := gob.NewEncoder(z)
-	w := &treeWalk{ctx: ctx, sums: sums, visit: func(e *treeEntry) error { return enc.Encode(e) }}
+	w := &treeWalk{ctx: ctx, sums: sums, bare: bare && !passesACLs(root), visit: func(e *treeEntry) error { return enc.Encode(e) }}
 	if err := w.walk(root); err != nil {
 		return 0, 0, errors.Join(err, z.Close())
 	}
@@ -284,6 +288,12 @@ func writeTree(ctx context.Context, root *os.File, to string, sums bool) (bytes,
 		return 0, 0, err
 	}
 	return w.bytes, w.inodes, f.Close()
+}
+
+// passesACLs tells whether what is made in a directory is given attributes by the kernel: access control lists (acl(5)).
+func passesACLs(dir *os.File) bool {
+	_, err := unix.Fgetxattr(int(dir.Fd()), "system.posix_acl_default", nil)
+	return !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP)
 }
 
 // newRecordWriter compresses a record. Layers are recorded side by side, each with as little memory as there is to be.

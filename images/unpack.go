@@ -52,6 +52,7 @@ type stagedLayer struct {
 	sealed    bool  // rec is whole
 
 	unsummed bool  // the tape does not know all contents
+	bare     bool  // no entry has attributes
 	size     int64 // about what it takes on the disk
 
 	flushing sync.Mutex
@@ -242,7 +243,7 @@ func (l *stagedLayer) fillTar(ctx context.Context, r io.Reader, diffID digest.Di
 	if err != nil {
 		return "", err
 	}
-	l.implicit, l.size = a.implicitDirs(), int64(a.bytes)
+	l.implicit, l.size, l.bare = a.implicitDirs(), int64(a.bytes), !a.attrs
 	return got, nil
 }
 

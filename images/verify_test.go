@@ -3,6 +3,7 @@ package images
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -681,4 +682,31 @@ func TestEverythingAtOnce(t *testing.T) {
 	if left := leftovers(t, s); len(left) != 0 || len(s.holds) != 0 || len(s.retired) != 0 {
 		t.Errorf("left: %v, holds %v, retired %v", left, s.holds, s.retired)
 	}
+}
+
+// TestInheritedACLsAreOfTheLayer: files are given attributes by the directory that they are made in, too.
+func TestInheritedACLsAreOfTheLayer(t *testing.T) {
+	s := openStore(t)
+	const userObj, user, groupObj, mask, other, none = 1, 2, 4, 16, 32, 1<<32 - 1
+	acl := binary.LittleEndian.AppendUint32(nil, 2) // struct posix_acl_xattr_header of linux/posix_acl_xattr.h, and its entries
+	for _, e := range []struct {
+		tag, perm uint16
+		id        uint32
+	}{{userObj, 7, none}, {user, 7, 1000}, {groupObj, 5, none}, {mask, 7, none}, {other, 5, none}} {
+		acl = binary.LittleEndian.AppendUint16(acl, e.tag)
+		acl = binary.LittleEndian.AppendUint16(acl, e.perm)
+		acl = binary.LittleEndian.AppendUint32(acl, e.id)
+	}
+	if err := unix.Setxattr(s.path(tmpDir), "system.posix_acl_default", acl, 0); errors.Is(err, unix.ENOTSUP) {
+		t.Skip("the file system has no access control lists")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", imagestest.NewImage(imagestest.Layer(imagestest.Dir("d"), imagestest.File("d/f", "x"))))
+	img := mustPull(t, s, reg.Host()+"/a:b")
+	if n, err := unix.Lgetxattr(s.path(layersDir, img.Layers[0].dir(), "d/f"), "system.posix_acl_access", nil); err != nil || n == 0 {
+		t.Fatalf("the file has none: %v", err)
+	}
+	wantWhole(t, s)
 }
