@@ -87,6 +87,9 @@ func (m *Manager) askStatus() {
 	m.stopped.Go(func() {
 		defer cancel()
 		err := m.cni.GetStatusNetworkList(ctx, c.NetworkConfigList)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return // given up; that network may be the one again that others have been asked about since
+		}
 		if err != nil {
 			err = fmt.Errorf("network %s (%s): %w", c.Name, c.from(), err)
 		}

@@ -151,3 +151,23 @@ func TestStatusWithADifferentReasonEachTimeIsLoggedOnce(t *testing.T) {
 		t.Errorf("logged %d times: %s", got, n.daemonLog.String())
 	}
 }
+
+// A question that was given up says nothing, also where the network is the one again that it was about.
+func TestStatusThatWasGivenUpSaysNothing(t *testing.T) {
+	n := newNode(t)
+	n.plugin("x", onStatus(`sleep 1000 & wait`))
+	n.write(n.conf+"/10-a.conflist", current11("a", "x"))
+	m := n.open()
+	eventually(t, "it is asked", func() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.status.asking != nil })
+	m.mu.Lock()
+	c := m.conflist
+	m.status.renew(nil)
+	m.status.renew(c)
+	m.mu.Unlock()
+	for range 20 {
+		if err := m.Ready(); err == nil || !strings.Contains(err.Error(), "not answered STATUS yet") {
+			t.Fatalf("ready: %v", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
