@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -21,12 +22,32 @@ const (
 	otherID = "f123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 )
 
+// daemonLog is what all managers of a node log. One that is closed may have a plugin run on, and say what became of it.
+type daemonLog struct {
+	mu  sync.Mutex
+	all strings.Builder
+}
+
+// Write implements io.Writer.
+func (l *daemonLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.Write(p)
+}
+
+// String is all that was logged.
+func (l *daemonLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
+}
+
 // node is a node with directories of its own and fake plugins, which are shell scripts.
 type node struct {
 	t                *testing.T
 	conf, bin, cache string
 	log              string // what the plugins were told, a line for each run
-	daemonLog        strings.Builder
+	daemonLog        daemonLog
 	exec             []string // types whose programs are run
 }
 
