@@ -120,7 +120,7 @@ func allAtOnce(t *testing.T, n *lab.Node) {
 		_, err = n.CRI.Start(ctx, id, pod, lab.Sh("says", fmt.Sprintf("exec tcpsvd -E 0 8080 echo pod %d", i)))
 		return err
 	})
-	all("they answer", func(i int) error { return says(ctx, addrs[i]+":8080", fmt.Sprintf("pod %d\n", i)) })
+	all("they answer", func(i int) error { return says(ctx, soon, addrs[i]+":8080", fmt.Sprintf("pod %d\n", i)) })
 	slices.Sort(addrs)
 	if different := len(slices.Compact(addrs)); different != podsAtOnce {
 		t.Errorf("%d different addresses", different)
@@ -129,9 +129,9 @@ func allAtOnce(t *testing.T, n *lab.Node) {
 	clear(pods)
 }
 
-// says waits until what listens at an address says that.
-func says(ctx context.Context, address, want string) error {
-	return lab.Eventually(ctx, soon, address+" answers", func(ctx context.Context) error {
+// says waits so long until what listens at an address says that.
+func says(ctx context.Context, within time.Duration, address, want string) error {
+	return lab.Eventually(ctx, within, address+" answers", func(ctx context.Context) error {
 		d := net.Dialer{Timeout: 5 * time.Second}
 		conn, err := d.DialContext(ctx, "tcp", address)
 		if err != nil {

@@ -5,7 +5,6 @@ package integration
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
@@ -154,20 +153,7 @@ func freePort(t *testing.T, network string) int32 {
 // wantTCP waits until what listens at an address says that.
 func (f *fields) wantTCP(t *testing.T, address, want string) {
 	t.Helper()
-	must(t, lab.Eventually(t.Context(), waitLong, address+" answers", func(ctx context.Context) error {
-		d := net.Dialer{Timeout: 5 * time.Second}
-		conn, err := d.DialContext(ctx, "tcp", address)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-		got, err := io.ReadAll(conn)
-		if string(got) != want {
-			return fmt.Errorf("it says %q, %v", got, err)
-		}
-		return nil
-	}))
+	must(t, says(t.Context(), waitLong, address, want))
 }
 
 // wantUDP waits until what listens at an address sends back what it gets.

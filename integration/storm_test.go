@@ -100,21 +100,7 @@ func TestProbeStorm(t *testing.T) {
 		}
 		return nil
 	}))
-	// Memory that Go has freed goes back to the kernel over some time.
-	var after map[string]figure
-	err = lab.Eventually(ctx, soon, "all is as before", func(context.Context) error {
-		after = figures(t, n, processes)
-		for name, was := range before {
-			if err := was.grown(after[name]); err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-		}
-		return nil
-	})
-	for name, was := range before {
-		t.Logf("%-12s before %s; after %s", name, was, after[name])
-	}
-	must(t, err)
+	wantFlat(ctx, t, n, processes, before)
 }
 
 // TestKilledExecsLeaveNothing has an exec time out that goes on forking while it is killed: what it starts meanwhile is

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/nftables"
 )
 
 // RuleSet is all that nf_tables holds in the network namespace of this thread, byte for byte but for counts: a line for each
@@ -24,7 +26,7 @@ func RuleSet(drop func(line string) bool) ([]string, error) {
 	}
 	for _, m := range tables {
 		line := "nft table"
-		attrs(m, func(kind uint16, content []byte) {
+		nftables.Attrs(m, func(kind uint16, content []byte) {
 			switch kind {
 			case unix.NFTA_TABLE_NAME, unix.NFTA_TABLE_FLAGS, nftaTableUserdata:
 				line += fmt.Sprintf(" %q", content)
@@ -54,7 +56,7 @@ func RuleSet(drop func(line string) bool) ([]string, error) {
 
 func (c *nftConn) chainLines(family byte, chain []byte, drop func(string) bool) ([]string, error) {
 	var table, name, base string
-	attrs(chain, func(kind uint16, content []byte) {
+	nftables.Attrs(chain, func(kind uint16, content []byte) {
 		switch kind {
 		case unix.NFTA_CHAIN_TABLE:
 			table = strings.TrimRight(string(content), "\x00")

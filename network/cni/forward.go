@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/nftables"
 )
 
 // Where Docker runs on the node, or a firewall such as ufw, what is forwarded is dropped unless a rule lets it through: the policy
@@ -82,7 +84,7 @@ func shutNFT(r netip.Prefix) (bool, error) {
 		return false, nil //nolint:nilerr // there is none
 	}
 	drops := false
-	attrs(bytes.Join(chain, nil), func(kind uint16, content []byte) {
+	nftables.Attrs(bytes.Join(chain, nil), func(kind uint16, content []byte) {
 		const nfDrop = 0 // NF_DROP
 		drops = drops || kind == unix.NFTA_CHAIN_POLICY && len(content) == 4 && binary.BigEndian.Uint32(content) == nfDrop
 	})

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/internal/thread"
 )
 
@@ -241,7 +242,7 @@ func (t *xtTable) bases() (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("chain %s: %w", name, err)
 		}
-		attrs(bytes.Join(c, nil), func(kind uint16, content []byte) {
+		nftables.Attrs(bytes.Join(c, nil), func(kind uint16, content []byte) {
 			switch kind {
 			case unix.NFTA_CHAIN_HOOK, unix.NFTA_CHAIN_POLICY, unix.NFTA_CHAIN_TYPE:
 				all = append(all, attr(kind, content)...)

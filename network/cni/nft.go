@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/nftables"
 )
 
 // nftConn speaks to nf_tables in the network namespace of the thread that opened it. Numbers of nf_tables are big endian.
@@ -79,18 +81,6 @@ func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 func be64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
 
 func str(s string) []byte { return append([]byte(s), 0) }
-
-// attrs calls f for each attribute of a message or of an attribute.
-func attrs(b []byte, f func(kind uint16, content []byte)) {
-	for len(b) >= unix.SizeofRtAttr {
-		size := int(binary.NativeEndian.Uint16(b))
-		if size < unix.SizeofRtAttr || size > len(b) {
-			return
-		}
-		f(binary.NativeEndian.Uint16(b[2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), b[unix.SizeofRtAttr:size])
-		b = b[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(b)):]
-	}
-}
 
 // nftMsg is a message to nf_tables.
 type nftMsg struct {
@@ -403,7 +393,7 @@ func (t *nftTable) rule(chain string, handle uint64) (nftRule, error) {
 }
 
 func readRule(m []byte) (r nftRule) {
-	attrs(m, func(kind uint16, content []byte) {
+	nftables.Attrs(m, func(kind uint16, content []byte) {
 		switch kind {
 		case unix.NFTA_RULE_HANDLE:
 			r.handle = binary.BigEndian.Uint64(content)

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/nftables"
 )
 
 // nftExprs are the expressions of a rule, each as an element of the list that the kernel takes and gives: attributes are in
@@ -18,7 +20,7 @@ func expr(name string, content ...[]byte) []byte {
 // readExprs reads the list of a rule. Counts are set to zero.
 func readExprs(list []byte) nftExprs {
 	var all nftExprs
-	attrs(list, func(_ uint16, elem []byte) {
+	nftables.Attrs(list, func(_ uint16, elem []byte) {
 		name, data := exprParts(elem)
 		if name == "counter" {
 			all = append(all, counter())
@@ -30,7 +32,7 @@ func readExprs(list []byte) nftExprs {
 }
 
 func exprParts(elem []byte) (name string, data []byte) {
-	attrs(elem, func(kind uint16, content []byte) {
+	nftables.Attrs(elem, func(kind uint16, content []byte) {
 		switch kind {
 		case unix.NFTA_EXPR_NAME:
 			name = string(bytes.TrimRight(content, "\x00"))

@@ -161,26 +161,17 @@ func (s *space) serve(port int) {
 	s.serveUDP(port)
 }
 
-func (s *space) serveTCP(port int) {
-	s.t.Helper()
-	var l net.Listener
-	if err := s.do(func() (err error) { l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)); return err }); err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go s.answer(c)
-		}
-	}()
-}
+func (s *space) serveTCP(port int) { s.listenTCP(port, s.answer) }
 
 // serveTCPOnce answers each connection with the number of the port.
 func (s *space) serveTCPOnce(port int) {
+	s.listenTCP(port, func(c net.Conn) {
+		fmt.Fprintln(c, port)
+		c.Close()
+	})
+}
+
+func (s *space) listenTCP(port int, serve func(net.Conn)) {
 	s.t.Helper()
 	var l net.Listener
 	if err := s.do(func() (err error) { l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)); return err }); err != nil {
@@ -193,8 +184,7 @@ func (s *space) serveTCPOnce(port int) {
 			if err != nil {
 				return
 			}
-			fmt.Fprintln(c, port)
-			c.Close()
+			go serve(c)
 		}
 	}()
 }
