@@ -28,8 +28,8 @@ type Verdict struct {
 	Port    *Port
 	// Frontend is the address that it was sent to.
 	Frontend *Frontend
-	// Endpoints are where it may be sent to, each with the same share unless session affinity knows the source; none but with
-	// Forward.
+	// Endpoints are where it may be sent to, with the shares that Shares says unless session affinity knows the source; none but
+	// with Forward.
 	Endpoints []Endpoint
 	// Masquerade is whether the source is replaced, whatever the endpoint.
 	Masquerade bool

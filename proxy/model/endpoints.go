@@ -11,6 +11,7 @@ type candidate struct {
 	Endpoint
 	conditions conditions
 	zones      unique.Handle[string]
+	weight     uint16
 	// turn is when it came, in the order of slices by name.
 	turn int32
 }
@@ -33,14 +34,14 @@ func (e Endpoint) compare(o Endpoint) int {
 // An address and port that is there more than once may be one pod that moves between slices, or a new pod with the address of
 // one that ends: whatever comes later precedes, unless it terminates. Slices are sorted by name, so that it is always the
 // same one; kube-proxy takes them in no order.
-func gather(buf []candidate, from *sources, key portKey) []candidate {
+func gather(buf []candidate, from *sources, key portKey, weights []weightRule) []candidate {
 	buf = buf[:0]
 	from.each(key, func(s *source) {
 		for i := range s.slice.endpoints {
 			e := &s.slice.endpoints[i]
 			buf = append(buf, candidate{
 				Endpoint:   Endpoint{Addr: e.addr, Port: s.port, Local: e.conditions.all(isLocal)},
-				conditions: e.conditions, zones: e.zones, turn: int32(len(buf)),
+				conditions: e.conditions, zones: e.zones, weight: weightOf(weights, s.slice, e), turn: int32(len(buf)),
 			})
 		}
 	})
@@ -84,7 +85,7 @@ func usableEndpoints(all []candidate, useCluster, useLocal bool, zone string, ol
 	}
 	if useCluster {
 		near := nearest(all, zone)
-		u.cluster = pick(all, reuse(old, Cluster), func(c *candidate) bool {
+		u.cluster = pickWeighed(all, reuse(old, Cluster), func(c *candidate) bool {
 			if !ready {
 				return c.conditions.ends()
 			}
@@ -92,7 +93,7 @@ func usableEndpoints(all []candidate, useCluster, useLocal bool, zone string, ol
 		})
 	}
 	if useLocal && (localReady || localEnds) {
-		u.local = pick(all, reuse(old, Local), func(c *candidate) bool {
+		u.local = pickWeighed(all, reuse(old, Local), func(c *candidate) bool {
 			if !localReady {
 				return c.conditions.ends() && c.conditions.all(isLocal)
 			}
@@ -172,6 +173,27 @@ func pick(all []candidate, old []Endpoint, match func(*candidate) bool) []Endpoi
 	return out
 }
 
+// pickWeighed is pick for new connections: endpoints have their weights.
+func pickWeighed(all []candidate, old []Endpoint, match func(*candidate) bool) []Endpoint {
+	if !slices.ContainsFunc(all, func(c candidate) bool { return c.weight != 1 }) {
+		return pick(all, old, match)
+	}
+	var list []Endpoint
+	var weights []uint16
+	for i := range all {
+		if match(&all[i]) {
+			list, weights = append(list, all[i].Endpoint), append(weights, all[i].weight)
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	if list = weigh(list, weights); slices.Equal(list, old) {
+		return old
+	}
+	return slices.Clip(list)
+}
+
 // localReady counts the addresses of this node that are ready for any port (kube-proxy counts a pod with two ports once).
 func localReady(buf *[]candidate, from *sources, f Family) int {
 	var ready []netip.Addr
@@ -181,7 +203,7 @@ func localReady(buf *[]candidate, from *sources, f Family) int {
 			continue
 		}
 		seen[s.key] = true
-		*buf = gather(*buf, from, s.key)
+		*buf = gather(*buf, from, s.key, nil)
 		for _, c := range *buf {
 			if c.conditions.all(isLocal | isReady) {
 				ready = append(ready, c.Addr)

@@ -45,7 +45,7 @@ func build(name types.NamespacedName, spec *serviceSpec, from []*slice, c *circu
 		s.ClusterIPs = append(s.ClusterIPs, fs.clusterIP)
 		for _, p := range spec.ports {
 			key := portKey{f, p.protocol, p.name}
-			tmp.candidates = gather(tmp.candidates, &sources, key)
+			tmp.candidates = gather(tmp.candidates, &sources, key, spec.weights)
 			if room -= len(tmp.candidates); room < 0 {
 				return nil, errTooManyEndpoints
 			}

@@ -48,7 +48,7 @@ type Action uint8
 const (
 	// Pass leaves it alone: it is no Service's.
 	Pass Action = iota
-	// Forward sends it to an endpoint, each with the same share.
+	// Forward sends it to an endpoint, each with the share that Shares says.
 	Forward
 	// Reject answers it with an error: the Service has no endpoint anywhere.
 	Reject
@@ -86,6 +86,9 @@ type Endpoint struct {
 	Port uint16
 	// Local is whether it runs on this node.
 	Local bool
+	// Weight is its share of new connections beside the others of a list; 0 in lists of endpoints that all have the same
+	// (WeightsAnnotation, WeightAnnotation; Shares).
+	Weight uint16
 }
 
 // AddrPort is the endpoint's address and port.

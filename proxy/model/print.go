@@ -37,12 +37,16 @@ func (p Protocol) String() string {
 	return strconv.Itoa(int(p))
 }
 
-// String is its address and port, with a star where it is local.
+// String is its address and port, with a star where it is local, and its weight if it has one.
 func (e Endpoint) String() string {
+	s := e.AddrPort().String()
 	if e.Local {
-		return e.AddrPort().String() + "*"
+		s += "*"
 	}
-	return e.AddrPort().String()
+	if e.Weight != 0 {
+		s += "=" + strconv.Itoa(int(e.Weight))
+	}
+	return s
 }
 
 // String says all of it in a line.

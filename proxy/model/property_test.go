@@ -119,6 +119,9 @@ func sound(t testing.TB, s *State) {
 					}
 				}
 			}
+			for _, list := range [][]Endpoint{p.Cluster, p.Local} {
+				weighed(t, svc, list)
+			}
 			for _, f := range p.Frontends {
 				if f.Action == Pass || familyOf(f.Addr.Addr()) != p.Family || f.Addr.Port() == 0 || f.Addr.Addr().IsLoopback() ||
 					(f.Kind == NodePort) != f.Addr.Addr().IsUnspecified() ||
@@ -141,6 +144,24 @@ func sound(t testing.TB, s *State) {
 	}
 }
 
+// weighed checks the weights of a list: none, or such that are not all the same and have no divisor.
+func weighed(t testing.TB, svc *Service, list []Endpoint) {
+	t.Helper()
+	divisor, differ := 0, false
+	for _, e := range list {
+		for a := int(e.Weight); a != 0; {
+			divisor, a = a, divisor%a
+		}
+		differ = differ || e.Weight != list[0].Weight
+	}
+	if divisor != 0 && (divisor != 1 || !differ) || differ && slices.ContainsFunc(list, func(e Endpoint) bool { return e.Weight == 0 }) {
+		t.Fatalf("bad weights %v: %s", list, svc)
+	}
+	if shares := Shares(list); (shares != nil) != differ || shares != nil && slices.Min(shares) < 1 {
+		t.Fatalf("bad shares %v of %v", shares, list)
+	}
+}
+
 // Whatever happens to objects in whatever order, what a Model has is what it would have if it had been told of the last state
 // of each alone.
 func TestIncrementalEqualsFull(t *testing.T) {
@@ -148,7 +169,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 	if testing.Short() {
 		sequences = 300
 	}
-	changes, contested, told, several := 0, 0, 0, 0
+	changes, contested, told, several, uneven := 0, 0, 0, 0, 0
 	for seed := range sequences {
 		r := chance{rand.New(rand.NewPCG(uint64(seed), 7)), seed%2 == 1}
 		o := newObjects(r.config())
@@ -178,6 +199,9 @@ func TestIncrementalEqualsFull(t *testing.T) {
 				if len(p.Cluster) > 1 {
 					several++
 				}
+				if Shares(p.Cluster) != nil {
+					uneven++
+				}
 			}
 		}
 		full, _ := o.model(t)
@@ -195,9 +219,9 @@ func TestIncrementalEqualsFull(t *testing.T) {
 				len(m.state.entries), len(o.services), len(o.slices))
 		}
 	}
-	t.Logf("%d sequences: %d changes of Services, %d places contested at their ends, %d ports with several endpoints, %d problems told",
-		sequences, changes, contested, several, told)
-	if changes < 5*sequences || contested < sequences/2 || several < sequences/2 || told < sequences {
+	t.Logf("%d sequences: %d changes of Services, %d places contested at their ends, %d ports with several endpoints, %d with weights, %d problems told",
+		sequences, changes, contested, several, uneven, told)
+	if changes < 5*sequences || contested < sequences/2 || several < sequences/2 || uneven < sequences/16 || told < sequences {
 		t.Error("the sequences have too little in them")
 	}
 }

@@ -21,6 +21,7 @@ type serviceSpec struct {
 	healthCheck   uint16
 	internalLocal bool
 	externalLocal bool
+	weights       []weightRule
 }
 
 // familySpec is a Service's addresses in one family.
@@ -78,7 +79,21 @@ func reduceService(s *corev1.Service) (*serviceSpec, []Problem) {
 	spec.readSources(s, &bad)
 	spec.readPolicies(s, &bad)
 	spec.readAffinity(s, &bad)
+	spec.readAnnotations(s, &bad)
 	return spec, bad.list
+}
+
+// annotation is the field of an annotation.
+func annotation(name string) string { return "metadata.annotations[" + name + "]" }
+
+// readAnnotations reads what Kubernetes has no field for. A mistake there is as if it were not there.
+func (spec *serviceSpec) readAnnotations(s *corev1.Service, bad *problems) {
+	if text, ok := s.Annotations[WeightsAnnotation]; ok {
+		var err error
+		if spec.weights, err = readWeights(text); err != nil {
+			bad.add(annotation(WeightsAnnotation), text, err.Error()+"; all endpoints have their slice's weight")
+		}
+	}
 }
 
 // clusterIP is the cluster IP of a family. A Service without ipFamilies is from before dual stack.
@@ -335,5 +350,6 @@ func (spec *serviceSpec) equal(o *serviceSpec) bool {
 		}
 	}
 	return spec.created == o.created && spec.affinity == o.affinity && spec.healthCheck == o.healthCheck &&
-		spec.internalLocal == o.internalLocal && spec.externalLocal == o.externalLocal && slices.Equal(spec.ports, o.ports)
+		spec.internalLocal == o.internalLocal && spec.externalLocal == o.externalLocal && slices.Equal(spec.ports, o.ports) &&
+		slices.Equal(spec.weights, o.weights)
 }

@@ -18,6 +18,8 @@ type slice struct {
 	family    Family
 	ports     []slicePort
 	endpoints []sliceEndpoint
+	// weight is that of its endpoints (WeightAnnotation).
+	weight uint16
 }
 
 // slicePort is a port that all endpoints of a slice have.
@@ -33,6 +35,7 @@ type sliceEndpoint struct {
 	// zones are the zones it is for, each between two NULs, if hasZones is among the conditions.
 	zones      unique.Handle[string]
 	conditions conditions
+	origin     origin
 }
 
 // conditions are the bits of an endpoint.
@@ -60,7 +63,7 @@ func reduceSlice(s *discoveryv1.EndpointSlice, node string) (*slice, []Problem) 
 		return nil, nil
 	}
 	bad := problems{kind: "EndpointSlice", object: types.NamespacedName{Namespace: s.Namespace, Name: s.Name}}
-	out := &slice{name: s.Name, service: types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}}
+	out := &slice{name: s.Name, service: types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}, weight: 1}
 	if out.service.Name == "" {
 		// Slices may be made for other purposes than Services.
 		return nil, nil
@@ -74,6 +77,13 @@ func reduceSlice(s *discoveryv1.EndpointSlice, node string) (*slice, []Problem) 
 	default:
 		bad.add("addressType", string(s.AddressType), "is none of IPv4, IPv6, FQDN; the slice is left out")
 		return nil, bad.list
+	}
+	if text, ok := s.Annotations[WeightAnnotation]; ok {
+		if w, err := readWeight(text); err != nil {
+			bad.add(annotation(WeightAnnotation), text, err.Error()+"; it is taken for 1")
+		} else {
+			out.weight = w
+		}
 	}
 	out.readPorts(s, &bad)
 	out.readEndpoints(s, node, &bad)
@@ -124,7 +134,7 @@ func (out *slice) readEndpoints(s *discoveryv1.EndpointSlice, node string, bad *
 			bad.at("endpoints", i, ".addresses[0]", e.Addresses[0], special(ip)+"; the endpoint is left out")
 			continue
 		}
-		se := sliceEndpoint{addr: ip, conditions: readConditions(e, node)}
+		se := sliceEndpoint{addr: ip, conditions: readConditions(e, node), origin: originOf(e)}
 		if zones := readZones(e, i, bad); zones != "" {
 			se.zones, se.conditions = unique.Make(zones), se.conditions|hasZones
 		}
@@ -177,6 +187,6 @@ func (out *slice) equal(o *slice) bool {
 	if out == nil || o == nil {
 		return out == o
 	}
-	return out.service == o.service && out.family == o.family &&
+	return out.service == o.service && out.family == o.family && out.weight == o.weight &&
 		slices.Equal(out.ports, o.ports) && slices.Equal(out.endpoints, o.endpoints)
 }

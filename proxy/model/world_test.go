@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -197,10 +198,27 @@ func (r chance) service(name types.NamespacedName) *corev1.Service {
 		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
 		s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(1 + r.IntN(86400)))}}
 	}
+	r.annotate(s)
 	if r.evil {
 		r.spoilService(s)
 	}
 	return s
+}
+
+// annotate has a Service ask for what Kubernetes has no field for.
+func (r chance) annotate(s *corev1.Service) {
+	set := func(name string, values ...string) {
+		if s.Annotations == nil {
+			s.Annotations = map[string]string{}
+		}
+		s.Annotations[name] = one(r, values...)
+	}
+	if r.in(3) {
+		set(WeightsAnnotation, "node/node1=3,*=2", "zone/z1=0, zone/z2=6", "10.1.0.1=1000,10.1.0.0/29=0,fd10:1::/64=5", "pod/web=2", "pod/web-7d-a=0,*=4")
+	}
+	if r.evil && r.in(8) {
+		set(WeightsAnnotation, "", ",", "x=1", "node/=1", "*=1001", "*=-1", "*=1,", "*", "pod/web=\x00", "=", strings.Repeat("*=1,", 200)+"*=1")
+	}
 }
 
 // spoilService puts in what the API server would refuse.
@@ -260,6 +278,12 @@ func (r chance) slice(name types.NamespacedName) *discoveryv1.EndpointSlice {
 			Name: ptr(r.portName()), Port: ptr(int32(one(r, 53, 8080))), Protocol: ptr(r.protocol()),
 		})
 	}
+	if r.in(6) {
+		s.Annotations = map[string]string{WeightAnnotation: one(r, "0", "3", "7")}
+	}
+	if r.evil && r.in(6) {
+		s.Annotations = map[string]string{WeightAnnotation: one(r, "", "-1", "1001", "one", "99999999999999999999")}
+	}
 	hinted := one(r, 0, 1, 2, 3)
 	for range r.IntN(9) {
 		e := discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.1.0.%d", 1+r.IntN(9))}}
@@ -268,6 +292,10 @@ func (r chance) slice(name types.NamespacedName) *discoveryv1.EndpointSlice {
 		}
 		if !r.in(4) {
 			e.NodeName = ptr(one(r, "node1", "node2", ""))
+		}
+		if r.in(2) {
+			e.Zone = ptr(one(r, "z1", "z2", ""))
+			e.TargetRef = &corev1.ObjectReference{Kind: one(r, "Pod", "Node"), Name: one(r, "web-7d-a", "web-7d-b", "db-0", "-", "")}
 		}
 		if !r.in(3) {
 			e.Conditions = discoveryv1.EndpointConditions{
@@ -358,7 +386,7 @@ func (o *objects) step(t testing.TB, r chance, m *Model) {
 		for _, name := range slices.SortedFunc(maps.Keys(o.services), compareNames) {
 			if r.in(2) {
 				s, other := o.services[name].DeepCopy(), r.service(name)
-				switch r.IntN(6) {
+				switch r.IntN(7) {
 				case 0:
 					s.CreationTimestamp = other.CreationTimestamp
 				case 1:
@@ -371,6 +399,8 @@ func (o *objects) step(t testing.TB, r chance, m *Model) {
 					s.Spec.Ports = other.Spec.Ports
 				case 5:
 					s.Status = other.Status
+				case 6:
+					s.Annotations = other.Annotations
 				}
 				o.services[name] = s
 				m.SetService(s)

@@ -65,6 +65,9 @@ func (r world) service(n int) *corev1.Service {
 	s.Spec.ExternalTrafficPolicy = pick(r, corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal)
 	internal := pick(r, corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal)
 	s.Spec.InternalTrafficPolicy = &internal
+	if r.in(3) {
+		s.Annotations = map[string]string{model.WeightsAnnotation: pick(r, "node/here=3", "node/there=0", "10.1.1.2=0,fd01::/62=0", "*=0")}
+	}
 	if r.in(4) {
 		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
 		seconds := int32(pick(r, 10800, 60))

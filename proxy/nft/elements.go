@@ -180,14 +180,22 @@ func (e *elements) frontend(s *model.Service, p *model.Port, f *model.Frontend, 
 	}
 }
 
-// spread has packets sent to each of some endpoints alike.
+// spread has packets sent to each of some endpoints by its share.
 func (e *elements) spread(f model.Family, in setsOf, to []byte, offset uint32, list []model.Endpoint) {
 	list = list[:min(len(list), clusterOffset)]
-	if n := sizeFor(len(list)); n > 1 {
-		e.add(f, in.sizes, to, native32(offset+n))
-	}
+	number, shares := uint32(0), model.Shares(list)
 	for i := range list {
-		e.add(f, in.endpoints, to, native32(offset+uint32(i))).endpoint(list[i].AddrPort())
+		times := 1
+		if shares != nil {
+			times = shares[i]
+		}
+		for range times {
+			e.add(f, in.endpoints, to, native32(offset+number)).endpoint(list[i].AddrPort())
+			number++
+		}
+	}
+	if n := sizeFor(int(number)); n > 1 {
+		e.add(f, in.sizes, to, native32(offset+n))
 	}
 }
 

@@ -67,18 +67,21 @@ func sources(c *Client, node string) [kinds]source {
 func trim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Service:
+		annotations := keep(o.Annotations, model.WeightsAnnotation)
 		o.ObjectMeta = meta(&o.ObjectMeta)
+		o.Annotations = annotations
 		o.Spec.Selector = nil
 		o.Status.Conditions = nil
 	case *discoveryv1.EndpointSlice:
-		trigger, triggered := o.Annotations[corev1.EndpointsLastChangeTriggerTime]
+		annotations := keep(o.Annotations, corev1.EndpointsLastChangeTriggerTime, model.WeightAnnotation)
 		o.ObjectMeta = meta(&o.ObjectMeta)
-		if triggered {
-			o.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: trigger}
-		}
+		o.Annotations = annotations
 		for i := range o.Endpoints {
 			e := &o.Endpoints[i]
-			e.TargetRef, e.Hostname, e.DeprecatedTopology = nil, nil, nil
+			e.Hostname, e.DeprecatedTopology = nil, nil
+			if e.TargetRef != nil {
+				*e.TargetRef = corev1.ObjectReference{Kind: e.TargetRef.Kind, Name: e.TargetRef.Name}
+			}
 		}
 	case *networkingv1.ServiceCIDR:
 		o.ObjectMeta = meta(&o.ObjectMeta)
@@ -87,6 +90,20 @@ func trim(obj any) (any, error) {
 		o.Status = corev1.NodeStatus{Addresses: o.Status.Addresses}
 	}
 	return obj, nil
+}
+
+// keep is those annotations that are read; nil without any.
+func keep(annotations map[string]string, names ...string) map[string]string {
+	var kept map[string]string
+	for _, n := range names {
+		if text, ok := annotations[n]; ok {
+			if kept == nil {
+				kept = map[string]string{}
+			}
+			kept[n] = text
+		}
+	}
+	return kept
 }
 
 // meta keeps what the model, the health checks and this package read.

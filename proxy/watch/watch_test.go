@@ -515,17 +515,21 @@ func TestTrimKeepsWhatIsRead(t *testing.T) {
 	s := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: "s", Labels: map[string]string{discoveryv1.LabelServiceName: "svc"}, ManagedFields: []metav1.ManagedFieldsEntry{{}},
-			Annotations: map[string]string{"other": "x", corev1.EndpointsLastChangeTriggerTime: "2026-01-02T03:04:05Z"},
+			Annotations: map[string]string{"other": "x", corev1.EndpointsLastChangeTriggerTime: "2026-01-02T03:04:05Z", model.WeightAnnotation: "2"},
 		},
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, NodeName: &node, Hostname: &host, TargetRef: &corev1.ObjectReference{}}},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, NodeName: &node, Hostname: &host, TargetRef: &corev1.ObjectReference{Kind: "Pod", Name: "p", UID: "u"}}},
 	}
 	_, _ = trim(s)
 	b := &Batch{changes: map[key]metav1.Object{{EndpointSlice, nameOf(s)}: s}}
-	if e := s.Endpoints[0]; e.NodeName == nil || e.Hostname != nil || e.TargetRef != nil || len(s.ManagedFields) != 0 || len(s.Annotations) != 1 || s.Labels[discoveryv1.LabelServiceName] != "svc" {
+	if e := s.Endpoints[0]; e.NodeName == nil || e.Hostname != nil || *e.TargetRef != (corev1.ObjectReference{Kind: "Pod", Name: "p"}) || len(s.ManagedFields) != 0 || len(s.Annotations) != 2 || s.Labels[discoveryv1.LabelServiceName] != "svc" {
 		t.Errorf("%+v", s)
 	}
 	if got := b.Triggers(); len(got) != 1 || got[0].Year() != 2026 {
 		t.Error(got)
+	}
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "svc", Annotations: map[string]string{"other": "x", model.WeightsAnnotation: "*=2"}}}
+	if _, _ = trim(svc); len(svc.Annotations) != 1 || svc.Annotations[model.WeightsAnnotation] == "" {
+		t.Errorf("%+v", svc)
 	}
 }
 

@@ -1,0 +1,130 @@
+package nft
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berth-run/berth/proxy/model"
+)
+
+// tally connects so many times, and counts which port at the end answers (serveTCPOnce).
+func (l *lab) tally(from *space, network, to string, times int) map[int]int {
+	l.t.Helper()
+	got := map[int]int{}
+	err := from.do(func() error {
+		for range times {
+			c, err := net.DialTimeout(network, to, patience)
+			if err != nil {
+				return err
+			}
+			_ = c.SetDeadline(time.Now().Add(patience))
+			b, err := io.ReadAll(c)
+			c.Close()
+			if err != nil {
+				return err
+			}
+			n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+			if err != nil {
+				return err
+			}
+			got[n]++
+		}
+		return nil
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return got
+}
+
+// fits says whether counts are what comes of shares: Pearson's sum of squares over all but one is larger than unlikely once in
+// 10^9 times.
+func fits(t *testing.T, counts map[int]int, shares map[int]int) {
+	t.Helper()
+	total, sum := 0, 0
+	for at := range shares {
+		total, sum = total+counts[at], sum+shares[at]
+	}
+	squares := 0.0
+	for at, share := range shares {
+		want := float64(total) * float64(share) / float64(sum)
+		squares += (float64(counts[at]) - want) * (float64(counts[at]) - want) / want
+	}
+	if unlikely := map[int]float64{1: 37.4, 2: 41.5, 3: 44.9}[len(shares)-1]; squares > unlikely || len(counts) > len(shares) {
+		t.Errorf("%v connections for shares %v: sum of squares %.1f", counts, shares, squares)
+	}
+}
+
+func weighted(p model.Port, weights ...uint16) model.Port {
+	for i, w := range weights {
+		p.Cluster[i].Weight = w
+	}
+	return p
+}
+
+// Endpoints get new connections by their weights, at each address, from each source, also after they change.
+func TestWeights(t *testing.T) {
+	const times = 1000
+	eachFamily(t, 2, func(t *testing.T, l *lab, f family) {
+		var backends []string
+		for port := 9000; port < 9004; port++ {
+			l.pods[0].serveTCPOnce(port)
+			backends = append(backends, at(f.podIP(1), port))
+		}
+		service := func(weights ...uint16) *model.Service {
+			return serviceOf("web", weighted(portOf(model.TCP, backends[:len(weights)], clusterIP(at(f.cluster, 80)), f.nodePort(30080)), weights...))
+		}
+		was := service(1, 3, 6)
+		s := newState(was)
+		l.sync(s)
+		fits(t, l.tally(l.pods[1], f.tcp, at(f.cluster, 80), times), map[int]int{9000: 1, 9001: 3, 9002: 6})
+		fits(t, l.tally(l.client, f.tcp, at(f.node, 30080), times), map[int]int{9000: 1, 9001: 3, 9002: 6})
+		// More numbers than have a rule of their own, and so many that they are rounded.
+		for _, weights := range [][]uint16{{1, 49}, {1000, 500, 999, 100}} {
+			next := service(weights...)
+			l.apply(s, was, next)
+			was = next
+			want := map[int]int{}
+			for i, w := range weights {
+				want[9000+i] = int(w)
+			}
+			fits(t, l.tally(l.pods[1], f.tcp, at(f.cluster, 80), times), want)
+		}
+		if r, err := l.p.Verify(); err != nil || r.Elements != 0 {
+			t.Errorf("the kernel has not what it should: %+v, %v", r, err)
+		}
+	})
+}
+
+// What a weight changes in the kernel is what it moves, and a restart changes nothing.
+func TestWeightsAreElementsAlone(t *testing.T) {
+	p := newSpace(t, "node").program(Options{})
+	one := serviceOf("web", weighted(portOf(model.TCP, []string{"10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"}, clusterIP("10.96.0.1:80")), 5, 5, 2))
+	s := newState(one)
+	if _, err := p.Sync(s); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := p.Sync(s); err != nil || r != (Report{}) {
+		t.Errorf("a restart: %+v, %v", r, err)
+	}
+	// 5+5+2 numbers, then 5+5+3: one more, and how many.
+	two := serviceOf("web", weighted(portOf(model.TCP, []string{"10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"}, clusterIP("10.96.0.1:80")), 5, 5, 3))
+	if r, err := p.Apply(s.delta(one, two)); err != nil || r != (Report{Transactions: 1, Elements: 3}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	e := elements{groups: newGroups()}
+	e.service(two)
+	counts := map[netip.AddrPort]int{}
+	for _, el := range e.all[model.IPv4][endpoints] {
+		counts[endpointOf(&el.value, layers[model.IPv4])]++
+	}
+	if got := fmt.Sprint(counts); got != "map[10.1.0.1:80:5 10.1.0.2:80:5 10.1.0.3:80:3]" {
+		t.Error(got)
+	}
+}
