@@ -10,20 +10,9 @@ import (
 
 	"github.com/berth-run/berth/proxy/health"
 	"github.com/berth-run/berth/proxy/model"
-	"github.com/berth-run/berth/proxy/nft"
+	"github.com/berth-run/berth/proxy/program"
 	"github.com/berth-run/berth/proxy/watch"
 )
-
-// Programmer has a kernel do what a model says. It remembers what it was told, also where that has failed: Verify tries again.
-type Programmer interface {
-	// Sync makes the kernel have a whole State, Apply what has changed since.
-	Sync(nft.State) (nft.Report, error)
-	Apply(*model.Delta) (nft.Report, error)
-	// Verify compares all with the kernel, and mends it.
-	Verify() (nft.Report, error)
-	// Changed has the name of a program that has changed the kernel's tables, if the kernel says it.
-	Changed() <-chan string
-}
 
 // Source is where changes come from: a watch.Watcher.
 type Source interface {
@@ -35,7 +24,7 @@ type Source interface {
 type Options struct {
 	Model      *model.Model
 	Source     Source
-	Programmer Programmer
+	Programmer program.Programmer
 	Health     *health.Health
 	Metrics    *health.Metrics
 	NodePorts  *health.NodePorts
@@ -107,7 +96,7 @@ func (r *runner) take(b *watch.Batch) {
 	b.Apply(r.Model)
 	d := r.Model.Commit()
 	r.tell(d.Problems)
-	var report nft.Report
+	var report program.Report
 	var err error
 	switch full := !r.begun; {
 	case full:
@@ -136,7 +125,7 @@ func (r *runner) verify() {
 }
 
 // finish counts what was done, and sees to another try of what was not.
-func (r *runner) finish(full bool, begin time.Time, b *watch.Batch, report nft.Report, err error) {
+func (r *runner) finish(full bool, begin time.Time, b *watch.Batch, report program.Report, err error) {
 	took := time.Since(begin)
 	if err != nil {
 		r.Metrics.Failed()

@@ -22,7 +22,7 @@ import (
 	"github.com/berth-run/berth/proxy/config"
 	"github.com/berth-run/berth/proxy/health"
 	"github.com/berth-run/berth/proxy/model"
-	"github.com/berth-run/berth/proxy/nft"
+	"github.com/berth-run/berth/proxy/program"
 	"github.com/berth-run/berth/proxy/watch"
 )
 
@@ -35,7 +35,7 @@ type recorder struct {
 	changed chan string
 }
 
-func (r *recorder) call(what string) (nft.Report, error) {
+func (r *recorder) call(what string) (program.Report, error) {
 	r.mu.Lock()
 	r.calls = append(r.calls, what)
 	hold, err := r.hold, r.fail
@@ -43,10 +43,10 @@ func (r *recorder) call(what string) (nft.Report, error) {
 	if hold != nil {
 		<-hold
 	}
-	return nft.Report{}, err
+	return program.Report{}, err
 }
 
-func (r *recorder) Sync(s nft.State) (nft.Report, error) {
+func (r *recorder) Sync(s program.State) (program.Report, error) {
 	what := "sync"
 	for svc := range s.Services() {
 		what += " " + svc.Name.Name
@@ -54,7 +54,7 @@ func (r *recorder) Sync(s nft.State) (nft.Report, error) {
 	return r.call(what)
 }
 
-func (r *recorder) Apply(d *model.Delta) (nft.Report, error) {
+func (r *recorder) Apply(d *model.Delta) (program.Report, error) {
 	what := "apply"
 	for _, c := range d.Services {
 		what += " " + c.Name.Name
@@ -62,8 +62,8 @@ func (r *recorder) Apply(d *model.Delta) (nft.Report, error) {
 	return r.call(what)
 }
 
-func (r *recorder) Verify() (nft.Report, error) { return r.call("verify") }
-func (r *recorder) Changed() <-chan string      { return r.changed }
+func (r *recorder) Verify() (program.Report, error) { return r.call("verify") }
+func (r *recorder) Changed() <-chan string          { return r.changed }
 
 func (r *recorder) set(f func()) {
 	r.mu.Lock()

@@ -6,16 +6,17 @@ import (
 	"testing"
 
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nodetest"
 )
 
 // BenchmarkLoad is the first load of Services of two endpoints each, and a start that finds all as it should be.
 func BenchmarkLoad(b *testing.B) {
 	for _, n := range []int{1000, 10000, 30000} {
-		s := crowd(n, 2)
+		s := nodetest.Crowd(n, 2)
 		b.Run(fmt.Sprintf("first/%d", n), func(b *testing.B) {
 			for range b.N {
 				b.StopTimer()
-				p := newSpace(b, "node").program(Options{})
+				p := openAt(nodetest.NewSpace(b, "node"), Options{})
 				b.StartTimer()
 				if _, err := p.Sync(s); err != nil {
 					b.Fatal(err)
@@ -23,7 +24,7 @@ func BenchmarkLoad(b *testing.B) {
 			}
 		})
 		b.Run(fmt.Sprintf("again/%d", n), func(b *testing.B) {
-			p := newSpace(b, "node").program(Options{})
+			p := openAt(nodetest.NewSpace(b, "node"), Options{})
 			if _, err := p.Sync(s); err != nil {
 				b.Fatal(err)
 			}
@@ -40,13 +41,13 @@ func BenchmarkLoad(b *testing.B) {
 // BenchmarkChange is one change beside so many Services: a Service that comes and goes, and one whose endpoints move.
 func BenchmarkChange(b *testing.B) {
 	for _, n := range []int{0, 1000, 10000, 30000} {
-		p := newSpace(b, "node").program(Options{})
-		s := crowd(n, 2)
+		p := openAt(nodetest.NewSpace(b, "node"), Options{})
+		s := nodetest.Crowd(n, 2)
 		if _, err := p.Sync(s); err != nil {
 			b.Fatal(err)
 		}
 		fresh := func(pods ...string) *model.Service {
-			return serviceOf("new", portOf(model.TCP, pods, clusterIP(netip.MustParseAddrPort("10.111.0.1:80").String())))
+			return nodetest.ServiceOf("new", nodetest.PortOf(model.TCP, pods, nodetest.ClusterIP(netip.MustParseAddrPort("10.111.0.1:80").String())))
 		}
 		apply := func(b *testing.B, old, next *model.Service) {
 			c := model.Change{Name: fresh("10.1.0.1:80").Name, Old: old, New: next}
@@ -74,10 +75,10 @@ func BenchmarkChange(b *testing.B) {
 // BenchmarkManyEndpoints is the first load of 5,000 Services of 50 endpoints each (kubernetes#135639), and a Service whose
 // endpoints are all others.
 func BenchmarkManyEndpoints(b *testing.B) {
-	s := crowd(5000, 50)
+	s := nodetest.Crowd(5000, 50)
 	for range b.N {
 		b.StopTimer()
-		p := newSpace(b, "node").program(Options{})
+		p := openAt(nodetest.NewSpace(b, "node"), Options{})
 		b.StartTimer()
 		if _, err := p.Sync(s); err != nil {
 			b.Fatal(err)

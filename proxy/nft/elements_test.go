@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nodetest"
 )
 
 func prefixes(all ...string) (out []netip.Prefix) {
@@ -78,10 +79,10 @@ func TestSizes(t *testing.T) {
 
 // Elements of a Service depend on it alone, and no two are in the same place.
 func TestElementsOfAServiceAreDistinct(t *testing.T) {
-	f := families[0]
-	s := serviceOf("web",
-		sticky(10, portOf(model.TCP, []string{"10.1.0.1:80*", "10.1.0.2:80", "10.1.0.3:80"}, clusterIP(at(f.cluster, 80)), local(f.loadBalancer(80)), local(f.nodePort(30080)))),
-		portOf(model.UDP, f.pods(1, 2), clusterIP(at(f.cluster, 80)), f.loadBalancer(80), f.nodePort(30080)))
+	f := nodetest.Families[0]
+	s := nodetest.ServiceOf("web",
+		nodetest.Sticky(10, nodetest.PortOf(model.TCP, []string{"10.1.0.1:80*", "10.1.0.2:80", "10.1.0.3:80"}, nodetest.ClusterIP(nodetest.At(f.Cluster, 80)), nodetest.LocalPolicy(f.LoadBalancer(80)), nodetest.LocalPolicy(f.NodePort(30080)))),
+		nodetest.PortOf(model.UDP, f.Pods(1, 2), nodetest.ClusterIP(nodetest.At(f.Cluster, 80)), f.LoadBalancer(80), f.NodePort(30080)))
 	e := elements{groups: newGroups()}
 	e.service(s)
 	seen := map[elemKey]bool{}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nodetest"
 )
 
 // childEnv has the test program be a proxy that is killed: it programs a crowd of Services and one that changes all the time.
@@ -34,23 +35,23 @@ func child() error {
 	shape := func() *model.Service {
 		var backends []string
 		for range 1 + rand.IntN(30) {
-			backends = append(backends, pod4(1+rand.IntN(2)))
+			backends = append(backends, nodetest.Pod4(1+rand.IntN(2)))
 		}
-		port := portOf(model.TCP, backends, families[0].loadBalancer(80), families[0].nodePort(30080))
+		port := nodetest.PortOf(model.TCP, backends, nodetest.Families[0].LoadBalancer(80), nodetest.Families[0].NodePort(30080))
 		if rand.IntN(3) == 0 {
 			port.Affinity = time.Hour
 		}
-		return serviceOf("web", port)
+		return nodetest.ServiceOf("web", port)
 	}
 	now := shape()
-	s := crowd(500+rand.IntN(500), 1+rand.IntN(3))
-	s.services = append(s.services, now)
+	s := nodetest.Crowd(500+rand.IntN(500), 1+rand.IntN(3))
+	s.ServiceList = append(s.ServiceList, now)
 	if _, err := p.Sync(s); err != nil {
 		return err
 	}
 	for {
 		next := shape()
-		if _, err := p.Apply(s.delta(now, next)); err != nil {
+		if _, err := p.Apply(s.Delta(now, next)); err != nil {
 			return err
 		}
 		now = next
@@ -61,33 +62,33 @@ func child() error {
 // open breaks, and no new one fails.
 func TestKillsLoseNoConnection(t *testing.T) {
 	l := newLab(t, 2)
-	f := families[0]
+	f := nodetest.Families[0]
 	start := func() *exec.Cmd {
 		c := exec.Command("/proc/self/exe")
 		c.Env = append(os.Environ(), childEnv+"=1")
 		var out strings.Builder
 		c.Stdout, c.Stderr = &out, &out
-		if err := l.node.do(c.Start); err != nil {
+		if err := l.Node.Do(c.Start); err != nil {
 			t.Fatal(err)
 		}
 		return c
 	}
 	c := start()
 	for began := time.Now(); ; { // until it has programmed the first time
-		if a := l.client.askFor(quiet, f.tcp, at(f.node, 30080)); strings.HasPrefix(a, "pod") {
+		if a := l.Client.AskFor(nodetest.Quiet, f.TCP, nodetest.At(f.Node, 30080)); strings.HasPrefix(a, "pod") {
 			break
 		}
 		if time.Since(began) > time.Minute {
 			t.Fatal("nothing is programmed")
 		}
 	}
-	open := l.connections(l.client, f.tcp, at(f.loadIP, 80), 100)
+	open := l.Connections(l.Client, f.TCP, nodetest.At(f.LoadIP, 80), 100)
 	var stop atomic.Bool
 	asked := make(chan int)
 	go func() {
 		n := 0
 		for ; !stop.Load(); n++ {
-			if a := l.client.ask(f.tcp, at(f.node, 30080)); !strings.HasPrefix(a, "pod") {
+			if a := l.Client.Ask(f.TCP, nodetest.At(f.Node, 30080)); !strings.HasPrefix(a, "pod") {
 				t.Errorf("connection %d: %q", n, a)
 			}
 		}
@@ -107,9 +108,9 @@ func TestKillsLoseNoConnection(t *testing.T) {
 	t.Logf("%d connections during 50 kills", <-asked)
 	_ = c.Process.Kill()
 	_ = c.Wait()
-	l.alive(open)
+	l.Alive(open)
 	// And what is left is mended.
-	if _, err := l.p.Sync(newState(serviceOf("web", portOf(model.TCP, f.pods(1), f.loadBalancer(80))))); err != nil {
+	if _, err := l.p.Sync(nodetest.NewState(nodetest.ServiceOf("web", nodetest.PortOf(model.TCP, f.Pods(1), f.LoadBalancer(80))))); err != nil {
 		t.Fatal(err)
 	}
 	if r, err := l.p.Verify(); err != nil || r != (Report{}) {

@@ -2,37 +2,37 @@ package nft
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nodetest"
 )
 
 // everything is a State that has something in each set, in both families.
-func everything(affinity [model.Families]bool) *state {
-	s := newState()
-	for _, f := range families {
+func everything(affinity [model.Families]bool) *nodetest.State {
+	s := nodetest.NewState()
+	for _, f := range nodetest.Families {
 		port := func(p model.Protocol) model.Port {
-			front := f.loadBalancer(80)
-			front.Restricted, front.Sources = true, prefixes(f.wide, f.narrow)
-			none, nowhere := clusterIP(at(f.other, 80)), f.nodePort(30082)
+			front := f.LoadBalancer(80)
+			front.Restricted, front.Sources = true, prefixes(f.Wide, f.Narrow)
+			none, nowhere := nodetest.ClusterIP(nodetest.At(f.Other, 80)), f.NodePort(30082)
 			none.Action, nowhere.Action = model.Reject, model.Drop
-			out := portOf(p, []string{f.pod(1) + "*", f.pod(2)}, clusterIP(at(f.cluster, 80)), front, f.nodePort(30080), local(f.nodePort(30081)), none, nowhere)
-			if affinity[f.of] {
+			out := nodetest.PortOf(p, []string{f.Pod(1) + "*", f.Pod(2)}, nodetest.ClusterIP(nodetest.At(f.Cluster, 80)), front, f.NodePort(30080), nodetest.LocalPolicy(f.NodePort(30081)), none, nowhere)
+			if affinity[f.Of] {
 				out.Affinity = time.Hour
 			}
 			return out
 		}
-		s.services = append(s.services, serviceOf(f.name, port(model.TCP), port(model.UDP), port(model.SCTP)))
-		s.hairpins = append(s.hairpins, hairpinOf(model.TCP, f.pod(1)))
+		s.ServiceList = append(s.ServiceList, nodetest.ServiceOf(f.Name, port(model.TCP), port(model.UDP), port(model.SCTP)))
+		s.HairpinList = append(s.HairpinList, nodetest.HairpinOf(model.TCP, f.Pod(1)))
 		var many []string
 		for i := range 20 {
-			many = append(many, at(f.podIP(1), 9000+i))
+			many = append(many, nodetest.At(f.PodIP(1), 9000+i))
 		}
-		s.services = append(s.services, serviceOf(f.name+"-many", portOf(model.TCP, many, f.loadBalancer(443), f.nodePort(30443))))
+		s.ServiceList = append(s.ServiceList, nodetest.ServiceOf(f.Name+"-many", nodetest.PortOf(model.TCP, many, f.LoadBalancer(443), f.NodePort(30443))))
 	}
 	return s
 }
@@ -41,17 +41,17 @@ func everything(affinity [model.Families]bool) *state {
 // clients in IPv6 nft 1.0.6 (Debian 12) can show the rule, not read it: it ends with an assertion.
 func TestListingLoadsAsTheSameRules(t *testing.T) {
 	for _, affinity := range [][model.Families]bool{{}, {true, false}} {
-		s := newSpace(t, "node")
-		p := s.program(Options{})
+		s := nodetest.NewSpace(t, "node")
+		p := openAt(s, Options{})
 		st := everything(affinity)
 		if _, err := p.Sync(st); err != nil {
 			t.Fatal(err)
 		}
-		list := s.run("nft", "list", "ruleset")
-		if out, err := s.input("flush ruleset\n"+list, "nft", "-f", "-"); err != nil {
+		list := s.Run("nft", "list", "ruleset")
+		if out, err := s.Input("flush ruleset\n"+list, "nft", "-f", "-"); err != nil {
 			t.Fatalf("nft does not load its listing: %s", out)
 		}
-		if again := s.run("nft", "list", "ruleset"); again != list {
+		if again := s.Run("nft", "list", "ruleset"); again != list {
 			t.Error("another listing")
 		}
 		// nft has another way for two rules: it turns a byte around before it looks for a range, and has other registers for
@@ -80,12 +80,12 @@ func TestListingLoadsAsTheSameRules(t *testing.T) {
 
 // A person finds the Service by its name.
 func TestListingIsReadable(t *testing.T) {
-	s := newSpace(t, "node")
-	p := s.program(Options{})
+	s := nodetest.NewSpace(t, "node")
+	p := openAt(s, Options{})
 	if _, err := p.Sync(everything([model.Families]bool{true, true})); err != nil {
 		t.Fatal(err)
 	}
-	list := s.run("nft", "list", "ruleset")
+	list := s.Run("nft", "list", "ruleset")
 	for _, want := range []string{
 		`10.96.0.1 . tcp . 80 comment "test/IPv4:p"`, `fd96::1 . udp . 80 comment "test/IPv6:p"`, `sctp . 30081 comment "test/IPv4:p"`,
 		"10.96.0.1 . tcp . 80 . 0 : 10.1.1.2 . 8080", "fd96::1 . tcp . 80 . 1 : fd01:0:0:2::2 . 8080", "tcp . 30081 . 65536 : 10.1.1.2 . 8080",
@@ -100,26 +100,12 @@ func TestListingIsReadable(t *testing.T) {
 	}
 }
 
-// crowd is a State of so many Services, with so many endpoints each.
-func crowd(n, endpoints int) *state {
-	s := newState()
-	for i := range n {
-		a := netip.AddrFrom4([4]byte{10, byte(100 + i>>16), byte(i >> 8), byte(i)})
-		var backends []string
-		for j := range endpoints {
-			backends = append(backends, fmt.Sprintf("10.1.%d.%d:80", (i+j)>>8&255, (i+j)&255))
-		}
-		s.services = append(s.services, serviceOf(fmt.Sprintf("s%d", i), portOf(model.TCP, backends, clusterIP(netip.AddrPortFrom(a, 80).String()))))
-	}
-	return s
-}
-
 // Chains, rules and sets are as many for ten thousand Services as for none, and so they are with large ones and affinity for
 // ten as for a thousand.
 func TestObjectsAreAsManyForAnyNumberOfServices(t *testing.T) {
-	count := func(s *state) string {
-		node := newSpace(t, "node")
-		p := node.program(Options{})
+	count := func(s *nodetest.State) string {
+		node := nodetest.NewSpace(t, "node")
+		p := openAt(node, Options{})
 		r, err := p.Sync(s)
 		if err != nil {
 			t.Fatal(err)
@@ -129,15 +115,15 @@ func TestObjectsAreAsManyForAnyNumberOfServices(t *testing.T) {
 		}
 		return fmt.Sprint(r.Objects)
 	}
-	none := count(newState())
+	none := count(nodetest.NewState())
 	for _, n := range []int{1, 10000} {
-		if got := count(crowd(n, 2)); got != none {
+		if got := count(nodetest.Crowd(n, 2)); got != none {
 			t.Errorf("%d Services: %s objects, for none %s", n, got, none)
 		}
 	}
-	large := func(n int) *state {
-		s := crowd(n, 40)
-		for _, svc := range s.services {
+	large := func(n int) *nodetest.State {
+		s := nodetest.Crowd(n, 40)
+		for _, svc := range s.ServiceList {
 			svc.Ports[0].Affinity = time.Hour
 		}
 		return s
@@ -149,29 +135,29 @@ func TestObjectsAreAsManyForAnyNumberOfServices(t *testing.T) {
 
 // A Service of more endpoints than there are rules for numbers of is spread over all of them.
 func TestManyEndpoints(t *testing.T) {
-	eachFamily(t, 2, func(t *testing.T, l *lab, f family) {
+	eachFamily(t, 2, func(t *testing.T, l *lab, f nodetest.Family) {
 		for _, n := range []int{17, 23, 100} {
 			var backends []string
 			for i := range n {
 				port := 10000 + 200*n + i
-				l.pods[0].serveTCPOnce(port)
-				backends = append(backends, at(f.podIP(1), port))
+				l.Pods[0].ServeTCPOnce(port)
+				backends = append(backends, nodetest.At(f.PodIP(1), port))
 			}
-			s := newState(serviceOf("many", portOf(model.TCP, backends, clusterIP(at(f.cluster, 80)), f.nodePort(30080))))
+			s := nodetest.NewState(nodetest.ServiceOf("many", nodetest.PortOf(model.TCP, backends, nodetest.ClusterIP(nodetest.At(f.Cluster, 80)), f.NodePort(30080))))
 			l.sync(s)
 			seen := map[int]int{}
 			for range 8 * n {
-				c, err := l.pods[1].dial(f.tcp, at(f.cluster, 80))
+				c, err := l.Pods[1].Dial(f.TCP, nodetest.At(f.Cluster, 80))
 				if err != nil {
 					t.Fatal(err)
 				}
-				seen[l.portAtEnd(c)]++
+				seen[l.PortAtEnd(c)]++
 				c.Close()
 			}
 			if len(seen) < n-2 { // each is missed once in 3,000 times
 				t.Errorf("%d endpoints: %d were reached", n, len(seen))
 			}
-			if c, err := l.client.dial(f.tcp, at(f.node, 30080)); err != nil {
+			if c, err := l.Client.Dial(f.TCP, nodetest.At(f.Node, 30080)); err != nil {
 				t.Error(err)
 			} else {
 				c.Close()

@@ -12,40 +12,41 @@ import (
 
 	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nodetest"
 )
 
 // Where no socket may have a larger buffer than others (a user namespace without rights on the node's), all that a small
 // transaction has no room for is made in several.
 func TestSmallSendBuffer(t *testing.T) {
-	s := newSpace(t, "node")
-	p := s.program(Options{})
+	s := nodetest.NewSpace(t, "node")
+	p := openAt(s, Options{})
 	if err := p.conn.SetSendBuffer(208 << 10); err != nil { // net.core.wmem_default of Linux
 		t.Fatal(err)
 	}
-	all := crowd(3000, 3)
-	all.services = append(all.services, everything([model.Families]bool{true, true}).services...)
-	all.services = all.services[3000:]
+	all := nodetest.Crowd(3000, 3)
+	all.ServiceList = append(all.ServiceList, everything([model.Families]bool{true, true}).ServiceList...)
+	all.ServiceList = all.ServiceList[3000:]
 	for range 2 {
 		if _, err := p.Sync(all); err != nil {
 			t.Fatal(err)
 		}
-		all.services = append(all.services, crowd(3000, 3).services[100:]...)
+		all.ServiceList = append(all.ServiceList, nodetest.Crowd(3000, 3).ServiceList[100:]...)
 	}
 	if r, err := p.Verify(); err != nil || r != (Report{}) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	// One Service of more endpoints than a transaction has room for.
-	many := serviceOf("many", portOf(model.TCP, nil, clusterIP("10.111.0.1:80")))
+	many := nodetest.ServiceOf("many", nodetest.PortOf(model.TCP, nil, nodetest.ClusterIP("10.111.0.1:80")))
 	for i := range 8000 {
-		many.Ports[0].Cluster = append(many.Ports[0].Cluster, portOf(model.TCP, []string{fmt.Sprintf("10.1.%d.%d:80", i>>8, i&255)}, clusterIP("10.111.0.1:80")).Cluster...)
+		many.Ports[0].Cluster = append(many.Ports[0].Cluster, nodetest.PortOf(model.TCP, []string{fmt.Sprintf("10.1.%d.%d:80", i>>8, i&255)}, nodetest.ClusterIP("10.111.0.1:80")).Cluster...)
 	}
-	if _, err := p.Apply(all.delta(nil, many)); err != nil {
+	if _, err := p.Apply(all.Delta(nil, many)); err != nil {
 		t.Fatal(err)
 	}
 	if r, err := p.Verify(); err != nil || r != (Report{}) {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if _, err := p.Apply(all.delta(many, nil)); err != nil {
+	if _, err := p.Apply(all.Delta(many, nil)); err != nil {
 		t.Fatal(err)
 	}
 	// Rules for so many endpoints are not needed any more.
@@ -56,8 +57,8 @@ func TestSmallSendBuffer(t *testing.T) {
 
 // What a program without the right gets is an error that says so, not a panic or a wait.
 func TestWithoutTheRight(t *testing.T) {
-	s := newSpace(t, "node")
-	err := s.do(func() error {
+	s := nodetest.NewSpace(t, "node")
+	err := s.Do(func() error {
 		p, err := Open(Options{})
 		if err != nil {
 			return err
@@ -66,7 +67,7 @@ func TestWithoutTheRight(t *testing.T) {
 		if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESUID, 65534, 65534, 65534); errno != 0 { // this thread alone
 			return errno
 		}
-		_, err = p.Sync(newState())
+		_, err = p.Sync(nodetest.NewState())
 		return err
 	})
 	if !errors.Is(err, unix.EPERM) {
@@ -76,9 +77,9 @@ func TestWithoutTheRight(t *testing.T) {
 
 // An overrun of notifications is a change of anything: it is told.
 func TestOverrunIsTold(t *testing.T) {
-	s := newSpace(t, "node")
+	s := nodetest.NewSpace(t, "node")
 	w := &watcher{changed: make(chan string, 1), done: make(chan struct{})}
-	if err := s.do(func() (err error) { w.events, err = nftables.Watch(0); return err }); err != nil {
+	if err := s.Do(func() (err error) { w.events, err = nftables.Watch(0); return err }); err != nil {
 		t.Fatal(err)
 	}
 	var flood strings.Builder
@@ -86,7 +87,7 @@ func TestOverrunIsTold(t *testing.T) {
 	for i := range 100000 {
 		fmt.Fprintf(&flood, "add element ip other s { 10.%d.%d.%d }\n", i>>16, i>>8&255, i&255)
 	}
-	if out, err := s.input(flood.String(), "nft", "-f", "-"); err != nil {
+	if out, err := s.Input(flood.String(), "nft", "-f", "-"); err != nil {
 		t.Fatal(out)
 	}
 	go w.run(Table)
@@ -100,7 +101,7 @@ func TestOverrunIsTold(t *testing.T) {
 		t.Fatal("not told")
 	}
 	// And what follows is seen.
-	s.run("nft", "add table ip "+Table)
+	s.Run("nft", "add table ip "+Table)
 	select {
 	case <-w.changed:
 	case <-time.After(10 * time.Second):
@@ -110,9 +111,9 @@ func TestOverrunIsTold(t *testing.T) {
 
 // After each transaction of a load, of its change and of its end, whatever has a frontend has all that this leads to.
 func TestLoadsAreNeverHalfThere(t *testing.T) {
-	s := newSpace(t, "node")
-	p := s.program(Options{})
-	if _, err := p.Sync(newState()); err != nil {
+	s := nodetest.NewSpace(t, "node")
+	p := openAt(s, Options{})
+	if _, err := p.Sync(nodetest.NewState()); err != nil {
 		t.Fatal(err)
 	}
 	transactions := 0
@@ -149,9 +150,9 @@ func TestLoadsAreNeverHalfThere(t *testing.T) {
 		return nil
 	}
 	var now elements
-	for _, next := range []*state{crowd(4000, 2), crowd(4000, 3), newState()} {
+	for _, next := range []*nodetest.State{nodetest.Crowd(4000, 2), nodetest.Crowd(4000, 3), nodetest.NewState()} {
 		e := elements{groups: newGroups()}
-		for _, svc := range next.services {
+		for _, svc := range next.ServiceList {
 			e.service(svc)
 		}
 		old := map[elemKey]elemValue{}

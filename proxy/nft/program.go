@@ -3,7 +3,6 @@ package nft
 import (
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/program"
 )
 
 // Options are how to program.
@@ -24,20 +24,10 @@ type Options struct {
 }
 
 // Report is what a call has done.
-type Report struct {
-	// Transactions are how many the kernel has taken.
-	Transactions int
-	// Elements and Objects are how many elements of sets, and how many tables, chains, rules and sets, were put in, taken away
-	// or changed.
-	Elements, Objects int
-}
+type Report = program.Report
 
 // State is all that is wanted: that of package model.
-type State interface {
-	Services() iter.Seq[*model.Service]
-	Hairpins() []model.Hairpin
-	Globals() *model.Globals
-}
+type State = program.State
 
 // Programmer has the kernel do what a model says. It belongs to one goroutine at a time, but for Changed.
 type Programmer struct {

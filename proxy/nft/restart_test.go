@@ -3,7 +3,6 @@ package nft
 import (
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -12,101 +11,79 @@ import (
 
 	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nodetest"
 )
-
-// connections are some that are open to a Service.
-func (l *lab) connections(from *space, network, to string, n int) (all []net.Conn) {
-	l.t.Helper()
-	for range n {
-		c, err := from.dial(network, to)
-		if err != nil {
-			l.t.Fatal(err)
-		}
-		l.t.Cleanup(func() { c.Close() })
-		all = append(all, c)
-	}
-	return all
-}
-
-func (l *lab) alive(all []net.Conn) {
-	l.t.Helper()
-	for i, c := range all {
-		if a := again(c); !strings.HasPrefix(a, "pod") {
-			l.t.Errorf("connection %d: %q", i, a)
-		}
-	}
-}
 
 // A restart changes nothing in the kernel, whatever is programmed; connections go on.
 func TestRestartChangesNothing(t *testing.T) {
-	eachFamily(t, 3, func(t *testing.T, l *lab, f family) {
-		front := f.loadBalancer(80)
-		front.Restricted, front.Sources = true, prefixes(f.wide, f.narrow)
+	eachFamily(t, 3, func(t *testing.T, l *lab, f nodetest.Family) {
+		front := f.LoadBalancer(80)
+		front.Restricted, front.Sources = true, prefixes(f.Wide, f.Narrow)
 		var many []string
 		for i := range 20 {
-			many = append(many, at(f.podIP(1), 9000+i))
+			many = append(many, nodetest.At(f.PodIP(1), 9000+i))
 		}
-		s := newState(
-			serviceOf("a", sticky(time.Hour, portOf(model.TCP, f.pods(1, 2), clusterIP(at(f.cluster, 80)), front, f.nodePort(30080)))),
-			serviceOf("b", portOf(model.UDP, []string{f.pod(1) + "*", f.pod(2)}, clusterIP(at(f.other, 80)), local(f.nodePort(30080)))),
-			serviceOf("c", portOf(model.SCTP, many, local(f.loadBalancer(90)))))
-		s.hairpins = []model.Hairpin{hairpinOf(model.TCP, f.pod(1))}
+		s := nodetest.NewState(
+			nodetest.ServiceOf("a", nodetest.Sticky(time.Hour, nodetest.PortOf(model.TCP, f.Pods(1, 2), nodetest.ClusterIP(nodetest.At(f.Cluster, 80)), front, f.NodePort(30080)))),
+			nodetest.ServiceOf("b", nodetest.PortOf(model.UDP, []string{f.Pod(1) + "*", f.Pod(2)}, nodetest.ClusterIP(nodetest.At(f.Other, 80)), nodetest.LocalPolicy(f.NodePort(30080)))),
+			nodetest.ServiceOf("c", nodetest.PortOf(model.SCTP, many, nodetest.LocalPolicy(f.LoadBalancer(90)))))
+		s.HairpinList = []model.Hairpin{nodetest.HairpinOf(model.TCP, f.Pod(1))}
 		l.sync(s)
-		open := l.connections(l.client, f.tcp, at(f.loadIP, 80), 10)
-		who := again(open[0])
-		l.alive(open)
+		open := l.Connections(l.Client, f.TCP, nodetest.At(f.LoadIP, 80), 10)
+		who := nodetest.Again(open[0])
+		l.Alive(open)
 		for range 3 {
 			if err := l.p.Close(); err != nil {
 				t.Fatal(err)
 			}
-			l.alive(open)
-			l.p = l.node.program(Options{})
+			l.Alive(open)
+			l.p = openAt(l.Node, Options{})
 			if r := l.sync(s); r != (Report{}) {
 				t.Errorf("a restart has changed something: %+v", r)
 			}
-			l.alive(open)
-			l.want(l.client, f.tcp, at(f.loadIP, 80), who) // and is remembered
+			l.Alive(open)
+			l.Want(l.Client, f.TCP, nodetest.At(f.LoadIP, 80), who) // and is remembered
 		}
 	})
 }
 
 // What has changed while the proxy was away is all that is changed.
 func TestRestartCommitsTheDifference(t *testing.T) {
-	eachFamily(t, 3, func(t *testing.T, l *lab, f family) {
-		s := newState(serviceOf("a", portOf(model.TCP, f.pods(1), clusterIP(at(f.cluster, 80)))), serviceOf("b", portOf(model.TCP, f.pods(1), clusterIP(at(f.other, 81)))))
+	eachFamily(t, 3, func(t *testing.T, l *lab, f nodetest.Family) {
+		s := nodetest.NewState(nodetest.ServiceOf("a", nodetest.PortOf(model.TCP, f.Pods(1), nodetest.ClusterIP(nodetest.At(f.Cluster, 80)))), nodetest.ServiceOf("b", nodetest.PortOf(model.TCP, f.Pods(1), nodetest.ClusterIP(nodetest.At(f.Other, 81)))))
 		l.sync(s)
 		l.p.Close()
-		s.delta(s.services[0], serviceOf("a", portOf(model.TCP, f.pods(2), clusterIP(at(f.cluster, 80)))))
-		l.p = l.node.program(Options{})
+		s.Delta(s.ServiceList[0], nodetest.ServiceOf("a", nodetest.PortOf(model.TCP, f.Pods(2), nodetest.ClusterIP(nodetest.At(f.Cluster, 80)))))
+		l.p = openAt(l.Node, Options{})
 		if r := l.sync(s); r != (Report{Transactions: 1, Elements: 1}) {
 			t.Errorf("%+v", r)
 		}
-		l.want(l.pods[2], f.tcp, at(f.cluster, 80), "pod2 "+f.podIP(3))
-		l.want(l.pods[2], f.tcp, at(f.other, 81), "pod1 "+f.podIP(3))
+		l.Want(l.Pods[2], f.TCP, nodetest.At(f.Cluster, 80), "pod2 "+f.PodIP(3))
+		l.Want(l.Pods[2], f.TCP, nodetest.At(f.Other, 81), "pod1 "+f.PodIP(3))
 	})
 }
 
 // New connections of a Service never fail while its endpoints are changed, and old ones go on.
 func TestChangesLoseNoConnection(t *testing.T) {
-	eachFamily(t, 3, func(t *testing.T, l *lab, f family) {
+	eachFamily(t, 3, func(t *testing.T, l *lab, f nodetest.Family) {
 		shapes := [][]int{{1, 2}, {1}, {2}, {1, 2, 1, 2}, {2, 1, 2}}
 		var services []*model.Service
 		for _, shape := range shapes {
 			var backends []string
 			for range 5 * len(shape) / 2 {
-				backends = append(backends, f.pods(shape...)...)
+				backends = append(backends, f.Pods(shape...)...)
 			}
-			services = append(services, serviceOf("web", portOf(model.TCP, backends, clusterIP(at(f.cluster, 80)))))
+			services = append(services, nodetest.ServiceOf("web", nodetest.PortOf(model.TCP, backends, nodetest.ClusterIP(nodetest.At(f.Cluster, 80)))))
 		}
-		s := newState(services[0])
+		s := nodetest.NewState(services[0])
 		l.sync(s)
-		open := l.connections(l.pods[2], f.tcp, at(f.cluster, 80), 10)
+		open := l.Connections(l.Pods[2], f.TCP, nodetest.At(f.Cluster, 80), 10)
 		const enough = 1000
 		asked := make(chan struct{})
 		go func() {
 			defer close(asked)
 			for i := range enough {
-				if a := l.pods[2].ask(f.tcp, at(f.cluster, 80)); !strings.HasPrefix(a, "pod") {
+				if a := l.Pods[2].Ask(f.TCP, nodetest.At(f.Cluster, 80)); !strings.HasPrefix(a, "pod") {
 					t.Errorf("connection %d: %q", i, a)
 				}
 			}
@@ -116,7 +93,7 @@ func TestChangesLoseNoConnection(t *testing.T) {
 			select {
 			case <-asked:
 				t.Logf("%d connections during %d changes", enough, i)
-				l.alive(open)
+				l.Alive(open)
 				return
 			default:
 			}
@@ -127,8 +104,8 @@ func TestChangesLoseNoConnection(t *testing.T) {
 // Whatever another program takes away or puts in is mended.
 func TestForeignChangesAreMended(t *testing.T) {
 	l := newLab(t, 2)
-	f := families[0]
-	s := newState(serviceOf("a", sticky(time.Hour, portOf(model.TCP, f.pods(1, 2), clusterIP(at(f.cluster, 80)), f.nodePort(30080)))))
+	f := nodetest.Families[0]
+	s := nodetest.NewState(nodetest.ServiceOf("a", nodetest.Sticky(time.Hour, nodetest.PortOf(model.TCP, f.Pods(1, 2), nodetest.ClusterIP(nodetest.At(f.Cluster, 80)), f.NodePort(30080)))))
 	l.sync(s)
 	before := l.listing()
 	for _, foreign := range []string{
@@ -148,7 +125,7 @@ func TestForeignChangesAreMended(t *testing.T) {
 		"flush table ip berth-proxy; delete chain ip berth-proxy nat-prerouting; add chain ip berth-proxy nat-prerouting { type nat hook prerouting priority 50; }",
 		"flush table ip berth-proxy; delete set ip berth-proxy frontends; add set ip berth-proxy frontends { type ipv4_addr; }",
 	} {
-		l.node.run("nft", foreign)
+		l.Node.Run("nft", foreign)
 		select {
 		case by := <-l.p.Changed():
 			if by != "nft" {
@@ -167,13 +144,13 @@ func TestForeignChangesAreMended(t *testing.T) {
 		if after := l.listing(); after != before {
 			t.Errorf("%s: not as it was: %s", foreign, difference(before, after))
 		}
-		if a := l.client.ask(f.tcp, at(f.node, 30080)); !strings.HasPrefix(a, "pod") {
+		if a := l.Client.Ask(f.TCP, nodetest.At(f.Node, 30080)); !strings.HasPrefix(a, "pod") {
 			t.Errorf("%s: %q", foreign, a)
 		}
 	}
 	// Its own changes, and those of other tables, are none.
-	l.apply(s, s.services[0], serviceOf("a", portOf(model.TCP, f.pods(1), clusterIP(at(f.cluster, 80)))))
-	l.node.run("nft", "add table ip other; add chain ip other c; add table inet berth-proxy")
+	l.apply(s, s.ServiceList[0], nodetest.ServiceOf("a", nodetest.PortOf(model.TCP, f.Pods(1), nodetest.ClusterIP(nodetest.At(f.Cluster, 80)))))
+	l.Node.Run("nft", "add table ip other; add chain ip other c; add table inet berth-proxy")
 	select {
 	case by := <-l.p.Changed():
 		t.Errorf("told of a change by %q", by)
@@ -183,9 +160,9 @@ func TestForeignChangesAreMended(t *testing.T) {
 
 // listing is what nft shows, in lines and elements, without the order in which the kernel keeps those.
 func (l *lab) listing() string {
-	l.t.Helper()
+	l.T.Helper()
 	var lines []string
-	for _, line := range strings.Split(l.node.run("nft", "-s", "list", "table", "ip", Table), "\n") {
+	for _, line := range strings.Split(l.Node.Run("nft", "-s", "list", "table", "ip", Table), "\n") {
 		line = strings.TrimPrefix(strings.TrimSpace(line), "elements = { ")
 		for _, e := range strings.Split(line, ", ") {
 			if strings.Contains(e, " timeout 1h : 10.") {
@@ -217,21 +194,21 @@ func difference(before, after string) (out []string) {
 // A change that does not fit what the kernel has is made after the kernel was read.
 func TestApplyMendsWhatDoesNotFit(t *testing.T) {
 	l := newLab(t, 3)
-	f := families[0]
-	one := serviceOf("a", portOf(model.TCP, f.pods(1), clusterIP(at(f.cluster, 80))))
-	two := serviceOf("a", portOf(model.TCP, f.pods(2), clusterIP(at(f.cluster, 80))))
-	s := newState(one)
+	f := nodetest.Families[0]
+	one := nodetest.ServiceOf("a", nodetest.PortOf(model.TCP, f.Pods(1), nodetest.ClusterIP(nodetest.At(f.Cluster, 80))))
+	two := nodetest.ServiceOf("a", nodetest.PortOf(model.TCP, f.Pods(2), nodetest.ClusterIP(nodetest.At(f.Cluster, 80))))
+	s := nodetest.NewState(one)
 	l.sync(s)
 	for _, foreign := range []string{
 		"flush map ip berth-proxy endpoints",
 		"delete element ip berth-proxy endpoints { 10.96.0.1 . tcp . 80 . 0 : 10.1.1.2 . 8080 }; add element ip berth-proxy endpoints { 10.96.0.1 . tcp . 80 . 0 : 10.9.9.9 . 9 }",
 		"flush ruleset",
 	} {
-		l.node.run("nft", foreign)
+		l.Node.Run("nft", foreign)
 		l.apply(s, one, two)
-		l.want(l.pods[2], f.tcp, at(f.cluster, 80), "pod2 "+f.podIP(3))
+		l.Want(l.Pods[2], f.TCP, nodetest.At(f.Cluster, 80), "pod2 "+f.PodIP(3))
 		l.apply(s, two, one)
-		l.want(l.pods[2], f.tcp, at(f.cluster, 80), "pod1 "+f.podIP(3))
+		l.Want(l.Pods[2], f.TCP, nodetest.At(f.Cluster, 80), "pod1 "+f.PodIP(3))
 	}
 }
 
@@ -240,20 +217,20 @@ func TestTableOfAnotherIsLeftAlone(t *testing.T) {
 		{"table ip berth-proxy {\n comment \"mine\"\n}", `table ip berth-proxy is not berth's (comment "mine")`},
 		{"table ip6 berth-proxy {\n chain c {\n }\n}", `nft delete table ip6 berth-proxy`},
 	} {
-		s := newSpace(t, "node")
-		if out, err := s.input(c.table+"\n", "nft", "-f", "-"); err != nil {
+		s := nodetest.NewSpace(t, "node")
+		if out, err := s.Input(c.table+"\n", "nft", "-f", "-"); err != nil {
 			t.Fatal(out)
 		}
-		before := s.run("nft", "list", "ruleset")
-		_, err := s.program(Options{}).Sync(newState())
+		before := s.Run("nft", "list", "ruleset")
+		_, err := openAt(s, Options{}).Sync(nodetest.NewState())
 		var foreign *ForeignTableError
 		if !errors.As(err, &foreign) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", c.table, err)
 		}
-		if err := s.do(func() error { _, err := Remove(Options{}); return err }); err != nil {
+		if err := s.Do(func() error { _, err := Remove(Options{}); return err }); err != nil {
 			t.Error(err)
 		}
-		if after := s.run("nft", "list", "ruleset"); after != before {
+		if after := s.Run("nft", "list", "ruleset"); after != before {
 			t.Errorf("touched:\n%s", after)
 		}
 	}
@@ -261,9 +238,9 @@ func TestTableOfAnotherIsLeftAlone(t *testing.T) {
 
 // A table that a process keeps for itself (NFT_TABLE_F_OWNER) cannot be berth's, and the error says whose it is.
 func TestTableWithAnOwner(t *testing.T) {
-	s := newSpace(t, "node")
+	s := nodetest.NewSpace(t, "node")
 	var owner *nftables.Conn
-	err := s.do(func() (err error) {
+	err := s.Do(func() (err error) {
 		if owner, err = nftables.Open(); err != nil {
 			return err
 		}
@@ -280,20 +257,20 @@ func TestTableWithAnOwner(t *testing.T) {
 	}
 	defer owner.Close()
 	var foreign *ForeignTableError
-	if _, err := s.program(Options{}).Sync(newState()); !errors.As(err, &foreign) || foreign.Owner != owner.Port() {
+	if _, err := openAt(s, Options{}).Sync(nodetest.NewState()); !errors.As(err, &foreign) || foreign.Owner != owner.Port() {
 		t.Errorf("%v", err)
 	}
 }
 
 // While other programs change their tables all the time, this one is read as it is.
 func TestReadsBesideOthersChanges(t *testing.T) {
-	s := newSpace(t, "node")
-	p := s.program(Options{})
-	if _, err := p.Sync(crowd(5000, 2)); err != nil {
+	s := nodetest.NewSpace(t, "node")
+	p := openAt(s, Options{})
+	if _, err := p.Sync(nodetest.Crowd(5000, 2)); err != nil {
 		t.Fatal(err)
 	}
 	var other *nftables.Conn
-	if err := s.do(func() (err error) { other, err = nftables.Open(); return err }); err != nil {
+	if err := s.Do(func() (err error) { other, err = nftables.Open(); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer other.Close()
@@ -326,18 +303,18 @@ func TestReadsBesideOthersChanges(t *testing.T) {
 
 // Tables go with Remove, and nothing else does.
 func TestRemove(t *testing.T) {
-	s := newSpace(t, "node")
-	s.run("nft", "add table ip other")
-	before := s.run("nft", "list", "ruleset")
-	if _, err := s.program(Options{}).Sync(newState()); err != nil {
+	s := nodetest.NewSpace(t, "node")
+	s.Run("nft", "add table ip other")
+	before := s.Run("nft", "list", "ruleset")
+	if _, err := openAt(s, Options{}).Sync(nodetest.NewState()); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []bool{true, false} {
 		var was bool
-		if err := s.do(func() (err error) { was, err = Remove(Options{}); return err }); err != nil || was != want {
+		if err := s.Do(func() (err error) { was, err = Remove(Options{}); return err }); err != nil || was != want {
 			t.Errorf("%v, %v", was, err)
 		}
-		if after := s.run("nft", "list", "ruleset"); after != before {
+		if after := s.Run("nft", "list", "ruleset"); after != before {
 			t.Errorf("left behind:\n%s", after)
 		}
 	}
@@ -345,15 +322,15 @@ func TestRemove(t *testing.T) {
 
 // A family that the node does not do has no table.
 func TestFamilyIsDisabled(t *testing.T) {
-	s := newSpace(t, "node")
-	p := s.program(Options{})
-	st := newState(serviceOf("web", portOf(model.TCP, []string{"10.1.0.1:80"}, clusterIP("10.96.0.1:80"))))
+	s := nodetest.NewSpace(t, "node")
+	p := openAt(s, Options{})
+	st := nodetest.NewState(nodetest.ServiceOf("web", nodetest.PortOf(model.TCP, []string{"10.1.0.1:80"}, nodetest.ClusterIP("10.96.0.1:80"))))
 	for _, both := range []bool{true, false, true} {
-		st.globals.Family[model.IPv6].Enabled = both
+		st.All.Family[model.IPv6].Enabled = both
 		if _, err := p.Sync(st); err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Contains(s.run("nft", "list", "tables"), "ip6 "+Table); got != both {
+		if got := strings.Contains(s.Run("nft", "list", "tables"), "ip6 "+Table); got != both {
 			t.Errorf("table of IPv6: %v", got)
 		}
 		if r, err := p.Verify(); err != nil || r != (Report{}) {
@@ -365,45 +342,45 @@ func TestFamilyIsDisabled(t *testing.T) {
 // Rules of another layout are replaced in one transaction; connections go on, and elements stay.
 func TestUpgradeReplacesRules(t *testing.T) {
 	l := newLab(t, 2)
-	f := families[0]
-	s := newState(serviceOf("a", portOf(model.TCP, f.pods(1), clusterIP(at(f.cluster, 80)))))
+	f := nodetest.Families[0]
+	s := nodetest.NewState(nodetest.ServiceOf("a", nodetest.PortOf(model.TCP, f.Pods(1), nodetest.ClusterIP(nodetest.At(f.Cluster, 80)))))
 	l.sync(s)
-	open := l.connections(l.pods[1], f.tcp, at(f.cluster, 80), 5)
+	open := l.Connections(l.Pods[1], f.TCP, nodetest.At(f.Cluster, 80), 5)
 	l.p.Close()
-	l.node.run("nft", "delete chain ip berth-proxy layout-1; add chain ip berth-proxy layout-0; add set ip berth-proxy old { type ipv4_addr; }; "+
+	l.Node.Run("nft", "delete chain ip berth-proxy layout-1; add chain ip berth-proxy layout-0; add set ip berth-proxy old { type ipv4_addr; }; "+
 		"insert rule ip berth-proxy services ip daddr @old goto vip; add chain ip berth-proxy older; add rule ip berth-proxy vip jump older")
-	l.p = l.node.program(Options{})
+	l.p = openAt(l.Node, Options{})
 	if r := l.sync(s); r.Transactions != 1 || r.Elements != 0 || r.Objects == 0 {
 		t.Errorf("%+v", r)
 	}
-	if list := l.node.run("nft", "list", "table", "ip", Table); strings.Contains(list, "old") || strings.Contains(list, "layout-0") || !strings.Contains(list, version) {
+	if list := l.Node.Run("nft", "list", "table", "ip", Table); strings.Contains(list, "old") || strings.Contains(list, "layout-0") || !strings.Contains(list, version) {
 		t.Error(list)
 	}
-	l.alive(open)
-	l.want(l.pods[1], f.tcp, at(f.cluster, 80), "pod1 "+f.podIP(2))
+	l.Alive(open)
+	l.Want(l.Pods[1], f.TCP, nodetest.At(f.Cluster, 80), "pod1 "+f.PodIP(2))
 }
 
 // Detection of pods by interface.
 func TestDetectorByInterface(t *testing.T) {
 	for _, d := range []model.Detector{{Interface: "pod2"}, {InterfacePrefix: "po"}, {}} {
 		t.Run(fmt.Sprintf("%q%q", d.Interface, d.InterfacePrefix), func(t *testing.T) {
-			eachFamily(t, 2, func(t *testing.T, l *lab, f family) {
-				s := newState(serviceOf("a", portOf(model.TCP, []string{f.pod(1)}, clusterIP(at(f.cluster, 80)))),
-					serviceOf("b", portOf(model.TCP, []string{f.pod(1)}, local(f.loadBalancer(80)))))
-				s.services[1].Ports[0].Frontends[0].Action = model.Drop
-				s.globals.Family[f.of].Detector = d
+			eachFamily(t, 2, func(t *testing.T, l *lab, f nodetest.Family) {
+				s := nodetest.NewState(nodetest.ServiceOf("a", nodetest.PortOf(model.TCP, []string{f.Pod(1)}, nodetest.ClusterIP(nodetest.At(f.Cluster, 80)))),
+					nodetest.ServiceOf("b", nodetest.PortOf(model.TCP, []string{f.Pod(1)}, nodetest.LocalPolicy(f.LoadBalancer(80)))))
+				s.ServiceList[1].Ports[0].Frontends[0].Action = model.Drop
+				s.All.Family[f.Of].Detector = d
 				l.sync(s)
-				l.want(l.pods[1], f.tcp, at(f.cluster, 80), "pod1 "+f.podIP(2))
+				l.Want(l.Pods[1], f.TCP, nodetest.At(f.Cluster, 80), "pod1 "+f.PodIP(2))
 				if d == (model.Detector{}) {
-					l.want(l.client, f.tcp, at(f.cluster, 80), "pod1 "+f.client)
-					l.want(l.pods[1], f.tcp, at(f.loadIP, 80), silence)
+					l.Want(l.Client, f.TCP, nodetest.At(f.Cluster, 80), "pod1 "+f.Client)
+					l.Want(l.Pods[1], f.TCP, nodetest.At(f.LoadIP, 80), nodetest.Silence)
 					return
 				}
-				if a := l.client.ask(f.tcp, at(f.cluster, 80)); !strings.HasPrefix(a, "pod1 ") || strings.HasSuffix(a, f.client) {
+				if a := l.Client.Ask(f.TCP, nodetest.At(f.Cluster, 80)); !strings.HasPrefix(a, "pod1 ") || strings.HasSuffix(a, f.Client) {
 					t.Errorf("from outside: %q", a)
 				}
-				l.want(l.pods[1], f.tcp, at(f.loadIP, 80), "pod1 "+f.podIP(2))
-				l.want(l.client, f.tcp, at(f.loadIP, 80), silence)
+				l.Want(l.Pods[1], f.TCP, nodetest.At(f.LoadIP, 80), "pod1 "+f.PodIP(2))
+				l.Want(l.Client, f.TCP, nodetest.At(f.LoadIP, 80), nodetest.Silence)
 				if r, err := l.p.Verify(); err != nil || r != (Report{}) {
 					t.Errorf("%+v, %v", r, err)
 				}

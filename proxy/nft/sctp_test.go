@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nodetest"
 )
 
 // sctpInit is the first packet of an SCTP association (RFC 9260, section 3.3.2).
@@ -22,20 +23,20 @@ func sctpInit(from, to uint16) []byte {
 
 // SCTP is led to endpoints, too: seen in its packets, since this works without the kernel having SCTP for programs.
 func TestSCTP(t *testing.T) {
-	eachFamily(t, 2, func(t *testing.T, l *lab, f family) {
-		l.sync(newState(serviceOf("web", portOf(model.SCTP, f.pods(1), clusterIP(at(f.cluster, 80)), f.nodePort(30080)))))
-		network := map[model.Family]string{model.IPv4: "ip4:132", model.IPv6: "ip6:132"}[f.of]
+	eachFamily(t, 2, func(t *testing.T, l *lab, f nodetest.Family) {
+		l.sync(nodetest.NewState(nodetest.ServiceOf("web", nodetest.PortOf(model.SCTP, f.Pods(1), nodetest.ClusterIP(nodetest.At(f.Cluster, 80)), f.NodePort(30080)))))
+		network := map[model.Family]string{model.IPv4: "ip4:132", model.IPv6: "ip6:132"}[f.Of]
 		var in net.PacketConn
-		if err := l.pods[0].do(func() (err error) { in, err = net.ListenPacket(network, f.podIP(1)); return err }); err != nil {
+		if err := l.Pods[0].Do(func() (err error) { in, err = net.ListenPacket(network, f.PodIP(1)); return err }); err != nil {
 			t.Fatal(err)
 		}
 		defer in.Close()
 		for i, try := range []struct {
-			from *space
+			from *nodetest.Space
 			to   string
 			port int
-		}{{l.pods[1], f.cluster, 80}, {l.client, f.cluster, 80}, {l.client, f.node, 30080}, {l.node, f.cluster, 80}} {
-			err := try.from.do(func() error {
+		}{{l.Pods[1], f.Cluster, 80}, {l.Client, f.Cluster, 80}, {l.Client, f.Node, 30080}, {l.Node, f.Cluster, 80}} {
+			err := try.from.Do(func() error {
 				c, err := net.Dial(network, try.to)
 				if err != nil {
 					return err
@@ -47,19 +48,19 @@ func TestSCTP(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := in.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			if err := in.SetReadDeadline(time.Now().Add(nodetest.Patience)); err != nil {
 				t.Fatal(err)
 			}
 			b := make([]byte, 100)
 			n, from, err := in.ReadFrom(b)
 			if err != nil {
-				t.Fatalf("%s to %s: %v", try.from.name, try.to, err)
+				t.Fatalf("%s to %s: %v", try.from.Name, try.to, err)
 			}
-			if port := binary.BigEndian.Uint16(b[2:]); n < 12 || port != podPort {
-				t.Errorf("%s to %s: to port %d", try.from.name, try.to, port)
+			if port := binary.BigEndian.Uint16(b[2:]); n < 12 || port != nodetest.PodPort {
+				t.Errorf("%s to %s: to port %d", try.from.Name, try.to, port)
 			}
 			seen := netip.MustParseAddr(from.String())
-			if try.from == l.client && seen == netip.MustParseAddr(f.client) {
+			if try.from == l.Client && seen == netip.MustParseAddr(f.Client) {
 				t.Errorf("to %s: not masqueraded", try.to)
 			}
 		}
@@ -70,19 +71,19 @@ func TestSCTP(t *testing.T) {
 // set, and what comes from outside to 127.0.0.0/8 is led nowhere.
 func TestCVE_2020_8558(t *testing.T) {
 	l := newLab(t, 1)
-	f := families[0]
-	s := newState(serviceOf("web", portOf(model.TCP, f.pods(1), f.nodePort(30080))))
+	f := nodetest.Families[0]
+	s := nodetest.NewState(nodetest.ServiceOf("web", nodetest.PortOf(model.TCP, f.Pods(1), f.NodePort(30080))))
 	l.sync(s)
-	if got := l.node.run("sh", "-c", "cat /proc/sys/net/ipv4/conf/*/route_localnet | sort -u"); got != "0\n" {
+	if got := l.Node.Run("sh", "-c", "cat /proc/sys/net/ipv4/conf/*/route_localnet | sort -u"); got != "0\n" {
 		t.Errorf("route_localnet: %q", got)
 	}
-	l.client.sysctl("net/ipv4/conf/all/route_localnet", "1")
-	l.client.run("ip", "address", "del", "127.0.0.1/8", "dev", "lo")
-	l.client.run("ip", "route", "add", "127.0.0.0/8", "via", nodeIP4, "src", clientIP4)
-	l.node.serveTCP(7777)
-	l.want(l.client, "tcp4", "127.0.0.1:7777", silence)
-	l.want(l.client, "tcp4", "127.0.0.1:30080", silence)
-	if got := l.node.ask("tcp4", "127.0.0.1:30080"); got != refused {
+	l.Client.Sysctl("net/ipv4/conf/all/route_localnet", "1")
+	l.Client.Run("ip", "address", "del", "127.0.0.1/8", "dev", "lo")
+	l.Client.Run("ip", "route", "add", "127.0.0.0/8", "via", nodetest.NodeIP4, "src", nodetest.ClientIP4)
+	l.Node.ServeTCP(7777)
+	l.Want(l.Client, "tcp4", "127.0.0.1:7777", nodetest.Silence)
+	l.Want(l.Client, "tcp4", "127.0.0.1:30080", nodetest.Silence)
+	if got := l.Node.Ask("tcp4", "127.0.0.1:30080"); got != nodetest.Refused {
 		t.Errorf("from the node itself: %q", got)
 	}
 }

@@ -11,19 +11,20 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/nodetest"
 )
 
 // tally connects so many times, and counts which port at the end answers (serveTCPOnce).
-func (l *lab) tally(from *space, network, to string, times int) map[int]int {
-	l.t.Helper()
+func (l *lab) tally(from *nodetest.Space, network, to string, times int) map[int]int {
+	l.T.Helper()
 	got := map[int]int{}
-	err := from.do(func() error {
+	err := from.Do(func() error {
 		for range times {
-			c, err := net.DialTimeout(network, to, patience)
+			c, err := net.DialTimeout(network, to, nodetest.Patience)
 			if err != nil {
 				return err
 			}
-			_ = c.SetDeadline(time.Now().Add(patience))
+			_ = c.SetDeadline(time.Now().Add(nodetest.Patience))
 			b, err := io.ReadAll(c)
 			c.Close()
 			if err != nil {
@@ -38,7 +39,7 @@ func (l *lab) tally(from *space, network, to string, times int) map[int]int {
 		return nil
 	})
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return got
 }
@@ -71,20 +72,20 @@ func weighted(p model.Port, weights ...uint16) model.Port {
 // Endpoints get new connections by their weights, at each address, from each source, also after they change.
 func TestWeights(t *testing.T) {
 	const times = 1000
-	eachFamily(t, 2, func(t *testing.T, l *lab, f family) {
+	eachFamily(t, 2, func(t *testing.T, l *lab, f nodetest.Family) {
 		var backends []string
 		for port := 9000; port < 9004; port++ {
-			l.pods[0].serveTCPOnce(port)
-			backends = append(backends, at(f.podIP(1), port))
+			l.Pods[0].ServeTCPOnce(port)
+			backends = append(backends, nodetest.At(f.PodIP(1), port))
 		}
 		service := func(weights ...uint16) *model.Service {
-			return serviceOf("web", weighted(portOf(model.TCP, backends[:len(weights)], clusterIP(at(f.cluster, 80)), f.nodePort(30080)), weights...))
+			return nodetest.ServiceOf("web", weighted(nodetest.PortOf(model.TCP, backends[:len(weights)], nodetest.ClusterIP(nodetest.At(f.Cluster, 80)), f.NodePort(30080)), weights...))
 		}
 		was := service(1, 3, 6)
-		s := newState(was)
+		s := nodetest.NewState(was)
 		l.sync(s)
-		fits(t, l.tally(l.pods[1], f.tcp, at(f.cluster, 80), times), map[int]int{9000: 1, 9001: 3, 9002: 6})
-		fits(t, l.tally(l.client, f.tcp, at(f.node, 30080), times), map[int]int{9000: 1, 9001: 3, 9002: 6})
+		fits(t, l.tally(l.Pods[1], f.TCP, nodetest.At(f.Cluster, 80), times), map[int]int{9000: 1, 9001: 3, 9002: 6})
+		fits(t, l.tally(l.Client, f.TCP, nodetest.At(f.Node, 30080), times), map[int]int{9000: 1, 9001: 3, 9002: 6})
 		// More numbers than have a rule of their own, and so many that they are rounded.
 		for _, weights := range [][]uint16{{1, 49}, {1000, 500, 999, 100}} {
 			next := service(weights...)
@@ -94,7 +95,7 @@ func TestWeights(t *testing.T) {
 			for i, w := range weights {
 				want[9000+i] = int(w)
 			}
-			fits(t, l.tally(l.pods[1], f.tcp, at(f.cluster, 80), times), want)
+			fits(t, l.tally(l.Pods[1], f.TCP, nodetest.At(f.Cluster, 80), times), want)
 		}
 		if r, err := l.p.Verify(); err != nil || r.Elements != 0 {
 			t.Errorf("the kernel has not what it should: %+v, %v", r, err)
@@ -104,9 +105,9 @@ func TestWeights(t *testing.T) {
 
 // What a weight changes in the kernel is what it moves, and a restart changes nothing.
 func TestWeightsAreElementsAlone(t *testing.T) {
-	p := newSpace(t, "node").program(Options{})
-	one := serviceOf("web", weighted(portOf(model.TCP, []string{"10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"}, clusterIP("10.96.0.1:80")), 5, 5, 2))
-	s := newState(one)
+	p := openAt(nodetest.NewSpace(t, "node"), Options{})
+	one := nodetest.ServiceOf("web", weighted(nodetest.PortOf(model.TCP, []string{"10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"}, nodetest.ClusterIP("10.96.0.1:80")), 5, 5, 2))
+	s := nodetest.NewState(one)
 	if _, err := p.Sync(s); err != nil {
 		t.Fatal(err)
 	}
@@ -114,8 +115,8 @@ func TestWeightsAreElementsAlone(t *testing.T) {
 		t.Errorf("a restart: %+v, %v", r, err)
 	}
 	// 5+5+2 numbers, then 5+5+3: one more, and how many.
-	two := serviceOf("web", weighted(portOf(model.TCP, []string{"10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"}, clusterIP("10.96.0.1:80")), 5, 5, 3))
-	if r, err := p.Apply(s.delta(one, two)); err != nil || r != (Report{Transactions: 1, Elements: 3}) {
+	two := nodetest.ServiceOf("web", weighted(nodetest.PortOf(model.TCP, []string{"10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"}, nodetest.ClusterIP("10.96.0.1:80")), 5, 5, 3))
+	if r, err := p.Apply(s.Delta(one, two)); err != nil || r != (Report{Transactions: 1, Elements: 3}) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	e := elements{groups: newGroups()}
