@@ -20,6 +20,7 @@ import (
 	"github.com/berth-run/berth/proxy/health"
 	"github.com/berth-run/berth/proxy/model"
 	"github.com/berth-run/berth/proxy/nft"
+	"github.com/berth-run/berth/proxy/program"
 	"github.com/berth-run/berth/proxy/watch"
 )
 
@@ -87,10 +88,6 @@ func runProxy(ctx context.Context, c *config.Config) error {
 	if ipv6() {
 		families = append(families, "IPv6")
 	}
-	m, err := model.New(c.Model(node, true, len(families) > 1))
-	if err != nil {
-		return err
-	}
 	client, err := watch.NewClient(watch.ClientOptions{
 		Kubeconfig: c.Proxy.ClientConnection.Kubeconfig, Master: c.Master,
 		ContentType: c.Proxy.ClientConnection.ContentType, AcceptContentTypes: c.Proxy.ClientConnection.AcceptContentTypes,
@@ -100,6 +97,12 @@ func runProxy(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	programmer, err := nft.Open(nft.Options{Log: log})
+	if err != nil {
+		return err
+	}
+	services := c.Model(node, true, len(families) > 1)
+	program.AbilitiesOf(programmer).Limit(&services)
+	m, err := model.New(services)
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ func (m *Model) refresh(d *Delta) {
 		m.state.globals = g
 		d.Globals = &g
 	}
-	c := circumstances{zone: m.node.zone, masqueradeAll: m.config.MasqueradeAll, noExternalIPs: m.config.NoExternalIPs}
+	c := circumstances{zone: m.node.zone, masqueradeAll: m.config.MasqueradeAll, noExternalIPs: m.config.NoExternalIPs, noHash: m.config.NoHash}
 	for f := range Family(Families) {
 		c.enabled[f] = g.Family[f].Enabled
 		c.detects[f] = g.Family[f].Detector.Implemented()
@@ -109,6 +109,7 @@ func (m *Model) settle(e *entry, d *Delta, before map[Hairpin]bool) {
 		p.add("spec.ports", strconv.Itoa(len(e.spec.ports))+" ports, "+strconv.Itoa(n)+" endpoints in slices", errTooManyEndpoints.Error())
 		bad = append(bad, p.list...)
 	}
+	bad = append(bad, m.unhashed(e)...)
 	m.journal.set(subject{kind: "Service", object: e.name, shared: true}, bad)
 	if won.equal(e.won) {
 		if e.contests == 0 {
@@ -126,6 +127,27 @@ func (m *Model) settle(e *entry, d *Delta, before map[Hairpin]bool) {
 	if e.spec == nil && len(e.slices) == 0 {
 		delete(m.state.entries, e.name)
 	}
+}
+
+// unhashed is why endpoints are drawn although a hash was asked for.
+func (m *Model) unhashed(e *entry) []Problem {
+	if e.spec == nil || e.raw == nil || e.spec.hash.By == Unhashed {
+		return nil
+	}
+	p := problems{kind: "Service", object: e.name}
+	for i := range e.raw.Ports {
+		port := &e.raw.Ports[i]
+		if port.Hash.By != Unhashed {
+			continue
+		}
+		why := "the rules of this node cannot hash"
+		if !m.circumstances.noHash {
+			why = strconv.Itoa(max(len(port.Cluster), len(port.Local))) + " endpoints are more than " + strconv.Itoa(int(e.spec.hash.Buckets)) + " buckets"
+		}
+		p.add(annotation(HashAnnotation), port.Name, why+"; "+drawn)
+		break
+	}
+	return p.list
 }
 
 // hairpins adds a Service's local endpoints, or takes them away. Two Services may have the same ones.

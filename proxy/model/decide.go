@@ -10,8 +10,8 @@ import (
 type Packet struct {
 	Src, Dst netip.Addr
 	Protocol Protocol
-	// Port is the destination's.
-	Port uint16
+	// Port is the destination's. SrcPort is the source's; 0 if it is not known.
+	Port, SrcPort uint16
 	// Interface is what it came in by; empty for a packet that a program on the node, in its network namespace, sends.
 	Interface string
 	// SrcLocal and DstLocal are whether the node has the address itself (fib saddr type local, fib daddr type local).
@@ -29,7 +29,7 @@ type Verdict struct {
 	// Frontend is the address that it was sent to.
 	Frontend *Frontend
 	// Endpoints are where it may be sent to, with the shares that Shares says unless session affinity knows the source; none but
-	// with Forward.
+	// with Forward. It is one where a hash says it, and none but that is known.
 	Endpoints []Endpoint
 	// Masquerade is whether the source is replaced, whatever the endpoint.
 	Masquerade bool
@@ -73,6 +73,7 @@ func Decide(s *State, p Packet) Verdict {
 	if f != nil {
 		v.Service, v.Port, v.Frontend = svc.Name, port, f
 		v.decide(g, &p)
+		v.choose(&p)
 		return v
 	}
 	// Packets for the node itself are left to it.
@@ -106,5 +107,17 @@ func (v *Verdict) decide(g *FamilyGlobals, p *Packet) {
 	default:
 		v.Action, v.Reason, v.Endpoints = Forward, ByPolicy, v.Port.Endpoints(f)
 		v.Masquerade = f.Masquerade == Always || f.Masquerade == OffCluster && !pod
+	}
+}
+
+// choose leaves the endpoint alone that a hash says.
+func (v *Verdict) choose(p *Packet) {
+	h := v.Port.Hash
+	if v.Port.Affinity > 0 || h.By == BySourcePort && p.SrcPort == 0 {
+		return
+	}
+	if table := h.Table(v.Endpoints); table != nil {
+		i := table[h.Bucket(p.Src, p.SrcPort)]
+		v.Endpoints = v.Endpoints[i : i+1]
 	}
 }

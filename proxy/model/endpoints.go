@@ -34,14 +34,14 @@ func (e Endpoint) compare(o Endpoint) int {
 // An address and port that is there more than once may be one pod that moves between slices, or a new pod with the address of
 // one that ends: whatever comes later precedes, unless it terminates. Slices are sorted by name, so that it is always the
 // same one; kube-proxy takes them in no order.
-func gather(buf []candidate, from *sources, key portKey, weights []weightRule) []candidate {
+func gather(buf []candidate, from *sources, key portKey) []candidate {
 	buf = buf[:0]
 	from.each(key, func(s *source) {
 		for i := range s.slice.endpoints {
 			e := &s.slice.endpoints[i]
 			buf = append(buf, candidate{
 				Endpoint:   Endpoint{Addr: e.addr, Port: s.port, Local: e.conditions.all(isLocal)},
-				conditions: e.conditions, zones: e.zones, weight: weightOf(weights, s.slice, e), turn: int32(len(buf)),
+				conditions: e.conditions, zones: e.zones, weight: from.weightOf(s.slice, e), turn: int32(len(buf)),
 			})
 		}
 	})
@@ -203,7 +203,7 @@ func localReady(buf *[]candidate, from *sources, f Family) int {
 			continue
 		}
 		seen[s.key] = true
-		*buf = gather(*buf, from, s.key, nil)
+		*buf = gather(*buf, from, s.key)
 		for _, c := range *buf {
 			if c.conditions.all(isLocal | isReady) {
 				ready = append(ready, c.Addr)

@@ -16,6 +16,7 @@ type circumstances struct {
 	zone          string
 	masqueradeAll bool
 	noExternalIPs bool
+	noHash        bool
 }
 
 // scratch is memory that is used again for each Service.
@@ -34,6 +35,7 @@ func build(name types.NamespacedName, spec *serviceSpec, from []*slice, c *circu
 	was, room := indexPorts(old), maxEndpoints
 	sources := indexSlices(tmp.sources, from)
 	tmp.sources = sources.list
+	sources.weights, sources.even = spec.weights, spec.even
 	for f := range Family(Families) {
 		fs := spec.family[f]
 		if fs == nil || !c.enabled[f] {
@@ -45,7 +47,7 @@ func build(name types.NamespacedName, spec *serviceSpec, from []*slice, c *circu
 		s.ClusterIPs = append(s.ClusterIPs, fs.clusterIP)
 		for _, p := range spec.ports {
 			key := portKey{f, p.protocol, p.name}
-			tmp.candidates = gather(tmp.candidates, &sources, key, spec.weights)
+			tmp.candidates = gather(tmp.candidates, &sources, key)
 			if room -= len(tmp.candidates); room < 0 {
 				return nil, errTooManyEndpoints
 			}
@@ -73,6 +75,9 @@ func buildPort(spec *serviceSpec, fs *familySpec, p portSpec, f Family, all []ca
 	out := Port{
 		Family: f, Protocol: p.protocol, Name: p.name.Value(), Affinity: time.Duration(spec.affinity) * time.Second,
 		Cluster: u.cluster, Local: u.local,
+	}
+	if h := spec.hash; !c.noHash && h.fits(u.cluster) && h.fits(u.local) {
+		out.Hash = h
 	}
 	if p.protocol == UDP {
 		if out.Serving = serving(all, old); slices.Equal(out.Serving, out.Cluster) {
@@ -177,7 +182,7 @@ func (s *Service) equal(o *Service) bool {
 }
 
 func (p *Port) equal(o *Port) bool {
-	return p.Family == o.Family && p.Protocol == o.Protocol && p.Name == o.Name && p.Affinity == o.Affinity &&
+	return p.Family == o.Family && p.Protocol == o.Protocol && p.Name == o.Name && p.Affinity == o.Affinity && p.Hash == o.Hash &&
 		slices.Equal(p.Cluster, o.Cluster) && slices.Equal(p.Local, o.Local) && slices.Equal(p.Serving, o.Serving) &&
 		slices.EqualFunc(p.Frontends, o.Frontends, Frontend.equal)
 }

@@ -31,6 +31,9 @@ type source struct {
 type sources struct {
 	list []source
 	many map[portKey][]source
+	// weights and even are those of the Service.
+	weights []weightRule
+	even    bool
 }
 
 // indexSlices lists the ports of a Service's slices, which are sorted by name, into a buffer that is used again.

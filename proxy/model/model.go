@@ -125,6 +125,8 @@ type Port struct {
 	// that is among the endpoints that the packet may be sent to; zero without session affinity. It is remembered by source
 	// address for all Frontends together.
 	Affinity time.Duration
+	// Hash is how one of the endpoints is chosen for a new connection, whose client session affinity does not know.
+	Hash Hash
 	// Cluster and Local are the endpoints for each Policy, sorted, each once. Local is only filled where a Frontend may use it,
 	// Cluster too. Where what they hold is the same, they may be the same memory.
 	Cluster, Local []Endpoint
@@ -279,6 +281,8 @@ type Config struct {
 	NodePortAddresses []string
 	// LoopbackNodePorts serves node ports at 127.0.0.0/8 where NodePortAddresses has it, as kube-proxy's iptables mode does.
 	LoopbackNodePorts bool
+	// NoHash is that endpoints cannot be chosen by a hash: Services that ask for it are told of, and drawn for.
+	NoHash bool
 	// NoExternalIPs takes no notice of spec.externalIPs (the feature gate AllowServiceExternalIPs, turned off).
 	NoExternalIPs bool
 }

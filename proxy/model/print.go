@@ -77,7 +77,7 @@ func (s *Service) String() string {
 	}
 	for i := range s.Ports {
 		p := &s.Ports[i]
-		fmt.Fprintf(&b, "\n  %s %s %q affinity %s\n    cluster %v local %v", p.Family, p.Protocol, p.Name, p.Affinity, p.Cluster, p.Local)
+		fmt.Fprintf(&b, "\n  %s %s %q affinity %s%s\n    cluster %v local %v", p.Family, p.Protocol, p.Name, p.Affinity, p.Hash, p.Cluster, p.Local)
 		if p.Serving != nil {
 			fmt.Fprintf(&b, " serving %v", p.Serving)
 		}
@@ -86,6 +86,14 @@ func (s *Service) String() string {
 		}
 	}
 	return b.String()
+}
+
+// String follows a Port's affinity; it is empty without a hash.
+func (h Hash) String() string {
+	if h.By == Unhashed {
+		return ""
+	}
+	return fmt.Sprintf(" hash of %s, %d buckets", name([]string{"nothing", "source", "source and port"}, h.By), h.Buckets)
 }
 
 // String is a line for an Event or a log.

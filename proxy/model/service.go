@@ -1,6 +1,7 @@
 package model
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -22,6 +23,9 @@ type serviceSpec struct {
 	internalLocal bool
 	externalLocal bool
 	weights       []weightRule
+	hash          Hash
+	// even is that endpoints have no weights, whatever their slices say, for it has too many addresses and ports.
+	even bool
 }
 
 // familySpec is a Service's addresses in one family.
@@ -86,12 +90,34 @@ func reduceService(s *corev1.Service) (*serviceSpec, []Problem) {
 // annotation is the field of an annotation.
 func annotation(name string) string { return "metadata.annotations[" + name + "]" }
 
+// drawn is what is done where no hash can be used.
+const drawn = "endpoints are drawn"
+
+// Weights and hashes multiply what the rules of a Service take: so many numbers for all addresses and ports together.
+const maxNumbers = 1 << 20
+
+var errTooManyFrontends = errors.New("addresses and ports of the Service are too many for it")
+
 // readAnnotations reads what Kubernetes has no field for. A mistake there is as if it were not there.
 func (spec *serviceSpec) readAnnotations(s *corev1.Service, bad *problems) {
+	frontends := spec.frontends()
+	spec.even = frontends*fewShares > maxNumbers
 	if text, ok := s.Annotations[WeightsAnnotation]; ok {
 		var err error
-		if spec.weights, err = readWeights(text); err != nil {
+		if spec.even {
+			bad.add(annotation(WeightsAnnotation), text, errTooManyFrontends.Error()+"; all endpoints have the same weight")
+		} else if spec.weights, err = readWeights(text); err != nil {
 			bad.add(annotation(WeightsAnnotation), text, err.Error()+"; all endpoints have their slice's weight")
+		}
+	}
+	if text, ok := s.Annotations[HashAnnotation]; ok {
+		var err error
+		spec.hash, err = readHash(text)
+		if err == nil && frontends*int(spec.hash.Buckets) > maxNumbers {
+			spec.hash, err = Hash{}, errTooManyFrontends
+		}
+		if err != nil {
+			bad.add(annotation(HashAnnotation), text, err.Error()+"; "+drawn)
 		}
 	}
 }
@@ -349,7 +375,7 @@ func (spec *serviceSpec) equal(o *serviceSpec) bool {
 			return false
 		}
 	}
-	return spec.created == o.created && spec.affinity == o.affinity && spec.healthCheck == o.healthCheck &&
+	return spec.created == o.created && spec.hash == o.hash && spec.even == o.even && spec.affinity == o.affinity && spec.healthCheck == o.healthCheck &&
 		spec.internalLocal == o.internalLocal && spec.externalLocal == o.externalLocal && slices.Equal(spec.ports, o.ports) &&
 		slices.Equal(spec.weights, o.weights)
 }

@@ -102,10 +102,13 @@ func (r *weightRule) is(e *sliceEndpoint) bool {
 }
 
 // weightOf is the weight of an endpoint of a slice.
-func weightOf(rules []weightRule, s *slice, e *sliceEndpoint) uint16 {
-	for i := range rules {
-		if rules[i].is(e) {
-			return rules[i].weight
+func (x *sources) weightOf(s *slice, e *sliceEndpoint) uint16 {
+	if x.even {
+		return 1
+	}
+	for i := range x.weights {
+		if x.weights[i].is(e) {
+			return x.weights[i].weight
 		}
 	}
 	return s.weight

@@ -108,7 +108,7 @@ func (r chance) protocol() corev1.Protocol {
 
 func (r chance) config() Config {
 	c := Config{
-		NodeName: "node1", IPv4: !r.in(6), IPv6: !r.in(3), MasqueradeAll: r.in(4), NoExternalIPs: r.in(6),
+		NodeName: "node1", IPv4: !r.in(6), IPv6: !r.in(3), MasqueradeAll: r.in(4), NoExternalIPs: r.in(6), NoHash: r.in(8),
 		DetectLocal:  one(r, ModeNone, ModeClusterCIDR, ModeNodeCIDR, ModeBridgeInterface, ModeInterfaceNamePrefix),
 		ClusterCIDRs: r.some("10.0.0.0/8", "fd10::/16"), BridgeInterface: "cni0", InterfaceNamePrefix: "veth",
 		NodePortAddresses: r.some("primary", "localhost", "all", "192.168.0.0/16", "fd00::/8"), LoopbackNodePorts: r.in(2),
@@ -215,6 +215,12 @@ func (r chance) annotate(s *corev1.Service) {
 	}
 	if r.in(3) {
 		set(WeightsAnnotation, "node/node1=3,*=2", "zone/z1=0, zone/z2=6", "10.1.0.1=1000,10.1.0.0/29=0,fd10:1::/64=5", "pod/web=2", "pod/web-7d-a=0,*=4")
+	}
+	if r.in(4) {
+		set(HashAnnotation, "source", "source/251", "source-and-port", "source-and-port/4093")
+	}
+	if r.evil && r.in(8) {
+		set(HashAnnotation, "", "source/", "source/0", "source/257", "Source", "port", "source/99999999999")
 	}
 	if r.evil && r.in(8) {
 		set(WeightsAnnotation, "", ",", "x=1", "node/=1", "*=1001", "*=-1", "*=1,", "*", "pod/web=\x00", "=", strings.Repeat("*=1,", 200)+"*=1")

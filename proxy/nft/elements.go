@@ -156,7 +156,7 @@ func (e *elements) frontend(s *model.Service, p *model.Port, f *model.Frontend, 
 	case model.Drop:
 		e.add(p.Family, in.drop, to)
 	case model.Forward:
-		e.spread(p.Family, in, to, 0, p.Endpoints(f))
+		e.spread(p, in, to, 0, p.Endpoints(f))
 		if p.Affinity > 0 {
 			e.add(p.Family, in.groups, to).value4(e.groups.of(s, p, f.Policy))
 		}
@@ -167,7 +167,7 @@ func (e *elements) frontend(s *model.Service, p *model.Port, f *model.Frontend, 
 	// OffCluster is on cluster IPs alone, and a rule for all of them.
 	if f.ShortCircuit {
 		e.add(p.Family, in.short, to)
-		e.spread(p.Family, in, to, clusterOffset, p.Cluster)
+		e.spread(p, in, to, clusterOffset, p.Cluster)
 		if p.Affinity > 0 {
 			e.add(p.Family, in.groupsCluster, to).value4(e.groups.of(s, p, model.Cluster))
 		}
@@ -181,7 +181,15 @@ func (e *elements) frontend(s *model.Service, p *model.Port, f *model.Frontend, 
 }
 
 // spread has packets sent to each of some endpoints by its share.
-func (e *elements) spread(f model.Family, in setsOf, to []byte, offset uint32, list []model.Endpoint) {
+func (e *elements) spread(p *model.Port, in setsOf, to []byte, offset uint32, list []model.Endpoint) {
+	f := p.Family
+	if table := p.Hash.Table(list); table != nil {
+		e.add(f, in.sizes, to, native32(offset+hashNumber(p.Hash)))
+		for number, i := range table {
+			e.add(f, in.endpoints, to, native32(offset+uint32(number))).endpoint(list[i].AddrPort())
+		}
+		return
+	}
 	list = list[:min(len(list), clusterOffset)]
 	number, shares := uint32(0), model.Shares(list)
 	for i := range list {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/nftables"
+	"github.com/berth-run/berth/proxy/model"
 )
 
 // expr is an expression of a rule: its name, and its attributes as the kernel takes them.
@@ -126,9 +127,29 @@ func random(modulus, offset uint32) field {
 
 func constant(v uint32) field { return random(1, v) }
 
+// hashed is a number from offset on, one of so many, by a hash of a key (model.Hash.Bucket).
+func hashed(of key, modulus, offset uint32) field {
+	return field{4, func(b *rb, n int) {
+		at := n + 5 // as nft does it, so that what it makes of its listing is the same
+		end := b.load(of, at)
+		b.add("hash", func(a *nftables.Buffer) {
+			a.Uint32(unix.NFTA_HASH_SREG, reg(at))
+			a.Uint32(unix.NFTA_HASH_DREG, reg(n))
+			a.Uint32(unix.NFTA_HASH_LEN, uint32(4*(end-at)))
+			a.Uint32(unix.NFTA_HASH_MODULUS, modulus)
+			a.Uint32(unix.NFTA_HASH_SEED, model.HashSeed)
+			if offset != 0 { // the kernel does not tell of none
+				a.Uint32(unix.NFTA_HASH_OFFSET, offset)
+			}
+			a.Uint32(unix.NFTA_HASH_TYPE, unix.NFT_HASH_JENKINS)
+		})
+	}}
+}
+
 var (
 	protocol = metaField(unix.NFT_META_L4PROTO, 1)
 	port     = payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
+	fromPort = payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2)
 	priority = metaField(unix.NFT_META_PRIORITY, 4)
 	iifname  = metaField(unix.NFT_META_IIFNAME, unix.IFNAMSIZ)
 

@@ -174,6 +174,23 @@ type params struct {
 	// as many as there are different ones, not as there are Services, and wide has 24 at most.
 	wide     [places][]uint32
 	timeouts []uint32
+	// hashes are the kinds of hashes that are in use, as hashNumber has them, sorted: six at most.
+	hashes [places][]uint32
+}
+
+// hashNumber is what sizes has where endpoints are not drawn but found by a hash.
+func hashNumber(h model.Hash) uint32 {
+	return firstHash + uint32(h.By)<<hashByShift + uint32(h.Buckets)
+}
+
+const (
+	firstHash   = 1 << 24
+	hashByShift = 20
+)
+
+// hashOf is the kind of hash of such a number.
+func hashOf(n uint32) model.Hash {
+	return model.Hash{By: model.HashBy((n - firstHash) >> hashByShift), Buckets: uint16(n)}
 }
 
 func newLayout(f layer, p *params) *layout {
@@ -301,6 +318,15 @@ func (l *layout) addPlace(at place, p *params) {
 	}
 	for _, n := range p.wide[at] {
 		rules = append(rules, l.rule().in(to.and(constant(at.offset()+n)), sizes).jump(fmt.Sprintf("%s-%d", placeNames[at], n)))
+	}
+	for _, n := range p.hashes[at] {
+		h := hashOf(n)
+		of := key{l.source()}
+		if h.By == model.BySourcePort {
+			of = append(of, fromPort)
+		}
+		rules = append(rules, l.rule().in(to.and(constant(at.offset()+n)), sizes).
+			dnat(to.and(hashed(of, uint32(h.Buckets), at.offset())), endpoints))
 	}
 	l.chain(placeNames[at], "", append(rules, draw(1))...)
 	for _, n := range p.wide[at] {
@@ -435,7 +461,7 @@ func (l *layout) addSets() {
 		restricted:                    {name: "restricted", key: to},
 		endpoints:                     {name: "endpoints", key: append(to[:3:3], number), value: endpoint, typeof: true, comment: "from 65536 on: for packets of this node, whatever the policy"},
 		nodeportEndpoints:             {name: "nodeport-endpoints", key: append(toPort[:2:2], number), value: endpoint, typeof: true, comment: "from 65536 on: for packets of this node, whatever the policy"},
-		sizes:                         {name: "sizes", key: append(to[:3:3], number), typeof: true, comment: "how many endpoints to draw from, if there are several"},
+		sizes:                         {name: "sizes", key: append(to[:3:3], number), typeof: true, comment: "how many endpoints to draw from, if there are several; from 16777216 on: a hash"},
 		nodeportSizes:                 {name: "nodeport-sizes", key: append(toPort[:2:2], number), typeof: true},
 		affinityTimeouts:              {name: "affinity-timeouts", key: []part{class, number}, typeof: true, comment: "in seconds"},
 		affinityMembers:               {name: "affinity-members", key: []part{class, addr, service}, comment: "endpoints of groups that have a peer"},

@@ -33,6 +33,11 @@ func everything(affinity [model.Families]bool) *nodetest.State {
 			many = append(many, nodetest.At(f.PodIP(1), 9000+i))
 		}
 		s.ServiceList = append(s.ServiceList, nodetest.ServiceOf(f.Name+"-many", nodetest.PortOf(model.TCP, many, f.LoadBalancer(443), f.NodePort(30443))))
+		for i, by := range []model.HashBy{model.BySource, model.BySourcePort} {
+			hashed := nodetest.PortOf(model.TCP, []string{f.Pod(1) + "*", f.Pod(2), f.Pod(3) + "*"}, nodetest.LocalPolicy(f.LoadBalancer(8000+i)), nodetest.LocalPolicy(f.NodePort(31000+i)))
+			hashed.Hash = model.Hash{By: by, Buckets: 251}
+			s.ServiceList = append(s.ServiceList, nodetest.ServiceOf(fmt.Sprintf("%s-hashed%d", f.Name, i), hashed))
+		}
 	}
 	return s
 }

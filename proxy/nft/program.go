@@ -337,6 +337,12 @@ func (q *params) see(e *elem) bool {
 			at = nodeport
 		}
 		n := nativeOf(k[len(k)-4:])
+		if n >= firstHash {
+			if n&clusterOffset != 0 {
+				at, n = at+1, n-clusterOffset
+			}
+			return insert(&q.hashes[at], n)
+		}
 		if n > clusterOffset {
 			at, n = at+1, n-clusterOffset
 		}

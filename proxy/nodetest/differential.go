@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/program"
 )
 
 // DoesWhatTheModelSays tests that what becomes of packets is what the model says, for random Services, slices and
@@ -27,7 +28,9 @@ func DoesWhatTheModelSays(t *testing.T, open Open) {
 	packets := 0
 	for seed := range worlds {
 		r := NewWorld(seed)
-		m, err := model.New(r.Config())
+		config := r.Config()
+		program.AbilitiesOf(l.programmer).Limit(&config)
+		m, err := model.New(config)
 		if err != nil {
 			t.Fatal(err)
 		}

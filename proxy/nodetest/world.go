@@ -67,8 +67,12 @@ func (r World) Service(n int) *corev1.Service {
 	s.Spec.ExternalTrafficPolicy = OneOf(r, corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal)
 	internal := OneOf(r, corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal)
 	s.Spec.InternalTrafficPolicy = &internal
+	s.Annotations = map[string]string{}
 	if r.In(3) {
-		s.Annotations = map[string]string{model.WeightsAnnotation: OneOf(r, "node/here=3", "node/there=0", "10.1.1.2=0,fd01::/62=0", "*=0")}
+		s.Annotations[model.WeightsAnnotation] = OneOf(r, "node/here=3", "node/there=0", "10.1.1.2=0,fd01::/62=0", "*=0")
+	}
+	if r.In(3) {
+		s.Annotations[model.HashAnnotation] = OneOf(r, "source", "source/251", "source-and-port/251")
 	}
 	if r.In(4) {
 		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP

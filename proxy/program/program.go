@@ -34,3 +34,20 @@ type Programmer interface {
 	// Changed has the name of a program that has changed the kernel's tables, if the kernel says it.
 	Changed() <-chan string
 }
+
+// Abilities are what Services can ask for that not every Programmer, or not every kernel, can do.
+type Abilities struct {
+	// Hash is to choose endpoints by a hash (model.Hash).
+	Hash bool
+}
+
+// AbilitiesOf asks a Programmer; one that does not say has none.
+func AbilitiesOf(p Programmer) Abilities {
+	if able, ok := p.(interface{ Abilities() Abilities }); ok {
+		return able.Abilities()
+	}
+	return Abilities{}
+}
+
+// Limit has a model ask for nothing else: it tells of Services that do.
+func (a Abilities) Limit(c *model.Config) { c.NoHash = !a.Hash }
