@@ -25,7 +25,7 @@ SHIM_TAGS := seccomp osusergo netgo runc_nocriu
 GO ?= go
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install the Debian packages that are missing, saying what and why
 	@integration/setup.sh
@@ -87,6 +87,10 @@ test-powercut: setup ## the power of a disk with images is cut at 150 moments of
 test-faults: setup ## 500 pulls from a registry of which a third of the answers goes wrong (BERTH_FAULTS_SEED=1: which)
 	@BERTH_FAULTS=500 integration/progress.sh test-faults $(GO) test -count=1 -timeout 60m -v -run '^TestPullsThroughFaults$$' ./images
 
+test-proxy-differential: setup ## 2,500 random clusters: what the proxy's model does with packets is what kube-proxy's own rules do (150 in CI); kube-proxy's own tables
+	@read -r _ BERTH_KUBEPROXY < <(integration/tools/build.sh kubeproxy-tests); export BERTH_KUBEPROXY; BERTH_CLUSTERS=$${BERTH_CLUSTERS:-2500} \
+		integration/progress.sh test-proxy-differential $(GO) test -tags integration -count=1 -timeout 60m -v -run '^TestKubeProxy' ./proxy/model
+
 fuzz: setup ## each fuzz target for FUZZTIME (1m); FUZZ=Layer: those whose names match; a table of inputs and findings
 	@integration/progress.sh fuzz integration/fuzz.sh '$(FUZZ)'
 
@@ -108,4 +112,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut fuzz bench lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-proxy-differential fuzz bench lint fmt install clean

@@ -20,6 +20,7 @@ type Tools struct {
 	CNI                                         string // directory of the reference plugins
 	Containerd                                  string // directory of containerd, containerd-shim-runc-v2 and runc
 	Ctr                                         string // program
+	KubeProxyTests                              string // directory of the test programs nftables and proxy
 }
 
 // BuildTools builds the named tools (all when none is named) unless an earlier run did. Progress goes to the writer.
@@ -38,6 +39,7 @@ func BuildTools(ctx context.Context, progress io.Writer, names ...string) (*Tool
 	into := map[string]*string{
 		"kubelet": &t.Kubelet, "crictl": &t.Crictl, "critest": &t.Critest, "registry": &t.Registry, "busybox": &t.Busybox,
 		"cni": &t.CNI, "containerd": &t.Containerd, "kube-apiserver": &t.APIServer, "kubectl": &t.Kubectl, "etcd": &t.Etcd, "ctr": &t.Ctr,
+		"kubeproxy-tests": &t.KubeProxyTests,
 	}
 	lines := bufio.NewScanner(bytes.NewReader(out))
 	for lines.Scan() {

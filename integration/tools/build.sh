@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet kube-apiserver kubectl etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
+#   build.sh [kubelet kube-apiserver kubectl kubeproxy-tests etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
 #   default: what the tests need
 #
-# Standard output: a line "NAME PATH" for each (cni: the directory of the plugins). Progress goes to standard error.
+# Standard output: a line "NAME PATH" for each (cni: the directory of the plugins; kubeproxy-tests: a directory, too). Progress goes to standard error.
 # Results lie in $BERTH_CACHE (default ${XDG_CACHE_HOME:-$HOME/.cache}/berth), keyed by the modules.
 # KUBELET=PATH uses that kubelet and builds none.
 set -euo pipefail
@@ -95,6 +95,20 @@ kubelet() {
 kube-apiserver() { kubernetes kube-apiserver; }
 
 kubectl() { kubernetes kubectl; }
+
+# kube-proxy's tests with files of this repository in them, of which a change is a new build, too.
+kubeproxy-tests() {
+  local out
+  out=$(slot kubernetes)/kubeproxy-tests-$(cat "$here/kubeproxy.sh" "$here"/kubernetes/kubeproxy/*.go "$here/../../proxy/model/kubeproxy_wire_test.go" | sha256sum | cut -c1-16)
+  mkdir -p "${out%/*}"
+  once "$out" build_kubeproxy_tests "$out"
+  echo "kubeproxy-tests $out"
+}
+
+build_kubeproxy_tests() {
+  unit="lines of output" run "build kube-proxy's tests" "$here/kubeproxy.sh" "$1.part" "${1%/*}/kubeproxy-tests.src"
+  mv "$1.part" "$1"
+}
 
 etcd() {
   local out
@@ -201,10 +215,10 @@ golangci-lint() {
   echo "golangci-lint $out"
 }
 
-[ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl etcd containerd ctr
+[ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl kubeproxy-tests etcd containerd ctr
 for tool; do
   case $tool in
-  kubelet | kube-apiserver | kubectl | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
+  kubelet | kube-apiserver | kubectl | kubeproxy-tests | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done

@@ -34,7 +34,9 @@ type Verdict struct {
 	// Masquerade is whether the source is replaced, whatever the endpoint.
 	Masquerade bool
 
-	src netip.Addr
+	src      netip.Addr
+	protocol Protocol
+	hairpins map[Hairpin]int32
 }
 
 // Reason is why a packet is treated so.
@@ -53,15 +55,16 @@ const (
 	FromNode     Reason = "all endpoints, since the node sends it: the external traffic policy Local is for packets from outside"
 )
 
-// Masquerades is whether the source is replaced if the packet is sent to that endpoint.
+// Masquerades is whether the source is replaced if the packet is sent to that endpoint. It asks the State, as of now. An endpoint that
+// another Service has on this node is on this node: a kernel has one set of them.
 func (v *Verdict) Masquerades(e Endpoint) bool {
-	return v.Action == Forward && (v.Masquerade || e.Local && e.Addr == v.src)
+	return v.Action == Forward && (v.Masquerade || e.Addr == v.src && v.hairpins[Hairpin{v.protocol, e.AddrPort()}] > 0)
 }
 
 // Decide says what becomes of a packet in a State.
 func Decide(s *State, p Packet) Verdict {
 	p.Src, p.Dst = p.Src.Unmap(), p.Dst.Unmap()
-	v := Verdict{Reason: NoService, src: p.Src}
+	v := Verdict{Reason: NoService, src: p.Src, protocol: p.Protocol, hairpins: s.hairpins}
 	if !p.Dst.IsValid() {
 		return v
 	}

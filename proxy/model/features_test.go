@@ -633,6 +633,15 @@ func TestHairpin(t *testing.T) {
 	}
 }
 
+// A pod that slices of two Services place on different nodes is this node's for both: hairpins go by address.
+func TestHairpinOfAnotherServicesSlice(t *testing.T) {
+	m := modelOf(t, web(), slice1("web", here+" far"), service("also", "172.30.0.11"), slice1("also", here))
+	check(t, m, flow{"10.1.0.1", webIP + ":80", here + " masq"})
+	m.DeleteService(types.NamespacedName{Namespace: "default", Name: "also"})
+	m.Commit()
+	check(t, m, flow{"10.1.0.1", webIP + ":80", here})
+}
+
 func TestSlicesOfAService(t *testing.T) {
 	named := func(name string, endpoints ...string) *discoveryv1.EndpointSlice {
 		s := slice1("web", endpoints...)

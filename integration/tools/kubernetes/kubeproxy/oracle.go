@@ -1,0 +1,350 @@
+// Package kubeproxy is compiled by kubeproxy.sh as a part of kube-proxy's own package k8s.io/kubernetes/pkg/proxy/nftables, beside its
+// tests: what is not declared here or in proxy/model/kubeproxy_wire_test.go is theirs. It has kube-proxy make its rules for a
+// cluster, and says what these do with packets.
+package nftables
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/proxy"
+	kubeproxyconfig "k8s.io/kubernetes/pkg/proxy/apis/config"
+	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
+	proxyutiltest "k8s.io/kubernetes/pkg/proxy/util/testing"
+	utilnode "k8s.io/kubernetes/pkg/util/node"
+	netutils "k8s.io/utils/net"
+	"sigs.k8s.io/knftables"
+)
+
+// TestBerthOracle answers the questions that come by descriptor 3 on descriptor 4 until there are no more.
+func TestBerthOracle(t *testing.T) {
+	in, out := os.NewFile(3, "questions"), os.NewFile(4, "answers")
+	if in == nil || out == nil {
+		t.Skip("nobody asks")
+	}
+	questions, answers := json.NewDecoder(in), json.NewEncoder(out)
+	var o oracle
+	for {
+		var q clusterQuestion
+		if err := questions.Decode(&q); errors.Is(err, io.EOF) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if err := answers.Encode(o.answer(t, &q)); err != nil {
+			t.Fatal(err)
+		}
+		if t.Failed() {
+			// Of a rule that the tracer does not know nothing can be said: whoever asks is told once, and reads why on standard output.
+			t.FailNow()
+		}
+	}
+}
+
+// oracle is kube-proxy on a node: one proxier for each family.
+type oracle struct {
+	started  *clusterQuestion
+	families []*family
+}
+
+type family struct {
+	proxier  *Proxier
+	nft      *knftables.Fake
+	services map[string]*v1.Service
+	slices   map[string]*discovery.EndpointSlice
+	zone     string
+	cidrs    []string
+	views    map[string]*knftables.Fake
+}
+
+func (o *oracle) answer(t *testing.T, q *clusterQuestion) (a clusterAnswer) {
+	defer func() {
+		if t.Failed() {
+			a.Error = "a rule of kube-proxy's cannot be followed: see what its test program prints"
+		}
+	}()
+	if o.started == nil || !sameStart(o.started, q) {
+		if err := o.start(q); err != nil {
+			return clusterAnswer{Error: err.Error()}
+		}
+	}
+	o.started = q
+	for _, f := range o.families {
+		if err := f.update(q); err != nil {
+			return clusterAnswer{Error: err.Error()}
+		}
+	}
+	for i := range q.Packets {
+		p := &q.Packets[i]
+		fate := packetFate{Action: "pass"}
+		for _, f := range o.families {
+			if (f.proxier.ipFamily == v1.IPv6Protocol) == strings.Contains(p.Dst, ":") {
+				fate = f.trace(t, p, q.NodeIPs)
+			}
+		}
+		a.Fates = append(a.Fates, fate)
+	}
+	return a
+}
+
+// sameStart is whether a kube-proxy goes on running: it ends when the Node's addresses or pod CIDRs change.
+func sameStart(a, b *clusterQuestion) bool {
+	facts := func(q *clusterQuestion) any {
+		ips, cidrs := nodeFacts(q.Node)
+		return []any{q.Config, q.NodeIPs, ips, cidrs}
+	}
+	return reflect.DeepEqual(facts(a), facts(b))
+}
+
+func nodeFacts(n *v1.Node) ([]net.IP, []string) {
+	if n == nil {
+		return nil, nil
+	}
+	ips, _ := utilnode.GetNodeHostIPs(n)
+	return ips, n.Spec.PodCIDRs
+}
+
+// start starts a kube-proxy on a node without its rules.
+func (o *oracle) start(q *clusterQuestion) error {
+	if err := utilfeature.DefaultMutableFeatureGate.Set(fmt.Sprintf("AllowServiceExternalIPs=%t", !q.Config.NoExternalIPs)); err != nil {
+		return err
+	}
+	c := &kubeproxyconfig.KubeProxyConfiguration{
+		BindAddress: q.Config.BindAddress, DetectLocalMode: kubeproxyconfig.LocalMode(q.Config.DetectLocal),
+		DetectLocal: kubeproxyconfig.DetectLocalConfiguration{
+			ClusterCIDRs: q.Config.ClusterCIDRs, BridgeInterface: q.Config.BridgeInterface, InterfaceNamePrefix: q.Config.InterfaceNamePrefix,
+		},
+	}
+	hostIPs, podCIDRs := nodeFacts(q.Node)
+	primary, nodeIPs := detectNodeIPs(context.Background(), hostIPs, c.BindAddress)
+	c.NodePortAddresses = expandNodePortAddressKeywords(q.Config.NodePortAddresses, nodeIPs)
+	detectors := getLocalDetectors(klog.Background(), primary, c, podCIDRs)
+	network := proxyutiltest.NewFakeNetwork()
+	var addrs []net.Addr
+	for _, ip := range q.NodeIPs {
+		addrs = append(addrs, &net.IPNet{IP: netutils.ParseIPSloppy(ip), Mask: net.CIDRMask(24, 32)})
+	}
+	network.AddInterfaceAddr(&net.Interface{Name: "eth0"}, addrs)
+	o.families = nil
+	for ipFamily, on := range map[v1.IPFamily]bool{v1.IPv4Protocol: q.Config.IPv4, v1.IPv6Protocol: q.Config.IPv6} {
+		if !on {
+			continue
+		}
+		nft, p := theirs_NewFakeProxier(ipFamily)
+		p.serviceCIDRs, p.nodeName, p.nodeIP, p.masqueradeAll = "", q.Config.NodeName, nodeIPs[ipFamily], q.Config.MasqueradeAll
+		p.localDetector, p.networkInterfacer = detectors[ipFamily], network
+		p.nodePortAddresses = proxyutil.NewNodePortAddresses(ipFamily, c.NodePortAddresses)
+		p.endpointsChanges = proxy.NewEndpointsChangeTracker(ipFamily, q.Config.NodeName, newEndpointInfo, nil)
+		p.servicesSynced, p.endpointSlicesSynced = true, true
+		o.families = append(o.families, &family{
+			proxier: p, nft: nft, services: map[string]*v1.Service{}, slices: map[string]*discovery.EndpointSlice{},
+		})
+	}
+	return nil
+}
+
+// update tells the proxier what its informers would of what has changed, and has it sync.
+func (f *family) update(q *clusterQuestion) error {
+	services, endpoints := map[string]*v1.Service{}, map[string]*discovery.EndpointSlice{}
+	for _, s := range q.Services {
+		// The selectors that kube-proxy watches with.
+		if _, others := s.Labels["service.kubernetes.io/service-proxy-name"]; !others && s.Spec.ClusterIP != v1.ClusterIPNone {
+			services[s.Namespace+"/"+s.Name] = s
+		}
+	}
+	for _, s := range q.Slices {
+		if _, headless := s.Labels[v1.IsHeadlessService]; !headless {
+			endpoints[s.Namespace+"/"+s.Name] = s
+		}
+	}
+	changes(f.services, services, f.proxier.OnServiceAdd, f.proxier.OnServiceUpdate, f.proxier.OnServiceDelete)
+	changes(f.slices, endpoints, f.proxier.OnEndpointSliceAdd, f.proxier.OnEndpointSliceUpdate, f.proxier.OnEndpointSliceDelete)
+	f.services, f.slices = services, endpoints
+	labels, zone := map[string]string{}, ""
+	if q.Node != nil {
+		if z, ok := q.Node.Labels[v1.LabelTopologyZone]; ok {
+			labels[v1.LabelTopologyZone], zone = z, z
+		}
+	}
+	if f.zone != zone {
+		f.zone = zone
+		f.proxier.OnTopologyChange(labels)
+	}
+	if !slices.Equal(f.cidrs, q.ServiceCIDRs) {
+		f.cidrs = q.ServiceCIDRs
+		f.proxier.OnServiceCIDRsChanged(q.ServiceCIDRs)
+		// kube-proxy does not do so by itself: new CIDRs are in its rules with the next full sync, an hour later at most.
+		f.proxier.needFullSync = true
+	}
+	f.views = map[string]*knftables.Fake{}
+	return f.proxier.syncProxyRules()
+}
+
+// changes tells the difference between two lists, which are by name.
+func changes[T any](old, now map[string]T, add func(T), update func(T, T), remove func(T)) {
+	for name, o := range old {
+		if _, ok := now[name]; !ok {
+			remove(o)
+		}
+	}
+	for name, n := range now {
+		if o, ok := old[name]; !ok {
+			add(n)
+		} else if !reflect.DeepEqual(o, n) {
+			update(o, n)
+		}
+	}
+}
+
+// trace follows a packet through the hooks that the kernel has for it.
+func (f *family) trace(t *testing.T, p *packetQuestion, nodeIPs []string) packetFate {
+	view := f.view(p)
+	fate := packetFate{Action: "pass"}
+	port := strconv.Itoa(int(p.Port))
+	first := newNFTablesTracer(t, view, nodeIPs)
+	hook := map[bool]string{true: "output", false: "prerouting"}[p.Interface == ""]
+	done := func(tr *nftablesTracer) packetFate {
+		fate.Rules = append(fate.Rules, tr.matches...)
+		fate.Action = strings.ToLower(strings.Join(tr.outputs, ","))
+		return fate
+	}
+	if first.runChain("filter-"+hook+"-pre-dnat", p.Src, p.Protocol, p.Dst, port) {
+		return done(first)
+	}
+	first.runChain("nat-"+hook, p.Src, p.Protocol, p.Dst, port)
+	fate.Rules = append(fate.Rules, first.matches...)
+	targets := first.outputs
+	if len(targets) == 0 {
+		targets = []string{net.JoinHostPort(p.Dst, port)}
+	}
+	for _, target := range targets {
+		dst, port, err := net.SplitHostPort(target)
+		if err != nil {
+			t.Errorf("%s: %v", target, err)
+			return fate
+		}
+		next := newNFTablesTracer(t, view, nodeIPs)
+		next.dnat, next.markMasq = len(first.outputs) > 0, first.markMasq
+		var chains []string
+		local := slices.Contains(nodeIPs, dst)
+		switch {
+		case p.Interface == "" && local:
+			// It comes back by the loopback interface.
+			chains = []string{"filter-output", "filter-prerouting-pre-dnat", "filter-input"}
+		case p.Interface == "":
+			chains = []string{"filter-output"}
+		case local:
+			chains = []string{"filter-input"}
+		default:
+			chains = []string{"filter-forward"}
+		}
+		for _, c := range chains {
+			if next.runChain(c, p.Src, p.Protocol, dst, port) {
+				return done(next)
+			}
+		}
+		if !next.dnat {
+			continue
+		}
+		// The tracer takes any packet to its own source for a hairpin, and does not look into the set.
+		src := p.Src
+		if view.Table.Sets[hairpinConnectionsSet].FindElement(src, dst, p.Protocol, port) == nil {
+			src = "198.51.100.99"
+		}
+		next.runChain("nat-postrouting", src, p.Protocol, dst, port)
+		fate.Rules = append(fate.Rules, next.matches...)
+		fate.Action = "forward"
+		fate.Endpoints = append(fate.Endpoints, endpointFate{Endpoint: target, Masquerade: next.masquerade})
+	}
+	slices.SortFunc(fate.Endpoints, func(a, b endpointFate) int { return strings.Compare(a.Endpoint, b.Endpoint) })
+	for _, rule := range fate.Rules {
+		if m := affinityNote.FindStringSubmatch(rule); m != nil {
+			fate.Affinity, _ = strconv.Atoi(m[1])
+		}
+	}
+	return fate
+}
+
+var (
+	interfaceMatch = regexp.MustCompile(`iifname (!= )?"?([^" ]+)"? ?`)
+	affinityLookup = regexp.MustCompile(`^ip6? saddr @(affinity-\S+) `)
+	affinityUpdate = regexp.MustCompile(`^update @(affinity-\S+) \{ ip6? saddr \}$`)
+	affinityTarget = regexp.MustCompile(`dnat to (\S+)$`)
+	addressList    = regexp.MustCompile(`^(ip6? daddr) \{ ([^}]*) \} (.*)$`)
+	affinityNote   = regexp.MustCompile(`^jump affinity-seconds-(\d+)$`)
+)
+
+// view is the rules as they are for a packet: those of interfaces and of session affinity, which the tracer does not know, are taken
+// out, or stand without what they ask for. It takes an address for one of a list if it is all of them, so that lists are taken apart.
+func (f *family) view(p *packetQuestion) *knftables.Fake {
+	key := p.Interface + " " + p.Pinned
+	if v := f.views[key]; v != nil {
+		return v
+	}
+	f.nft.RLock()
+	defer f.nft.RUnlock()
+	pinned := map[string]bool{}
+	for _, c := range f.nft.Table.Chains {
+		set := ""
+		for _, r := range c.Rules {
+			if m := affinityUpdate.FindStringSubmatch(r.Rule); m != nil {
+				set = m[1]
+			} else if m := affinityTarget.FindStringSubmatch(r.Rule); m != nil && set != "" && m[1] == p.Pinned {
+				pinned[set] = true
+			}
+		}
+	}
+	v := &knftables.Fake{Table: &knftables.FakeTable{Chains: map[string]*knftables.FakeChain{}, Sets: f.nft.Table.Sets, Maps: f.nft.Table.Maps}}
+	for name, c := range f.nft.Table.Chains {
+		to := &knftables.FakeChain{Chain: c.Chain}
+		add := func(rule string) { to.Rules = append(to.Rules, &knftables.Rule{Chain: name, Rule: rule}) }
+		for _, r := range c.Rules {
+			rule := r.Rule
+			if m := interfaceMatch.FindStringSubmatch(rule); m != nil {
+				prefix, any := strings.CutSuffix(m[2], "*")
+				is := p.Interface == m[2] || any && strings.HasPrefix(p.Interface, prefix)
+				if is == (m[1] != "") {
+					continue
+				}
+				rule = strings.Replace(rule, m[0], "", 1)
+			}
+			if m := affinityLookup.FindStringSubmatch(rule); m != nil {
+				if pinned[m[1]] {
+					add(strings.TrimPrefix(rule, m[0]))
+				}
+				continue
+			}
+			if m := affinityUpdate.FindStringSubmatch(rule); m != nil {
+				seconds := "jump affinity-seconds-" + strconv.Itoa(int(f.nft.Table.Sets[m[1]].Timeout.Seconds()))
+				add(seconds)
+				v.Table.Chains[strings.TrimPrefix(seconds, "jump ")] = &knftables.FakeChain{}
+				continue
+			}
+			if m := addressList.FindStringSubmatch(rule); m != nil {
+				for _, address := range strings.Split(m[2], ",") {
+					add(m[1] + " " + strings.TrimSpace(address) + " " + m[3])
+				}
+				continue
+			}
+			add(rule)
+		}
+		v.Table.Chains[name] = to
+	}
+	f.views[key] = v
+	return v
+}
