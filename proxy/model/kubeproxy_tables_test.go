@@ -263,7 +263,7 @@ func (j *joined) check(t *testing.T) {
 	for _, s := range sources.list {
 		key := s.key.name.Value() + "/" + strings.ToUpper(s.key.protocol.String())
 		var all []string
-		for _, c := range gather(nil, &sources, s.key, nil) {
+		for _, c := range gather(nil, &sources, s.key) {
 			all = append(all, sayCandidate(&c))
 		}
 		got[key] = all
