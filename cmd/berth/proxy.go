@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
 
 	serveconfig "github.com/berth-run/berth/cmd/berth/internal/config"
@@ -26,6 +27,7 @@ import (
 
 func proxyCommand() *cobra.Command {
 	var flags config.Flags
+	var own proxyFlags
 	cmd := &cobra.Command{
 		Use:   "proxy",
 		Short: "Have Services reached from this node, in place of kube-proxy",
@@ -39,6 +41,7 @@ func proxyCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 	}
 	flags.Add(cmd.Flags())
+	own.add(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if flags.Cleanup {
 			return cleanProxy(cmd)
@@ -54,9 +57,18 @@ func proxyCommand() *cobra.Command {
 			}
 			return os.WriteFile(flags.WriteConfigTo, text, 0o644)
 		}
-		return runProxy(cmd.Context(), c)
+		return runProxy(cmd.Context(), c, &own)
 	}
 	return cmd
+}
+
+// proxyFlags are berth's own, which count beside --config, too.
+type proxyFlags struct {
+	counters bool
+}
+
+func (f *proxyFlags) add(set *pflag.FlagSet) {
+	set.BoolVar(&f.counters, "service-counters", true, "count new connections, rejections and drops of each Service's port, for /metrics (mode nftables)")
 }
 
 // cleanProxy says what it has removed, also where it could not remove the rest.
@@ -69,7 +81,7 @@ func cleanProxy(cmd *cobra.Command) error {
 }
 
 // runProxy runs the proxy: its parts end together.
-func runProxy(ctx context.Context, c *config.Config) error {
+func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	log := proxyLogger(c)
 	if mode := c.Proxy.Mode; mode != config.Auto && mode != config.NFTables {
 		return fmt.Errorf("mode %q: berth has nftables alone: set mode to nftables, or leave it empty", mode)
@@ -96,7 +108,7 @@ func runProxy(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	programmer, err := nft.Open(nft.Options{Log: log})
+	programmer, err := nft.Open(nft.Options{Log: log, Counters: own.counters})
 	if err != nil {
 		return err
 	}
@@ -114,6 +126,9 @@ func runProxy(ctx context.Context, c *config.Config) error {
 		Model: m, Programmer: programmer, Period: c.SyncPeriod(), Log: log,
 		Health: health.New(2*c.SyncPeriod(), families...), Metrics: health.NewMetrics(families...),
 		Events: health.NewEvents(node, client.CreateEvent, log),
+	}
+	if counters := programmer.Counters(); counters != nil {
+		o.Metrics.Counters(counters.Read)
 	}
 	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed, Log: log}
 	w := watch.New(client, watch.Options{Node: node, Log: log, Queued: o.Queued})

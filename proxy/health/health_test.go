@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/program"
 )
 
 // get asks a handler.
@@ -300,5 +301,38 @@ func TestServeTriesAgainOrFails(t *testing.T) {
 	defer stop()
 	if err := Serve(ctx, "metrics", l.Addr().String(), http.NotFoundHandler(), false, log); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestMetricsOfCounters(t *testing.T) {
+	m := NewMetrics("IPv4")
+	web := program.Counted{Service: types.NamespacedName{Namespace: "default", Name: "web"}, Port: "http", Protocol: model.TCP}
+	refused, restricted := web, web
+	refused.Cause, restricted.Cause = program.NoEndpoints, program.SourceRanges
+	var err error
+	m.Counters(func() (map[program.Counted]program.Count, error) {
+		return map[program.Counted]program.Count{
+			web: {Packets: 12, Bytes: 720}, refused: {Packets: 3}, restricted: {Packets: 2}, {Family: model.IPv6, Cause: program.Unallocated}: {Packets: 1},
+		}, err
+	})
+	labels := `ip_family="IPv4",namespace="default",port="http",protocol="tcp"`
+	want := []string{
+		`berth_proxy_service_connections_total{` + labels + `,service="web"} 12`,
+		`berth_proxy_service_refused_packets_total{action="reject",` + labels + `,reason="no-endpoints",service="web"} 3`,
+		`berth_proxy_service_refused_packets_total{action="drop",` + labels + `,reason="source-ranges",service="web"} 2`,
+		`berth_proxy_unallocated_dropped_packets_total{ip_family="IPv6"} 1`,
+	}
+	// What cannot be read is no reason to have no metrics at all.
+	for _, err = range []error{nil, errors.New("the kernel")} {
+		w := httptest.NewRecorder()
+		m.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		for _, line := range want {
+			if !strings.Contains(w.Body.String(), line+"\n") {
+				t.Errorf("no %s", line)
+			}
+		}
+		if w.Code != http.StatusOK {
+			t.Error(w.Code)
+		}
 	}
 }

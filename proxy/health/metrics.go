@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-run/berth/internal/version"
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/program"
 )
 
 // Metrics are kube-proxy's, by name, labels and buckets (pkg/proxy/metrics/metrics.go), and some of berth's own.
@@ -28,7 +29,11 @@ type Metrics struct {
 	services, ports, frontends, endpointsNow prometheus.Gauge
 }
 
-const prefix = "kubeproxy_"
+// Prefixes of kube-proxy's names, and of berth's.
+const (
+	prefix = "kubeproxy_"
+	own    = "berth_proxy_"
+)
 
 // NewMetrics makes metrics of the families that are served.
 func NewMetrics(families ...string) *Metrics {
@@ -53,7 +58,6 @@ func NewMetrics(families ...string) *Metrics {
 	m.endpointsTotal = m.counter(prefix+"sync_proxy_rules_endpoint_changes_total", "Changes of slices")
 	m.servicesTotal = m.counter(prefix+"sync_proxy_rules_service_changes_total", "Changes of Services")
 
-	const own = "berth_proxy_"
 	m.problems = prometheus.NewCounterVec(prometheus.CounterOpts{Name: own + "problems_total", Help: "Parts of objects that were left out, by kind of the object"}, []string{"kind"})
 	m.registry.MustRegister(m.problems)
 	m.elements = m.counter(own+"elements_changed_total", "Elements of sets put in, taken away or changed")
@@ -109,6 +113,51 @@ func (m *Metrics) counter(name, help string) prometheus.Counter {
 	v := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	m.registry.MustRegister(v)
 	return v
+}
+
+// Counters adds what the kernel has counted for Services, which is asked for when metrics are.
+func (m *Metrics) Counters(read func() (map[program.Counted]program.Count, error)) {
+	labels := []string{"namespace", "service", "port", "protocol", "ip_family"}
+	m.registry.MustRegister(&serviceCounters{
+		read: read,
+		connections: prometheus.NewDesc(own+"service_connections_total",
+			"New connections to a Service's port, whether they were forwarded or not, but for those of a source that may not", labels, nil),
+		refused: prometheus.NewDesc(own+"service_refused_packets_total",
+			"Packets to a Service's port that were rejected or dropped, and why; not there as long as there was none", append(labels, "action", "reason"), nil),
+		unallocated: prometheus.NewDesc(own+"unallocated_dropped_packets_total",
+			"Packets to cluster IPs that no Service has, dropped", []string{"ip_family"}, nil),
+	})
+}
+
+// serviceCounters makes metrics of counters.
+type serviceCounters struct {
+	read                              func() (map[program.Counted]program.Count, error)
+	connections, refused, unallocated *prometheus.Desc
+}
+
+// Describe is for prometheus.Collector.
+func (c *serviceCounters) Describe(to chan<- *prometheus.Desc) {
+	to <- c.connections
+	to <- c.refused
+	to <- c.unallocated
+}
+
+// Collect is for prometheus.Collector. What cannot be read now is as it was.
+func (c *serviceCounters) Collect(to chan<- prometheus.Metric) {
+	all, _ := c.read()
+	for of, n := range all {
+		desc, labels := c.connections, []string{of.Service.Namespace, of.Service.Name, of.Port, of.Protocol.String(), of.Family.String()}
+		switch of.Cause {
+		case program.Connections:
+		case program.Unallocated:
+			desc, labels = c.unallocated, []string{of.Family.String()}
+		case program.NoEndpoints:
+			desc, labels = c.refused, append(labels, "reject", of.Cause.String())
+		default:
+			desc, labels = c.refused, append(labels, "drop", of.Cause.String())
+		}
+		to <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n.Packets), labels...)
+	}
 }
 
 // Handler serves them.

@@ -106,9 +106,18 @@ func usableEndpoints(all []candidate, useCluster, useLocal bool, zone string, ol
 	return u
 }
 
-// nearest says which ready endpoints are near enough. Hints are followed only if each ready endpoint has one and one at least
-// is for this node or zone; those for nodes precede those for zones.
-func nearest(all []candidate, zone string) func(*candidate) bool {
+// hints is whether the hints of endpoints can be followed, and by which.
+type hints uint8
+
+const (
+	noHints hints = iota
+	byNodeHints
+	byZoneHints
+)
+
+// hintsOf says whose hints are followed: only if each ready endpoint has one and one at least is for this node or zone; those for
+// nodes precede those for zones.
+func hintsOf(all []candidate, zone string) hints {
 	nodes, zones, here, zoneHere := true, true, false, false
 	for i := range all {
 		c := &all[i]
@@ -122,8 +131,19 @@ func nearest(all []candidate, zone string) func(*candidate) bool {
 	}
 	switch {
 	case nodes && here:
-		return func(c *candidate) bool { return c.conditions.all(forNode) }
+		return byNodeHints
 	case zones && zoneHere:
+		return byZoneHints
+	}
+	return noHints
+}
+
+// nearest says which ready endpoints are near enough.
+func nearest(all []candidate, zone string) func(*candidate) bool {
+	switch hintsOf(all, zone) {
+	case byNodeHints:
+		return func(c *candidate) bool { return c.conditions.all(forNode) }
+	case byZoneHints:
 		return func(c *candidate) bool { return c.inZone(zone) }
 	}
 	return func(*candidate) bool { return true }

@@ -70,7 +70,7 @@ func TestSessionAffinityDoesNotComeBack(t *testing.T) {
 			s := nodetest.NewState(plain)
 			if restart {
 				l.p.Close()
-				l.p = openAt(l.Node, Options{})
+				l.p = openAt(l.Node, Options{Counters: true})
 			}
 			l.sync(s)
 			l.apply(s, plain, two)

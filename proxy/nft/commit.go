@@ -268,24 +268,33 @@ func (w *writer) parts(p *plan, limit int, commit func() error) error {
 // readElements reads the elements of a set.
 func readElements(c *nftables.Conn, f layer, table string, s setID, name string, size int) (map[elemKey]elemValue, error) {
 	var all map[elemKey]elemValue
-	err := dump(c, unix.NFT_MSG_GETSETELEM, f.family, func(b *nftables.Buffer) {
-		b.String(unix.NFTA_SET_ELEM_LIST_TABLE, table)
-		b.String(unix.NFTA_SET_ELEM_LIST_SET, name)
-	}, func() { all = make(map[elemKey]elemValue, size) }, func(attrs []byte) {
-		nftables.Attrs(attrs, func(kind uint16, list []byte) {
-			if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-				return
-			}
-			nftables.Attrs(list, func(_ uint16, one []byte) {
-				e := readElement(f, s, one)
-				all[e.key] = e.value
-			})
+	err := dump(c, unix.NFT_MSG_GETSETELEM, f.family, ofSet(table, name), func() { all = make(map[elemKey]elemValue, size) }, func(attrs []byte) {
+		eachElement(attrs, func(one []byte) {
+			e := readElement(f, s, one)
+			all[e.key] = e.value
 		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read table %s %s: elements of %s: %w", f, table, name, err)
 	}
 	return all, nil
+}
+
+// ofSet asks for elements of a set.
+func ofSet(table, name string) func(*nftables.Buffer) {
+	return func(b *nftables.Buffer) {
+		b.String(unix.NFTA_SET_ELEM_LIST_TABLE, table)
+		b.String(unix.NFTA_SET_ELEM_LIST_SET, name)
+	}
+}
+
+// eachElement calls f for each element of an answer.
+func eachElement(attrs []byte, f func(one []byte)) {
+	nftables.Attrs(attrs, func(kind uint16, list []byte) {
+		if kind == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+			nftables.Attrs(list, func(_ uint16, one []byte) { f(one) })
+		}
+	})
 }
 
 func readElement(f layer, s setID, one []byte) elem {

@@ -362,7 +362,7 @@ func (b *rb) isTCP() *rb {
 	return b.compare(false, []byte{unix.IPPROTO_TCP})
 }
 
-func (b *rb) count() *rb { return b.add("counter", nil) }
+func (b *rb) count() *rb { return b.add(counterExpr, nil) }
 
 func (b *rb) rejectReset() *rb {
 	return b.add("reject", func(a *nftables.Buffer) { a.Uint32(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_TCP_RST) })

@@ -18,7 +18,7 @@ type lab struct {
 func newLab(t testing.TB, pods int) *lab {
 	t.Helper()
 	l := &lab{Lab: nodetest.New(t, pods)}
-	l.p = openAt(l.Node, Options{})
+	l.p = openAt(l.Node, Options{Counters: true})
 	return l
 }
 

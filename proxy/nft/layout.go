@@ -90,6 +90,7 @@ type set struct {
 	flags               uint32
 	size                uint32   // at most so many elements, if not 0
 	fields              []uint32 // sizes of the parts of a key with intervals
+	expr                string   // the expression that each element has one of its own of: counter, or none
 	userdata            []byte   // how nft shows it, with the comment
 }
 
@@ -176,6 +177,8 @@ type params struct {
 	timeouts []uint32
 	// hashes are the kinds of hashes that are in use, as hashNumber has them, sorted: six at most.
 	hashes [places][]uint32
+	// counters is whether there are some for each Service's port.
+	counters bool
 }
 
 // hashNumber is what sizes has where endpoints are not drawn but found by a hash.
@@ -195,7 +198,7 @@ func hashOf(n uint32) model.Hash {
 
 func newLayout(f layer, p *params) *layout {
 	l := &layout{layer: f}
-	l.addSets()
+	l.addSets(p.counters)
 	l.addBases()
 	l.addFilters()
 	l.addServices(p)
@@ -240,7 +243,7 @@ func (l *layout) addBases() {
 	}{
 		{"filter-prerouting", base{"filter", unix.NF_INET_PRE_ROUTING, beforeDNAT}, []*rb{l.rule().isNew().jump("source-check")}},
 		{"filter-output-before-dnat", base{"filter", unix.NF_INET_LOCAL_OUT, beforeDNAT}, []*rb{l.rule().isNew().jump("source-check")}},
-		{"filter-input", base{"filter", unix.NF_INET_LOCAL_IN, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), l.rule().isNew().jump("nodeport-check")}},
+		{"filter-input", base{"filter", unix.NF_INET_LOCAL_IN, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), l.rule().isNew().notIn(l.to(), "frontends").jump("nodeport-check")}},
 		{"filter-forward", base{"filter", unix.NF_INET_FORWARD, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), l.rule().isNew().jump("cluster-ip-check")}},
 		{"filter-output", base{"filter", unix.NF_INET_LOCAL_OUT, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), l.rule().isNew().jump("cluster-ip-check")}},
 		{"nat-prerouting", base{"nat", unix.NF_INET_PRE_ROUTING, atDNAT}, []*rb{l.rule().jump("services")}},
@@ -254,14 +257,17 @@ func (l *layout) addBases() {
 }
 
 // addFilters makes the chains that reject and drop.
+//
+// What a lookup finds is counted in the element (layout.addSets), but by one that asks what is not there: those that are not
+// to count ask so.
 func (l *layout) addFilters() {
 	l.chain("source-check", "loadBalancerSourceRanges",
-		l.rule().in(l.to(), "restricted").notIn(l.to().and(l.source()), "sources").count().drop())
+		l.rule().notIn(l.to(), "restricted").returns(),
+		l.rule().notIn(l.to().and(l.source()), "sources").in(l.to(), "restricted").count().drop())
 	l.chain("frontend-check", "Services without an endpoint that may be used",
 		l.rule().in(l.to(), "rejected").goTo("refuse"),
 		l.rule().in(l.to(), "dropped").count().drop().note("there are endpoints on other nodes only"))
 	l.chain("nodeport-check", "node ports without an endpoint that may be used",
-		l.rule().in(l.to(), "frontends").returns(),
 		l.nodePortIn("nodeport-rejected").goTo("refuse"),
 		l.nodePortIn("nodeport-dropped").count().drop().note("there are endpoints on other nodes only"))
 	l.chain("cluster-ip-check", "ports that a cluster IP has not, and cluster IPs that no Service has",
@@ -367,19 +373,17 @@ func (l *layout) addAffinity(p *params) {
 		_, _, _, _, groups := l.names(at)
 		return l.rule().isTransport().setPriority(l.originalKey(at), groups).goTo("affinity-update")
 	}
-	var rules []*rb
+	var rules [places][]*rb
 	for _, at := range []place{vip, nodeport} {
-		if at == nodeport {
-			rules = append(rules, l.rule().isTransport().in(l.originally(), "frontends").returns())
-		}
 		_, _, _, short, _ := l.names(at)
 		to := "affinity-record-" + placeNames[at+1]
 		if r := l.isPod(p, false, l.rule().isTransport().in(l.originalKey(at), short)); r != nil {
-			rules = append(rules, r.goTo(to))
+			rules[at] = append(rules[at], r.goTo(to))
 		}
-		rules = append(rules, l.rule().isTransport().in(l.originalKey(at), short).sourceIsLocal().goTo(to), record(at))
+		rules[at] = append(rules[at], l.rule().isTransport().in(l.originalKey(at), short).sourceIsLocal().goTo(to), record(at))
 	}
-	l.chain("affinity-record", "remembers clients of Services with session affinity", rules...)
+	l.chain("affinity-record", "remembers clients of Services with session affinity", append(rules[vip], l.toNodePort("affinity-record-nodeport"))...)
+	l.chain("affinity-record-nodeport", "", rules[nodeport]...)
 	l.chain("affinity-record-vip-cluster", "", record(vipCluster))
 	l.chain("affinity-record-nodeport-cluster", "", record(nodeportCluster))
 	// If the endpoint is one of the other policy's, too, the client is sent there by frontends of that, if it has no other yet.
@@ -387,12 +391,17 @@ func (l *layout) addAffinity(p *params) {
 		l.rule().jump("affinity-remember"),
 		l.rule().setPriority(key{priority}, "affinity-peers").in(key{priority, l.destination(), port}, "affinity-members").jump("affinity-remember"),
 		l.rule().zeroPriority())
-	rules = nil
+	var remember []*rb
 	for _, seconds := range p.timeouts {
-		rules = append(rules, l.rule().isTransport().in(key{priority, constant(seconds)}, "affinity-timeouts").
+		remember = append(remember, l.rule().isTransport().in(key{priority, constant(seconds)}, "affinity-timeouts").
 			update(key{l.source(), priority}, key{l.destination(), port}, "affinity", uint64(seconds)*1000))
 	}
-	l.chain("affinity-remember", "", rules...)
+	l.chain("affinity-remember", "", remember...)
+}
+
+// toNodePort goes to a chain if what was asked for was not an address of a Service: it was a node port, if any.
+func (l *layout) toNodePort(chain string) *rb {
+	return l.rule().isTransport().notIn(l.originally(), "frontends").goTo(chain)
 }
 
 func (l *layout) originalKey(at place) key {
@@ -405,29 +414,28 @@ func (l *layout) originalKey(at place) key {
 // addMasquerade makes the chain that replaces sources. It goes by what conntrack says was asked for, so that no mark on
 // packets is needed, which might be another program's.
 func (l *layout) addMasquerade(p *params) {
-	rules := []*rb{
-		l.rule().in(key{l.source(), l.destination(), protocol, port}, "hairpin").masquerade().note("a pod that reaches itself"),
-	}
+	var rules [places][]*rb
+	rules[vip] = append(rules[vip], l.rule().in(key{l.source(), l.destination(), protocol, port}, "hairpin").masquerade().note("a pod that reaches itself"))
 	for _, at := range []place{vip, nodeport} {
 		_, _, _, short, _ := l.names(at)
 		always := "masqueraded"
 		if at == nodeport {
 			always = "nodeport-masqueraded"
-			rules = append(rules, l.rule().isTransport().in(l.originally(), "frontends").returns())
 		}
 		if r := l.isPod(p, false, l.rule().isTransport().in(l.originalKey(at), short)); r != nil {
-			rules = append(rules, r.returns())
+			rules[at] = append(rules[at], r.returns())
 		}
-		rules = append(rules,
+		rules[at] = append(rules[at],
 			l.rule().isTransport().in(l.originalKey(at), short).sourceIsLocal().masquerade(),
 			l.rule().isTransport().in(l.originalKey(at), always).masquerade())
 		if at == vip {
 			if r := l.isPod(p, true, l.rule().in(key{l.originalDestination()}, "cluster-ips")); r != nil {
-				rules = append(rules, r.masquerade().note("to cluster IPs from outside the cluster"))
+				rules[at] = append(rules[at], r.masquerade().note("to cluster IPs from outside the cluster"))
 			}
 		}
 	}
-	l.chain("masquerading", "", rules...)
+	l.chain("masquerading", "", append(rules[vip], l.toNodePort("masquerading-nodeport"))...)
+	l.chain("masquerading-nodeport", "", rules[nodeport]...)
 }
 
 // Numbers of nft's types (include/datatype.h of nftables), which it packs into six bits each.
@@ -438,7 +446,8 @@ const (
 	typeClassID = 23
 )
 
-func (l *layout) addSets() {
+// addSets makes the sets; those that say what becomes of a packet count those that they say it of.
+func (l *layout) addSets(counters bool) {
 	f := l.layer
 	addr := part{f.typeAddr, uint32(f.size), bigEndian, describePayload(f.protoDesc, f.daddrDesc)}
 	proto := part{typeProto, 1, 0, describeMeta(unix.NFT_META_L4PROTO)}
@@ -455,10 +464,11 @@ func (l *layout) addSets() {
 		flags   uint32
 		typeof  bool
 		size    uint32
+		counted bool
 		comment string
 	}{
 		sources:                       {name: "sources", key: append(to[:3:3], addr), flags: intervals, comment: "who may send to restricted"},
-		restricted:                    {name: "restricted", key: to},
+		restricted:                    {name: "restricted", key: to, counted: true},
 		endpoints:                     {name: "endpoints", key: append(to[:3:3], number), value: endpoint, typeof: true, comment: "from 65536 on: for packets of this node, whatever the policy"},
 		nodeportEndpoints:             {name: "nodeport-endpoints", key: append(toPort[:2:2], number), value: endpoint, typeof: true, comment: "from 65536 on: for packets of this node, whatever the policy"},
 		sizes:                         {name: "sizes", key: append(to[:3:3], number), typeof: true, comment: "how many endpoints to draw from, if there are several; from 16777216 on: a hash"},
@@ -476,17 +486,20 @@ func (l *layout) addSets() {
 		shortCircuit:                  {name: "short-circuit", key: to, comment: "externalTrafficPolicy Local: this node and its pods reach all endpoints"},
 		nodeportShortCircuit:          {name: "nodeport-short-circuit", key: toPort},
 		nodeportAddresses:             {name: "nodeport-addresses", key: []part{addr}, flags: intervals, comment: "addresses of the node here have node ports"},
-		frontends:                     {name: "frontends", key: to, comment: "addresses and ports of Services"},
-		nodeports:                     {name: "nodeports", key: toPort},
-		reject:                        {name: "rejected", key: to},
-		nodeportReject:                {name: "nodeport-rejected", key: toPort},
-		drop:                          {name: "dropped", key: to},
-		nodeportDrop:                  {name: "nodeport-dropped", key: toPort},
+		frontends:                     {name: "frontends", key: to, counted: true, comment: "addresses and ports of Services"},
+		nodeports:                     {name: "nodeports", key: toPort, counted: true},
+		reject:                        {name: "rejected", key: to, counted: true},
+		nodeportReject:                {name: "nodeport-rejected", key: toPort, counted: true},
+		drop:                          {name: "dropped", key: to, counted: true},
+		nodeportDrop:                  {name: "nodeport-dropped", key: toPort, counted: true},
 		clusterIPs:                    {name: "cluster-ips", key: []part{addr}},
-		serviceCIDRs:                  {name: "service-cidrs", key: []part{addr}, flags: intervals, comment: "where cluster IPs are given out"},
+		serviceCIDRs:                  {name: "service-cidrs", key: []part{addr}, flags: intervals, counted: true, comment: "where cluster IPs are given out"},
 		affinity:                      {name: "affinity", key: []part{addr, class}, value: endpoint, flags: unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL, size: affinityLimit, comment: "where clients are sent again"},
 	} {
 		k := set{name: s.name, flags: s.flags, size: s.size, keyType: typeOf(s.key), keyLen: lengthOf(s.key)}
+		if counters && s.counted {
+			k.expr = counterExpr
+		}
 		if s.value != nil {
 			k.flags |= mapped
 			k.valueType, k.valueLen = typeOf(s.value), lengthOf(s.value)
@@ -507,6 +520,9 @@ func (l *layout) addSets() {
 const affinityLimit = 1 << 18
 
 const setConcat = 0x80 // NFT_SET_CONCAT
+
+// counterExpr is the name of the expression that counts.
+const counterExpr = "counter"
 
 // part is a part of a key or value.
 type part struct {

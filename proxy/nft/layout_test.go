@@ -47,7 +47,7 @@ func everything(affinity [model.Families]bool) *nodetest.State {
 func TestListingLoadsAsTheSameRules(t *testing.T) {
 	for _, affinity := range [][model.Families]bool{{}, {true, false}} {
 		s := nodetest.NewSpace(t, "node")
-		p := openAt(s, Options{})
+		p := openAt(s, Options{Counters: affinity[model.IPv4]})
 		st := everything(affinity)
 		if _, err := p.Sync(st); err != nil {
 			t.Fatal(err)

@@ -18,6 +18,7 @@ const (
 	nftaTableUserdata = 6
 	nftaTableOwner    = 7
 	nftaChainUserdata = 12
+	nftaSetExpr       = 17
 
 	udataComment = 0 // of tables, chains, rules and elements
 
@@ -119,6 +120,8 @@ func (t *found) readSets(c *nftables.Conn, table string) error {
 					s.valueType = nftables.Uint32(content)
 				case unix.NFTA_SET_DATA_LEN:
 					s.valueLen = nftables.Uint32(content)
+				case nftaSetExpr:
+					s.expr = exprName(content)
 				case unix.NFTA_SET_USERDATA:
 					s.userdata = bytes.Clone(content)
 				case unix.NFTA_SET_DESC:
@@ -144,6 +147,16 @@ func (s *set) readDesc(desc []byte) {
 	})
 }
 
+// exprName is the name of an expression.
+func exprName(expr []byte) (name string) {
+	nftables.Attrs(expr, func(kind uint16, content []byte) {
+		if kind == unix.NFTA_EXPR_NAME {
+			name = nftables.Text(content)
+		}
+	})
+	return name
+}
+
 const (
 	nftaSetDescConcat = 2 // NFTA_SET_DESC_CONCAT
 	nftaSetFieldLen   = 1 // NFTA_SET_FIELD_LEN
@@ -152,6 +165,7 @@ const (
 // is says whether a set that the kernel has is this one. How nft shows it does not count.
 func (s *set) is(got *set) bool {
 	return s.keyLen == got.keyLen && s.valueLen == got.valueLen && s.flags == got.flags && s.size == got.size &&
+		s.expr == got.expr &&
 		slices.Equal(s.fields, got.fields)
 }
 
@@ -421,6 +435,12 @@ func (o *objects) addSet(f layer, s *set) {
 			}
 			o.Close(all)
 		}
+		o.Close(n)
+	}
+	if s.expr != "" {
+		n := o.Open(nftaSetExpr)
+		o.String(unix.NFTA_EXPR_NAME, s.expr)
+		o.Close(o.Open(unix.NFTA_EXPR_DATA))
 		o.Close(n)
 	}
 	o.Uint32(unix.NFTA_SET_ID, o.id)

@@ -7,7 +7,9 @@ import (
 	"github.com/berth-run/berth/proxy/program"
 )
 
-func open(t testing.TB, s *nodetest.Space) program.Programmer { return openAt(s, Options{}) }
+func open(t testing.TB, s *nodetest.Space) program.Programmer {
+	return openAt(s, Options{Counters: true})
+}
 
 func TestPackets(t *testing.T) { nodetest.Packets(t, open) }
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
@@ -19,6 +20,8 @@ import (
 type Options struct {
 	// Table is the name of the tables; Table if it is empty.
 	Table string
+	// Counters has the kernel count for each Service's port (Programmer.Counters).
+	Counters bool
 	// Log gets what an operator can act on; none if it is nil.
 	Log *slog.Logger
 }
@@ -29,18 +32,25 @@ type Report = program.Report
 // State is all that is wanted: that of package model.
 type State = program.State
 
-// Programmer has the kernel do what a model says. It belongs to one goroutine at a time, but for Changed.
+// Programmer has the kernel do what a model says. It belongs to one goroutine at a time, but for Changed, Counters and Inspector.
 type Programmer struct {
 	table string
 	log   *slog.Logger
 	conn  *nftables.Conn
 	watch *watcher
 
-	batch  nftables.Batch
-	writer *writer
-	report Report
+	batch    nftables.Batch
+	writer   *writer
+	report   Report
+	counters *Counters // nil if nothing is counted
 
-	// What is wanted. Services are the model's own, which it never changes.
+	inspector *Inspector
+
+	// working is locked while the kernel is changed.
+	working sync.Mutex
+
+	// What is wanted. Services are the model's own, which it never changes. The lock is for those who look on.
+	look     sync.Mutex
 	services map[types.NamespacedName]*model.Service
 	globals  model.Globals
 	hairpins map[model.Hairpin]struct{}
@@ -66,15 +76,27 @@ func Open(o Options) (*Programmer, error) {
 		return nil, explain(err)
 	}
 	if p.watch, err = newWatcher(p.table, p.conn.Port()); err != nil {
-		p.conn.Close()
-		return nil, err
+		return nil, errors.Join(err, p.conn.Close())
+	}
+	p.inspector = &Inspector{p: p}
+	if p.inspector.conn, err = nftables.Open(); err != nil {
+		return nil, errors.Join(explain(err), p.watch.close(), p.conn.Close())
+	}
+	if o.Counters {
+		if p.counters, err = newCounters(p); err != nil {
+			return nil, errors.Join(err, p.Close())
+		}
 	}
 	return p, nil
 }
 
 // Close stops watching. What was programmed stays: connections and Services go on.
 func (p *Programmer) Close() error {
-	return errors.Join(p.watch.close(), p.conn.Close())
+	err := errors.Join(p.watch.close(), p.conn.Close(), p.inspector.close())
+	if p.counters != nil {
+		err = errors.Join(err, p.counters.close())
+	}
+	return err
 }
 
 // Changed tells that another program has changed the tables, or may have: call Verify then. One value stands for any number
@@ -84,6 +106,14 @@ func (p *Programmer) Changed() <-chan string { return p.watch.changed }
 // Sync has the kernel do what a State says, whatever it has now: it is read and compared, and what differs is changed. What
 // is as it should be is not touched, so that a restart and an upgrade break no connection and drop no packet.
 func (p *Programmer) Sync(s State) (Report, error) {
+	p.want(s)
+	return p.Verify()
+}
+
+// want has all of a State be what is wanted.
+func (p *Programmer) want(s State) {
+	p.look.Lock()
+	defer p.look.Unlock()
 	p.services = map[types.NamespacedName]*model.Service{}
 	for svc := range s.Services() {
 		p.services[svc.Name] = svc
@@ -93,11 +123,12 @@ func (p *Programmer) Sync(s State) (Report, error) {
 	for _, h := range s.Hairpins() {
 		p.hairpins[h] = struct{}{}
 	}
-	return p.Verify()
 }
 
 // Verify reads the kernel, compares it with what it should have, and changes what differs.
 func (p *Programmer) Verify() (Report, error) {
+	p.working.Lock()
+	defer p.working.Unlock()
 	p.report = Report{}
 	err := p.reconcile()
 	return p.report, err
@@ -147,6 +178,7 @@ func (p *Programmer) reconcileOnce() error {
 		}
 		have[f] = newLayout(layers[f], &p.params[f])
 		count += o.change(&got.layout, have[f])
+		p.refill(&got.layout, have[f], &wanted[f])
 	}
 	if err := p.commitObjects(); err != nil {
 		return err
@@ -179,8 +211,25 @@ func (p *Programmer) reconcileOnce() error {
 	return p.purge()
 }
 
+// refill puts elements into sets that are replaced, so that they are there as soon as the sets are.
+func (p *Programmer) refill(old, next *layout, wanted *[setCount][]elem) {
+	for s := range setID(affinity) {
+		i := slices.IndexFunc(old.sets, func(o set) bool { return o.name == next.sets[s].name })
+		if i < 0 || next.sets[s].is(&old.sets[i]) {
+			continue
+		}
+		puts := make([]op, 0, len(wanted[s]))
+		for _, e := range wanted[s] {
+			puts = append(puts, op{key: e.key, put: true, value: e.value})
+		}
+		p.writer.write(puts, false)
+	}
+}
+
 // wanted computes all elements, by set, and what the layout depends on.
 func (p *Programmer) wanted() *[model.Families][setCount][]elem {
+	p.look.Lock()
+	defer p.look.Unlock()
 	e := elements{groups: p.groups}
 	for _, name := range slices.SortedFunc(maps.Keys(p.services), compareNames) {
 		e.service(p.services[name])
@@ -190,7 +239,7 @@ func (p *Programmer) wanted() *[model.Families][setCount][]elem {
 	}
 	e.globals(&p.globals)
 	for f := range p.params {
-		p.params[f] = params{detector: p.globals.Family[f].Detector}
+		p.params[f] = params{detector: p.globals.Family[f].Detector, counters: p.counters != nil}
 	}
 	e.each(func(el *elem) { p.params[el.key.family].see(el) })
 	return &e.all
@@ -247,20 +296,20 @@ func (p *Programmer) commit() error {
 // Apply has the kernel do what has changed, in one transaction if the Delta is not a load of many Services. If the kernel
 // has something else than it should, that is mended as by Verify. After an error the Delta is remembered: Verify tries again.
 func (p *Programmer) Apply(d *model.Delta) (Report, error) {
+	p.working.Lock()
+	defer p.working.Unlock()
 	p.report = Report{}
+	gone := p.counters.begin(d)
+	defer p.counters.end(gone)
 	old, next := p.remember(d)
 	if p.have == nil || d.Globals != nil {
 		return p.report, p.reconcile()
 	}
-	err := p.apply(old, next, len(d.Services) == 1)
+	err := p.apply(old, next, len(d.Services) == 1, gone)
 	if err == nil && slices.ContainsFunc(d.Services, losesClients) {
 		err = p.purge()
 	}
-	for i := range d.Services {
-		if c := &d.Services[i]; c.Old != nil {
-			p.groups.forget(c.Old, c.New)
-		}
-	}
+	p.forget(d)
 	if err != nil {
 		p.log.Debug("a change did not fit the kernel's tables, which are read again", "error", err)
 		return p.report, p.reconcile()
@@ -268,8 +317,21 @@ func (p *Programmer) Apply(d *model.Delta) (Report, error) {
 	return p.report, nil
 }
 
+// forget gives the numbers of groups back that a Delta has taken away.
+func (p *Programmer) forget(d *model.Delta) {
+	p.look.Lock()
+	defer p.look.Unlock()
+	for i := range d.Services {
+		if c := &d.Services[i]; c.Old != nil {
+			p.groups.forget(c.Old, c.New)
+		}
+	}
+}
+
 // remember has a Delta be part of what is wanted, and computes the elements before and after it.
 func (p *Programmer) remember(d *model.Delta) (old map[elemKey]elemValue, next *elements) {
+	p.look.Lock()
+	defer p.look.Unlock()
 	was, is := elements{groups: p.groups}, elements{groups: p.groups}
 	if p.services == nil {
 		p.services, p.hairpins = map[types.NamespacedName]*model.Service{}, map[model.Hairpin]struct{}{}
@@ -300,10 +362,9 @@ func (p *Programmer) remember(d *model.Delta) (old map[elemKey]elemValue, next *
 	return old, &is
 }
 
-func (p *Programmer) apply(old map[elemKey]elemValue, next *elements, single bool) error {
+func (p *Programmer) apply(old map[elemKey]elemValue, next *elements, single bool, gone []going) error {
 	p.batch.Clear()
-	grown := false
-	next.each(func(e *elem) { grown = p.params[e.key.family].see(e) || grown })
+	grown := p.see(next)
 	layouts := *p.have
 	if grown {
 		o := &objects{Batch: &p.batch, table: p.table}
@@ -320,11 +381,24 @@ func (p *Programmer) apply(old map[elemKey]elemValue, next *elements, single boo
 	}
 	var changes plan
 	changes.diffAll(old, next)
-	if err := p.change(&changes, !single && isLoad(&changes)); err != nil {
+	load := !single && isLoad(&changes)
+	if !load {
+		p.counters.look(p.conn, gone)
+	}
+	if err := p.change(&changes, load); err != nil {
 		return err
 	}
+	p.counters.keep(gone)
 	p.have = &layouts
 	return nil
+}
+
+// see has the layouts be some that elements can work with, and says whether those are others.
+func (p *Programmer) see(next *elements) (grown bool) {
+	p.look.Lock()
+	defer p.look.Unlock()
+	next.each(func(e *elem) { grown = p.params[e.key.family].see(e) || grown })
+	return grown
 }
 
 // see has the layout be one that an element can work with, and says whether that is another one.

@@ -37,7 +37,7 @@ func TestRestartChangesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			l.Alive(open)
-			l.p = openAt(l.Node, Options{})
+			l.p = openAt(l.Node, Options{Counters: true})
 			if r := l.sync(s); r != (Report{}) {
 				t.Errorf("a restart has changed something: %+v", r)
 			}
@@ -54,7 +54,7 @@ func TestRestartCommitsTheDifference(t *testing.T) {
 		l.sync(s)
 		l.p.Close()
 		s.Delta(s.ServiceList[0], nodetest.ServiceOf("a", nodetest.PortOf(model.TCP, f.Pods(2), nodetest.ClusterIP(nodetest.At(f.Cluster, 80)))))
-		l.p = openAt(l.Node, Options{})
+		l.p = openAt(l.Node, Options{Counters: true})
 		if r := l.sync(s); r != (Report{Transactions: 1, Elements: 1}) {
 			t.Errorf("%+v", r)
 		}
@@ -349,7 +349,7 @@ func TestUpgradeReplacesRules(t *testing.T) {
 	l.p.Close()
 	l.Node.Run("nft", "delete chain ip berth-proxy layout-1; add chain ip berth-proxy layout-0; add set ip berth-proxy old { type ipv4_addr; }; "+
 		"insert rule ip berth-proxy services ip daddr @old goto vip; add chain ip berth-proxy older; add rule ip berth-proxy vip jump older")
-	l.p = openAt(l.Node, Options{})
+	l.p = openAt(l.Node, Options{Counters: true})
 	if r := l.sync(s); r.Transactions != 1 || r.Elements != 0 || r.Objects == 0 {
 		t.Errorf("%+v", r)
 	}

@@ -1,0 +1,67 @@
+package program
+
+import (
+	"net/netip"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-run/berth/proxy/model"
+)
+
+// Inspector compares what the kernel has with what it should have, and changes nothing. It may be used from any goroutine.
+type Inspector interface {
+	Inspect(Scope) (*Inspection, error)
+	// Client is which endpoint a client of a Service's port with session affinity is sent to again, and for how long still; ok
+	// is false if none is remembered.
+	Client(from netip.Addr, service types.NamespacedName, p *model.Port, policy model.Policy) (to netip.AddrPort, left time.Duration, ok bool, err error)
+}
+
+// Scope is what is looked at: rules always, and elements of some Services, and of some addresses whoever's they are; node ports
+// are at the unspecified address. The zero Scope is all there is.
+type Scope struct {
+	Services []types.NamespacedName
+	At       []Place
+}
+
+// Place is an address, port and protocol.
+type Place struct {
+	Protocol model.Protocol
+	Addr     netip.AddrPort
+}
+
+// All is whether it is all there is.
+func (s *Scope) All() bool { return len(s.Services) == 0 && len(s.At) == 0 }
+
+// Inspection is what was found.
+type Inspection struct {
+	// Elements is how many elements were compared, beside all rules.
+	Elements int
+	// Have is what the kernel has of the Scope, as nft would show it, with counts; not for the Scope of all there is.
+	Have []string
+	// Differences are what is not as it should be.
+	Differences []Difference
+}
+
+// Difference is something that the kernel should have otherwise.
+type Difference struct {
+	// Where is the table, and the set or chain of it.
+	Where string `json:"where"`
+	// What is wrong: missing, not berth's, another value, other rules.
+	What string `json:"what"`
+	// Want and Have are as nft shows them; one of them is empty where there should be nothing, or is.
+	Want string `json:"want,omitempty"`
+	Have string `json:"have,omitempty"`
+}
+
+// String is a line.
+func (d Difference) String() string {
+	s := d.Where + ": " + d.What
+	if d.Want != "" {
+		s += ": should be " + d.Want
+	}
+	if d.Have != "" {
+		s += ": is " + d.Have
+	}
+	return s
+}
