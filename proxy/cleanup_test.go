@@ -47,7 +47,7 @@ func cleanupHere(t *testing.T) {
 	run("*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\n"+
 		"-A PREROUTING -m comment --comment \"service portals\" -j KUBE-SERVICES\n-A PREROUTING -d 10.9.9.9 -j ACCEPT\n"+
 		"-A KUBE-SERVICES -d 10.0.0.1/32 -j KUBE-SVC-A\nCOMMIT\n", "iptables-nft-restore")
-	removed, err := Cleanup(t.Context())
+	removed, err := Cleanup()
 	if err != nil {
 		t.Error(err)
 	}
@@ -59,7 +59,7 @@ func cleanupHere(t *testing.T) {
 		!strings.Contains(left, "KUBE-KUBELET-CANARY") || !strings.Contains(left, "10.9.9.9") {
 		t.Error(left)
 	}
-	if removed, err := Cleanup(t.Context()); err != nil || len(removed) != 0 {
+	if removed, err := Cleanup(); err != nil || len(removed) != 0 {
 		t.Errorf("again: %v %v", removed, err)
 	}
 }

@@ -20,7 +20,7 @@ type Source interface {
 	Take() *watch.Batch
 }
 
-// Options are the parts of a proxy. All have to be there.
+// Options are the parts of a proxy. All have to be there but Programmed.
 type Options struct {
 	Model      *model.Model
 	Source     Source
@@ -32,7 +32,9 @@ type Options struct {
 	// Period is how often what is not told of is looked at: addresses of the node, ports that were taken. It bounds how long
 	// after a failure the kernel is tried again, too.
 	Period time.Duration
-	Log    *slog.Logger
+	// Programmed is called once, when the kernel has all.
+	Programmed func()
+	Log        *slog.Logger
 }
 
 const (
@@ -151,6 +153,10 @@ func (r *runner) finish(full bool, begin time.Time, b *watch.Batch, report progr
 		r.Log.Info("Services are programmed again")
 	}
 	r.failed, r.retry, r.delay = "", nil, retryFirst
+	if r.Programmed != nil {
+		r.Programmed()
+		r.Programmed = nil
+	}
 	r.Metrics.Synced(full, took, triggers, report.Transactions, report.Elements)
 }
 

@@ -211,43 +211,6 @@ func TestSlicesAndTheNodeReachTheModel(t *testing.T) {
 	}
 }
 
-// What iptables-restore is given takes kube-proxy's chains away, and nothing else.
-func TestRemoval(t *testing.T) {
-	const saved = `# Generated
-*nat
-:PREROUTING ACCEPT [0:0]
-:KUBE-SERVICES - [0:0]
-:KUBE-SVC-ABC - [0:0]
-:KUBE-SEP-DEF - [0:0]
-:KUBE-KUBELET-CANARY - [0:0]
-:KUBE-FIREWALL - [0:0]
-:CNI-KUBE-SVC - [0:0]
--A PREROUTING -m comment --comment "kubernetes service portals -j" -j KUBE-SERVICES
--A PREROUTING -j CNI-KUBE-SVC
--A OUTPUT -j KUBE-FIREWALL
--A KUBE-SERVICES -d 10.0.0.1/32 -j KUBE-SVC-ABC
--A KUBE-SVC-ABC -j KUBE-SEP-DEF
-COMMIT
-`
-	got, n := removal("nat", saved)
-	want := `*nat
-:KUBE-SERVICES - [0:0]
-:KUBE-SVC-ABC - [0:0]
-:KUBE-SEP-DEF - [0:0]
--D PREROUTING -m comment --comment "kubernetes service portals -j" -j KUBE-SERVICES
--X KUBE-SERVICES
--X KUBE-SVC-ABC
--X KUBE-SEP-DEF
-COMMIT
-`
-	if got != want || n != 3 {
-		t.Errorf("%d chains\n%s", n, got)
-	}
-	if _, n := removal("nat", "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-FIREWALL - [0:0]\nCOMMIT\n"); n != 0 {
-		t.Errorf("%d chains", n)
-	}
-}
-
 func TestSetConntrack(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "net/netfilter")

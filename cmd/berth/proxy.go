@@ -20,7 +20,6 @@ import (
 	"github.com/berth-run/berth/proxy/config"
 	"github.com/berth-run/berth/proxy/health"
 	"github.com/berth-run/berth/proxy/model"
-	"github.com/berth-run/berth/proxy/nft"
 	"github.com/berth-run/berth/proxy/program"
 	"github.com/berth-run/berth/proxy/watch"
 )
@@ -31,7 +30,7 @@ func proxyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "proxy",
 		Short: "Have Services reached from this node, in place of kube-proxy",
-		Long: "Have Services reached from this node, in place of kube-proxy, by nf_tables, until SIGTERM or SIGINT. The rules stay then:\n" +
+		Long: "Have Services reached from this node, in place of kube-proxy, by nf_tables or iptables, until SIGTERM or SIGINT. The rules stay then:\n" +
 			"connections and Services go on, and the next start changes only what differs. --cleanup removes them.\n\n" +
 			"Configuration and flags are kube-proxy's: a KubeProxyConfiguration, or flags, which beside --config do not count but for\n" +
 			"--hostname-override, --master, -v and --logging-format.",
@@ -73,7 +72,7 @@ func (f *proxyFlags) add(set *pflag.FlagSet) {
 
 // cleanProxy says what it has removed, also where it could not remove the rest.
 func cleanProxy(cmd *cobra.Command) error {
-	removed, err := proxy.Cleanup(cmd.Context())
+	removed, err := proxy.Cleanup()
 	for _, what := range removed {
 		fmt.Fprintln(cmd.OutOrStdout(), "removed", what)
 	}
@@ -83,22 +82,12 @@ func cleanProxy(cmd *cobra.Command) error {
 // runProxy runs the proxy: its parts end together.
 func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	log := proxyLogger(c)
-	if mode := c.Proxy.Mode; mode != config.Auto && mode != config.NFTables {
-		return fmt.Errorf("mode %q: berth has nftables alone: set mode to nftables, or leave it empty", mode)
-	}
 	if len(c.Ignored) > 0 {
 		log.Warn("flags do not count beside --config", "flags", strings.Join(c.Ignored, " "), "config", c.File)
-	}
-	for _, s := range c.Unused() {
-		log.Warn("a setting has no effect", "setting", s)
 	}
 	node, err := c.NodeName()
 	if err != nil {
 		return err
-	}
-	families := []string{"IPv4"}
-	if ipv6() {
-		families = append(families, "IPv6")
 	}
 	client, err := watch.NewClient(watch.ClientOptions{
 		Kubeconfig: c.Proxy.ClientConnection.Kubeconfig, Master: c.Master,
@@ -108,12 +97,16 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	if err != nil {
 		return err
 	}
-	programmer, err := nft.Open(nft.Options{Log: log, Counters: own.counters})
+	kernel, err := openKernel(c, own, log)
 	if err != nil {
 		return err
 	}
+	families := kernel.families
+	for _, s := range c.Unused() {
+		log.Warn("a setting has no effect", "setting", s)
+	}
 	services := c.Model(node, true, len(families) > 1)
-	program.AbilitiesOf(programmer).Limit(&services)
+	program.AbilitiesOf(kernel).Limit(&services)
 	m, err := model.New(services)
 	if err != nil {
 		return err
@@ -121,14 +114,14 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	prepareHost(c, log)
 	ctx, stop := interrupted(ctx)
 	defer stop()
-	log.Info("berth proxy starts", "node", node, "families", strings.Join(families, " "), "version", version.String())
+	log.Info("berth proxy starts", "node", node, "mode", kernel.mode, "families", strings.Join(families, " "), "version", version.String())
 	o := proxy.Options{
-		Model: m, Programmer: programmer, Period: c.SyncPeriod(), Log: log,
+		Model: m, Programmer: kernel, Programmed: kernel.alone, Period: c.SyncPeriod(), Log: log,
 		Health: health.New(2*c.SyncPeriod(), families...), Metrics: health.NewMetrics(families...),
 		Events: health.NewEvents(node, client.CreateEvent, log),
 	}
-	if counters := programmer.Counters(); counters != nil {
-		o.Metrics.Counters(counters.Read)
+	if kernel.counted != nil {
+		o.Metrics.Counters(kernel.counted)
 	}
 	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed, Log: log}
 	w := watch.New(client, watch.Options{Node: node, Log: log, Queued: o.Queued})
@@ -138,10 +131,10 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 		func(ctx context.Context) error { o.Events.Run(ctx); return nil },
 		func(ctx context.Context) error { proxy.Run(ctx, o); return nil },
 		func(ctx context.Context) error { return serveHealth(ctx, c, &o, log) },
-		func(ctx context.Context) error { return serveMetrics(ctx, c, &o, log) },
+		func(ctx context.Context) error { return serveMetrics(ctx, kernel.mode, c, &o, log) },
 	)
 	log.Info("berth proxy stops, its rules stay")
-	return errors.Join(err, programmer.Close())
+	return errors.Join(err, kernel.Close())
 }
 
 // together runs all until the context ends or one of them fails, and returns when none is left.
@@ -168,11 +161,11 @@ func serveHealth(ctx context.Context, c *config.Config, o *proxy.Options, log *s
 	return health.Serve(ctx, "health", c.Proxy.HealthzBindAddress, o.Health.Handler(o.Metrics), c.Proxy.BindAddressHardFail, log)
 }
 
-func serveMetrics(ctx context.Context, c *config.Config, o *proxy.Options, log *slog.Logger) error {
+func serveMetrics(ctx context.Context, mode string, c *config.Config, o *proxy.Options, log *slog.Logger) error {
 	if c.Proxy.MetricsBindAddress == "" {
 		return nil
 	}
-	pages := health.Pages{Metrics: o.Metrics, Mode: string(config.NFTables), Config: c.Proxy, Profiling: c.Proxy.EnableProfiling}
+	pages := health.Pages{Metrics: o.Metrics, Mode: mode, Config: c.Proxy, Profiling: c.Proxy.EnableProfiling}
 	return health.Serve(ctx, "metrics", c.Proxy.MetricsBindAddress, pages.Handler(), c.Proxy.BindAddressHardFail, log)
 }
 
@@ -185,15 +178,6 @@ func prepareHost(c *config.Config, log *slog.Logger) {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(score), 0o644); err != nil {
 		log.Warn("oomScoreAdj is not set", "score", score, "error", err)
 	}
-}
-
-// ipv6 is whether the kernel does it.
-func ipv6() bool {
-	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
-		return false
-	}
-	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
-	return err != nil || strings.TrimSpace(string(off)) != "1"
 }
 
 // proxyLogger has kube-proxy's level and format.

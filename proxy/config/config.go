@@ -102,6 +102,7 @@ func (c *Config) Model(node string, ipv4, ipv6 bool) model.Config {
 		BridgeInterface:     p.DetectLocal.BridgeInterface,
 		InterfaceNamePrefix: p.DetectLocal.InterfaceNamePrefix,
 		NodePortAddresses:   slices.Clone(p.NodePortAddresses),
+		LoopbackNodePorts:   p.Mode == IPTables && *p.IPTables.LocalhostNodePorts,
 	}
 	if addr, ok := parseAddr(p.BindAddress); ok {
 		m.BindAddress = addr
@@ -125,11 +126,14 @@ func (c *Config) Unused() []string {
 		}
 	}
 	const noDelay = "changes are programmed at once, and those that come meanwhile together"
-	const noMark = "no packets are marked"
+	const noMark = "in mode nftables no packets are marked"
 	note(p.IPTables.MinSyncPeriod != d.IPTables.MinSyncPeriod, "iptables.minSyncPeriod", noDelay)
 	note(p.NFTables.MinSyncPeriod != d.NFTables.MinSyncPeriod, "nftables.minSyncPeriod", noDelay)
-	note(*p.IPTables.MasqueradeBit != *d.IPTables.MasqueradeBit, "iptables.masqueradeBit", noMark)
-	note(*p.NFTables.MasqueradeBit != *d.NFTables.MasqueradeBit, "nftables.masqueradeBit", noMark)
+	if p.Mode != IPTables {
+		note(*p.IPTables.MasqueradeBit != *d.IPTables.MasqueradeBit, "iptables.masqueradeBit", noMark)
+		note(*p.NFTables.MasqueradeBit != *d.NFTables.MasqueradeBit, "nftables.masqueradeBit", noMark)
+		note(!*p.IPTables.LocalhostNodePorts, "iptables.localhostNodePorts", "in mode nftables node ports are never served at loopback addresses")
+	}
 	note(p.ConfigSyncPeriod != d.ConfigSyncPeriod, "configSyncPeriod", "what is known of the API server's objects is not repeated")
 	note(p.ShowHiddenMetricsForVersion != "", "showHiddenMetricsForVersion", "no metric is hidden")
 	note(p.PortRange != "", "portRange", "kube-proxy has no use for it either")

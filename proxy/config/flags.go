@@ -54,7 +54,7 @@ func (f *Flags) Add(set *pflag.FlagSet) {
 	f.text(&c.ClientConnection.ContentType, "kube-api-content-type", "clientConnection.contentType", "content `type` of requests")
 	f.number(&c.ClientConnection.Burst, "kube-api-burst", "clientConnection.burst", "`requests` at once to the API server")
 	set.Float32Var(&c.ClientConnection.QPS, "kube-api-qps", c.ClientConnection.QPS, f.named("kube-api-qps", "clientConnection.qps", "`requests` a second to the API server"))
-	f.text((*string)(&c.Mode), "proxy-mode", "mode", "`mode`: nftables, which is the default")
+	f.text((*string)(&c.Mode), "proxy-mode", "mode", "`mode`: nftables, which is the default where the kernel has it, or iptables")
 	f.text(&f.bind, "bind-address", "bindAddress", "`address` of the node, instead of its Node's; nothing is bound to it")
 	f.text(&c.HealthzBindAddress, "healthz-bind-address", "healthzBindAddress", "`address` of /healthz and /livez")
 	f.number(&f.healthPort, "healthz-port", "", "port of --healthz-bind-address where it has none, 0 for no server")
@@ -86,8 +86,8 @@ func (f *Flags) Add(set *pflag.FlagSet) {
 	f.time(&c.Conntrack.UDPStreamTimeout.Duration, "conntrack-udp-timeout-stream", "conntrack.udpStreamTimeout", "`time` for UDP with answers, 0 to leave it")
 	f.time(&c.ConfigSyncPeriod.Duration, "config-sync-period", "configSyncPeriod", "no effect")
 
-	f.number(c.IPTables.MasqueradeBit, "iptables-masquerade-bit", "iptables.masqueradeBit", "`bit`; no effect")
-	f.flag(c.IPTables.LocalhostNodePorts, "iptables-localhost-nodeports", "iptables.localhostNodePorts", "for mode iptables alone")
+	f.number(c.IPTables.MasqueradeBit, "iptables-masquerade-bit", "iptables.masqueradeBit", "`bit` of packets' marks that has them masqueraded, for mode iptables alone")
+	f.flag(c.IPTables.LocalhostNodePorts, "iptables-localhost-nodeports", "iptables.localhostNodePorts", "serve node ports at 127.0.0.1, too, for mode iptables alone")
 	f.iptables.period, f.iptables.least = c.IPTables.SyncPeriod.Duration, c.IPTables.MinSyncPeriod.Duration
 	f.time(&f.iptables.period, "iptables-sync-period", "iptables.syncPeriod", "`time` after which the kernel's rules are looked at although nothing has changed")
 	f.time(&f.iptables.least, "iptables-min-sync-period", "iptables.minSyncPeriod", "no effect")

@@ -22,6 +22,29 @@ func (p *Programmer) Abilities() program.Abilities {
 	}
 }
 
+// Supported says why the kernel cannot do what this package needs; nil if it can, or does not say. It changes nothing.
+func (p *Programmer) Supported() error {
+	for _, f := range layers {
+		var b nftables.Batch
+		o := objects{Batch: &b, table: p.table + "-" + strconv.Itoa(os.Getpid())}
+		o.addTable(f)
+		o.change(&layout{}, newLayout(f, &params{}))
+		if b.Size() > p.conn.Limit() {
+			return nil
+		}
+		o.deleteChain(f, "none") // the transaction ends with an error
+		err := p.conn.Commit(&b)
+		var refused *nftables.RefusedError
+		if errors.As(err, &refused) && strings.Contains(refused.What, " none") || errors.Is(err, unix.EPERM) {
+			continue
+		}
+		if err != nil {
+			return explain(err)
+		}
+	}
+	return nil
+}
+
 // takes says whether the kernel would take a rule with a map by the name "map". It is in a transaction that ends with an error.
 func (p *Programmer) takes(f layer, r *rb) bool {
 	var b nftables.Batch

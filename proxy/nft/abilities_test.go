@@ -16,6 +16,9 @@ func TestAbilities(t *testing.T) {
 	if a := p.Abilities(); a != (program.Abilities{Hash: true}) {
 		t.Errorf("%+v", a)
 	}
+	if err := p.Supported(); err != nil {
+		t.Error(err)
+	}
 	f := layers[model.IPv4]
 	if p.takes(f, (&rb{f: f}).add("no-such-expression", nil)) {
 		t.Error("an expression that there is not is taken for possible")

@@ -56,7 +56,10 @@ func Packets(t *testing.T, open Open) {
 		"FrontendPrecedesNodePort": testFrontendPrecedesNodePort, "ExternalPolicyLocal": testExternalPolicyLocal,
 		"InternalPolicyLocal": testInternalPolicyLocal, "SourceRanges": testSourceRanges,
 	} {
-		t.Run(name, func(t *testing.T) { test(t, open) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, open)
+		})
 	}
 }
 
