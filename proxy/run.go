@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-run/berth/proxy/health"
+	"github.com/berth-run/berth/proxy/loopback"
 	"github.com/berth-run/berth/proxy/model"
 	"github.com/berth-run/berth/proxy/program"
 	"github.com/berth-run/berth/proxy/watch"
@@ -20,7 +22,7 @@ type Source interface {
 	Take() *watch.Batch
 }
 
-// Options are the parts of a proxy. All have to be there but Programmed.
+// Options are the parts of a proxy. All have to be there but Programmed and Loopback.
 type Options struct {
 	Model      *model.Model
 	Source     Source
@@ -28,6 +30,7 @@ type Options struct {
 	Health     *health.Health
 	Metrics    *health.Metrics
 	NodePorts  *health.NodePorts
+	Loopback   *loopback.Ports // nil: node ports are not served at loopback addresses
 	Events     *health.Events
 	// Period is how often what is not told of is looked at: addresses of the node, ports that were taken. It bounds how long
 	// after a failure the kernel is tried again, too.
@@ -57,6 +60,7 @@ type runner struct {
 func Run(ctx context.Context, o Options) {
 	r := &runner{Options: o, delay: retryFirst}
 	defer r.NodePorts.Close()
+	defer r.Loopback.Close()
 	period, all := time.NewTicker(o.Period), time.NewTicker(verifyEvery)
 	defer period.Stop()
 	defer all.Stop()
@@ -84,6 +88,7 @@ func Run(ctx context.Context, o Options) {
 			}
 		case <-period.C:
 			r.NodePorts.Retry()
+			r.Loopback.Retry()
 		}
 	}
 }
@@ -115,6 +120,7 @@ func (r *runner) take(b *watch.Batch) {
 		done(false)
 	}
 	r.NodePorts.Apply(&d)
+	r.Loopback.Apply(&d)
 	r.Metrics.Counts(r.Model.State().Counts())
 }
 
@@ -178,6 +184,13 @@ func (o *Options) Queued(kind watch.Kind) {
 	case watch.EndpointSlice:
 		o.Metrics.SliceQueued()
 	}
+}
+
+// LoopbackFailed is for loopback.Options: it counts, and tells whose node port cannot be listened at.
+func (o *Options) LoopbackFailed(service types.NamespacedName, at netip.AddrPort, err error) {
+	o.Metrics.LoopbackFailed(at.Addr())
+	o.Events.Warn(health.Reference("Service", service), "FailedToListenOnLoopback", "Listen",
+		fmt.Sprintf("node %s cannot listen at %s for the node port: %v", o.Events.Node, at, err))
 }
 
 // PortFailed is for health.NodePorts: it tells whose port cannot be listened at.

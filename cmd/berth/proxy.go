@@ -19,6 +19,7 @@ import (
 	"github.com/berth-run/berth/proxy"
 	"github.com/berth-run/berth/proxy/config"
 	"github.com/berth-run/berth/proxy/health"
+	"github.com/berth-run/berth/proxy/loopback"
 	"github.com/berth-run/berth/proxy/model"
 	"github.com/berth-run/berth/proxy/program"
 	"github.com/berth-run/berth/proxy/watch"
@@ -122,6 +123,12 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	}
 	if kernel.counted != nil {
 		o.Metrics.Counters(kernel.counted)
+	}
+	if ipv4, ipv6 := c.LoopbackNodePorts(); ipv4 || ipv6 {
+		o.Loopback = loopback.New(loopback.Options{
+			IPv4: ipv4, IPv6: ipv6 && len(families) > 1, Failed: o.LoopbackFailed, Log: log,
+			Listening: o.Metrics.LoopbackListening, Refused: o.Metrics.LoopbackRefused,
+		})
 	}
 	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed, Log: log}
 	w := watch.New(client, watch.Options{Node: node, Log: log, Queued: o.Queued})

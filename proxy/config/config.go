@@ -32,6 +32,8 @@ type Config struct {
 	File string
 	// Ignored are the flags that were given beside File and do not count then.
 	Ignored []string
+
+	localhost bool // iptables.localhostNodePorts was asked for, and not by default
 }
 
 // Default is the configuration without a file and flags.
@@ -43,12 +45,19 @@ func Default() *v1alpha1.KubeProxyConfiguration {
 
 // Load reads a file, with defaults for what it leaves out. Errors name file, line, field and value.
 func Load(file string) (*v1alpha1.KubeProxyConfiguration, error) {
+	c, _, err := loadFile(file)
+	return c, err
+}
+
+// loadFile is Load, and says whether the file has iptables.localhostNodePorts be true.
+func loadFile(file string) (c *v1alpha1.KubeProxyConfiguration, localhost bool, err error) {
 	c, lines, err := readFile(file)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
+	localhost = c.IPTables.LocalhostNodePorts != nil && *c.IPTables.LocalhostNodePorts
 	setDefaults(c)
-	return c, check(c, func(path string) string { return place(file, lines, path) })
+	return c, localhost, check(c, func(path string) string { return place(file, lines, path) })
 }
 
 // place is file and line of a field; of the section that it would be in, if it is not there.
@@ -83,6 +92,28 @@ func (c *Config) MasqueradeAll() bool {
 		return c.Proxy.NFTables.MasqueradeAll
 	}
 	return c.Proxy.IPTables.MasqueradeAll
+}
+
+// loopbackGate is kube-proxy's feature gate for node ports at loopback addresses in mode nftables (KEP-6032).
+const loopbackGate = "KubeProxyNFTablesLocalhostNodePorts"
+
+// LoopbackNodePorts is whether node ports are to be served at 127.0.0.1 and ::1: where nodePortAddresses names loopback addresses, by
+// localhost or a CIDR of them alone, and the feature gate is not turned off; at 127.0.0.1 also where no mode is given and
+// iptables.localhostNodePorts is, which is how kube-proxy's mode iptables is asked.
+func (c *Config) LoopbackNodePorts() (ipv4, ipv6 bool) {
+	if on, ok := c.Proxy.FeatureGates[loopbackGate]; ok && !on {
+		return false, false
+	}
+	ipv4 = c.Proxy.Mode == Auto && c.localhost
+	for _, s := range c.Proxy.NodePortAddresses {
+		if s == "localhost" {
+			return true, true
+		}
+		if ip, _, err := netutils.ParseCIDRSloppy(s); err == nil && ip.IsLoopback() {
+			ipv4, ipv6 = ipv4 || ip.To4() != nil, ipv6 || ip.To4() == nil
+		}
+	}
+	return ipv4, ipv6
 }
 
 // SyncPeriod is how often the kernel's rules are looked at although nothing has changed; the proxy counts as unhealthy when a
@@ -141,7 +172,7 @@ func (c *Config) Unused() []string {
 	note(len(p.Logging.VModule) > 0, "logging.vmodule", "levels are for the whole program")
 	gates := make([]string, 0, len(p.FeatureGates))
 	for gate := range p.FeatureGates {
-		if gate != "AllowServiceExternalIPs" {
+		if gate != "AllowServiceExternalIPs" && gate != loopbackGate {
 			gates = append(gates, gate)
 		}
 	}

@@ -116,6 +116,39 @@ func TestModesDefaults(t *testing.T) {
 	}
 }
 
+func TestLoopbackNodePortsWhereTheyAreAskedFor(t *testing.T) {
+	for _, tc := range []struct {
+		content    string
+		ipv4, ipv6 bool
+	}{
+		{"", false, false},
+		{"mode: nftables\n", false, false},
+		{"mode: nftables\nnodePortAddresses: [all]\n", false, false},
+		{"mode: nftables\nnodePortAddresses: [primary, localhost]\n", true, true},
+		{"nodePortAddresses: [10.0.0.0/8, 127.0.0.0/8]\n", true, false},
+		{"nodePortAddresses: ['::1/128', primary]\n", false, true},
+		{"nodePortAddresses: [localhost]\nfeatureGates: {KubeProxyNFTablesLocalhostNodePorts: true}\n", true, true},
+		{"nodePortAddresses: [localhost]\nfeatureGates: {KubeProxyNFTablesLocalhostNodePorts: false}\n", false, false},
+		{"featureGates: {KubeProxyNFTablesLocalhostNodePorts: true}\n", false, false},
+		{"iptables: {localhostNodePorts: null}\n", false, false},
+		{"iptables: {localhostNodePorts: true}\n", true, false},
+		{"mode: nftables\niptables: {localhostNodePorts: true}\n", false, false},
+	} {
+		c := mustLoad(t, "--config", write(t, header+tc.content))
+		if ipv4, ipv6 := c.LoopbackNodePorts(); ipv4 != tc.ipv4 || ipv6 != tc.ipv6 {
+			t.Errorf("%q: %v, %v", tc.content, ipv4, ipv6)
+		}
+		if unused := c.Unused(); unused != nil {
+			t.Errorf("%q has no effect: %q", tc.content, unused)
+		}
+	}
+	for args, want := range map[string]bool{"--nodeport-addresses=localhost": true, "--iptables-localhost-nodeports": true, "--iptables-localhost-nodeports=false": false, "--nodeport-addresses=all": false} {
+		if ipv4, _ := mustLoad(t, args).LoopbackNodePorts(); ipv4 != want {
+			t.Errorf("%s: %v", args, ipv4)
+		}
+	}
+}
+
 func TestErrorsNameFileLineFieldAndValue(t *testing.T) {
 	for _, tc := range []struct{ content, want string }{
 		{"mode: nftable\n", `:3: mode: "nftable": must be one of "iptables", "ipvs", "nftables", ""`},

@@ -87,7 +87,7 @@ func (f *Flags) Add(set *pflag.FlagSet) {
 	f.time(&c.ConfigSyncPeriod.Duration, "config-sync-period", "configSyncPeriod", "no effect")
 
 	f.number(c.IPTables.MasqueradeBit, "iptables-masquerade-bit", "iptables.masqueradeBit", "`bit` of packets' marks that has them masqueraded, for mode iptables alone")
-	f.flag(c.IPTables.LocalhostNodePorts, "iptables-localhost-nodeports", "iptables.localhostNodePorts", "serve node ports at 127.0.0.1, too, for mode iptables alone")
+	f.flag(c.IPTables.LocalhostNodePorts, "iptables-localhost-nodeports", "iptables.localhostNodePorts", "serve node ports at 127.0.0.1, too, for --proxy-mode iptables, or none")
 	f.iptables.period, f.iptables.least = c.IPTables.SyncPeriod.Duration, c.IPTables.MinSyncPeriod.Duration
 	f.time(&f.iptables.period, "iptables-sync-period", "iptables.syncPeriod", "`time` after which the kernel's rules are looked at although nothing has changed")
 	f.time(&f.iptables.least, "iptables-min-sync-period", "iptables.minSyncPeriod", "no effect")
@@ -151,10 +151,11 @@ func (f *Flags) Load() (*Config, error) {
 
 // fromFile has the file count, and flags for logs over it, as kube-proxy does.
 func (f *Flags) fromFile(c *Config) error {
-	p, err := Load(f.file)
+	p, localhost, err := loadFile(f.file)
 	if err != nil {
 		return err
 	}
+	c.localhost = localhost
 	if f.set.Changed("v") {
 		p.Logging.Verbosity = logsapi.VerbosityLevel(f.verbosity)
 	}
@@ -214,6 +215,7 @@ func (f *Flags) fromFlags(c *Config) error {
 	if errs != nil {
 		return errs
 	}
+	c.localhost = given("iptables-localhost-nodeports") && *p.IPTables.LocalhostNodePorts
 	c.Proxy = *p
 	return check(p, func(path string) string {
 		at := strings.Replace(path, "nftables.", "iptables.", 1)

@@ -2,6 +2,7 @@ package health
 
 import (
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,6 +28,9 @@ type Metrics struct {
 	problems                                 *prometheus.CounterVec
 	elements, transactions                   prometheus.Counter
 	services, ports, frontends, endpointsNow prometheus.Gauge
+
+	loopbackListeners                  *prometheus.GaugeVec
+	loopbackFailures, loopbackRefusals *prometheus.CounterVec
 }
 
 // Prefixes of kube-proxy's names, and of berth's.
@@ -51,6 +55,8 @@ func NewMetrics(families ...string) *Metrics {
 	m.noLocal = m.gauges("sync_proxy_rules_no_local_endpoints_total", "Ports with a traffic policy Local and endpoints on other nodes only", []string{"traffic_policy", "ip_family"})
 	m.failures = m.counters("sync_proxy_rules_nftables_sync_failures_total", "How often programming has failed", family)
 	m.counters("sync_proxy_rules_nftables_cleanup_failures_total", "Always 0: nothing is cleaned up apart", family)
+	m.loopbackListeners = m.gauges("nftables_localhost_nodeport_listeners", "Node ports that are listened at on loopback", family)
+	m.loopbackFailures = m.counters("nftables_localhost_nodeport_listener_creation_failures_total", "Node ports that could not be listened at on loopback", family)
 	m.healthz = m.counters("proxy_healthz_total", "Answers of /healthz", []string{"code"})
 	m.livez = m.counters("proxy_livez_total", "Answers of /livez", []string{"code"})
 	m.endpointsPending = m.gauge(prefix+"sync_proxy_rules_endpoint_changes_pending", "Changes of slices that wait to be programmed")
@@ -60,6 +66,11 @@ func NewMetrics(families ...string) *Metrics {
 
 	m.problems = prometheus.NewCounterVec(prometheus.CounterOpts{Name: own + "problems_total", Help: "Parts of objects that were left out, by kind of the object"}, []string{"kind"})
 	m.registry.MustRegister(m.problems)
+	m.loopbackRefusals = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: own + "loopback_refused_total", Help: "Connections and UDP clients of node ports on loopback that were one too many, or that no endpoint answered",
+	}, family)
+	m.registry.MustRegister(m.loopbackRefusals)
+	m.each(family, func(f string) { m.loopbackRefusals.WithLabelValues(f) })
 	m.elements = m.counter(own+"elements_changed_total", "Elements of sets put in, taken away or changed")
 	m.transactions = m.counter(own+"transactions_total", "Transactions that the kernel has taken")
 	m.services = m.gauge(own+"services", "Services that something is done for")
@@ -208,6 +219,25 @@ func (m *Metrics) Failed() {
 
 // Problem notes a part of an object that was left out.
 func (m *Metrics) Problem(kind string) { m.problems.WithLabelValues(kind).Inc() }
+
+// LoopbackListening notes how many node ports of a family are listened at on loopback.
+func (m *Metrics) LoopbackListening(f model.Family, n int) {
+	m.loopbackListeners.WithLabelValues(f.String()).Set(float64(n))
+}
+
+// LoopbackFailed notes a node port that cannot be listened at.
+func (m *Metrics) LoopbackFailed(at netip.Addr) {
+	f := model.IPv4
+	if at.Is6() {
+		f = model.IPv6
+	}
+	m.loopbackFailures.WithLabelValues(f.String()).Inc()
+}
+
+// LoopbackRefused notes a connection to a node port on loopback that led nowhere.
+func (m *Metrics) LoopbackRefused(f model.Family) {
+	m.loopbackRefusals.WithLabelValues(f.String()).Inc()
+}
 
 // Counts are the model's sums.
 func (m *Metrics) Counts(c model.Counts) {
