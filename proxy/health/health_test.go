@@ -256,8 +256,27 @@ func TestPages(t *testing.T) {
 			t.Errorf("no %s", want)
 		}
 	}
-	if strings.Contains(text("/debug/pprof/cmdline"), "health.test") {
-		t.Error("profiling is on")
+}
+
+// CVE-2019-11248: /debug/pprof was served at a port that the network reaches, without being asked for.
+func TestCVE_2019_11248_NoProfilesUnlessAskedFor(t *testing.T) {
+	m := NewMetrics("IPv4")
+	for name, tc := range map[string]struct {
+		handler http.Handler
+		code    int
+	}{
+		"metrics":             {(&Pages{Metrics: m}).Handler(), http.StatusNotFound},
+		"metrics, asked for":  {(&Pages{Metrics: m, Profiling: true}).Handler(), http.StatusOK},
+		"health":              {New(time.Minute, "IPv4").Handler(m), http.StatusNotFound},
+		"health check of one": {(&NodePorts{Healthy: func() bool { return true }}).handler(check{}), http.StatusServiceUnavailable},
+	} {
+		for _, path := range []string{"/debug/pprof/", "/debug/pprof/goroutine", "/debug/pprof/symbol"} {
+			w := httptest.NewRecorder()
+			tc.handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+			if w.Code != tc.code || tc.code != http.StatusOK && strings.Contains(w.Body.String(), "goroutine") {
+				t.Errorf("%s: %s: %d", name, path, w.Code)
+			}
+		}
 	}
 }
 

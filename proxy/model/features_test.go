@@ -190,6 +190,12 @@ func TestCVE_2020_8554_ExternalIPsAreNeverLoopbackOrLinkLocal(t *testing.T) {
 			t.Errorf("%s: %d frontends", ip, c.Frontends)
 		}
 	}
+	// The feature gate AllowServiceExternalIPs turns them all off.
+	off := testConfig
+	off.NoExternalIPs = true
+	if c := modelOf(t, web(withExternalIPs(externalIP)), slice1("web", here), off).State().Counts(); c.Frontends != 1 {
+		t.Errorf("turned off: %d frontends", c.Frontends)
+	}
 }
 
 func TestLoadBalancersByMode(t *testing.T) {

@@ -1,13 +1,16 @@
 package nft
 
 import (
+	"context"
 	"encoding/binary"
 	"hash/crc32"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
+	userspace "github.com/berth-run/berth/proxy/loopback"
 	"github.com/berth-run/berth/proxy/model"
 	"github.com/berth-run/berth/proxy/nodetest"
 )
@@ -85,5 +88,20 @@ func TestCVE_2020_8558(t *testing.T) {
 	l.Want(l.Client, "tcp4", "127.0.0.1:30080", nodetest.Silence)
 	if got := l.Node.Ask("tcp4", "127.0.0.1:30080"); got != nodetest.Refused {
 		t.Errorf("from the node itself: %q", got)
+	}
+	// Where they are asked for, they are the node's own alone.
+	ports := userspace.New(userspace.Options{IPv4: true, Dial: func(_ context.Context, network, address string) (net.Conn, error) {
+		return l.Node.Dial(network, address)
+	}})
+	defer ports.Close()
+	if err := l.Node.Do(func() error { ports.Apply(s.Delta(nil, s.ServiceList[0])); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.Node.Ask("tcp4", "127.0.0.1:30080"); !strings.HasPrefix(got, "pod1 ") {
+		t.Errorf("from the node itself: %q", got)
+	}
+	l.Want(l.Client, "tcp4", "127.0.0.1:30080", nodetest.Silence)
+	if got := l.Node.Run("sh", "-c", "cat /proc/sys/net/ipv4/conf/*/route_localnet | sort -u"); got != "0\n" {
+		t.Errorf("route_localnet: %q", got)
 	}
 }
