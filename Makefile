@@ -15,6 +15,9 @@ VM_RUN ?= ^(TestCritest|TestUserNamespaces|TestEachLimit|TestOOMKilled|TestPidsL
 VM_SYSTEMD_RUN ?= ^TestSystemdDriver$$
 VM_SELINUX_RUN ?= ^(TestSELinux|TestCritestSELinux)$$
 
+# How many Services `make bench-proxy` measures beside; kube-proxy up to 10,000 of them.
+SIZES ?= 1000 5000 10000 30000
+
 # Which fuzz targets to run, and for how long each.
 FUZZ ?= .
 export FUZZTIME ?= 1m
@@ -98,6 +101,11 @@ bench: build ## measure berth: pod start, exec, removal, density, log; pulls bes
 	@integration/tools/build.sh registry cni crictl busybox containerd > /dev/null
 	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench '$(RUN)' -benchtime 1x ./integration
 
+bench-proxy: build ## berth proxy beside kube-proxy 1.37 with a real API server, 1,000 to 30,000 Services (SIZES="1000"; a quarter of an hour)
+	@integration/tools/build.sh kube-apiserver kubectl etcd kube-proxy > /dev/null
+	@BERTH_TOOLS="kube-apiserver kubectl etcd kube-proxy" BERTH_BENCH_PROXY="$(SIZES)" integration/progress.sh bench-proxy \
+		$(GO) test -tags integration -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkServiceProxy$$' -benchtime 1x ./integration
+
 lint: setup ## golangci-lint with the configuration of this repository
 	@read -r _ linter < <(integration/tools/build.sh golangci-lint); integration/progress.sh lint "$$linter" run
 
@@ -112,4 +120,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-proxy-differential fuzz bench lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-proxy-differential fuzz bench bench-proxy lint fmt install clean

@@ -176,7 +176,7 @@ func (f *fabric) on(t *testing.T) *fabric {
 	return &on
 }
 
-func namespace(t *testing.T, path string) string {
+func namespace(t testing.TB, path string) string {
 	t.Helper()
 	must(t, network.Pin(network.NamespaceSet{Net: path}))
 	t.Cleanup(func() { must(t, network.Unpin(path)) })
@@ -184,7 +184,7 @@ func namespace(t *testing.T, path string) string {
 }
 
 // script runs commands in a network namespace, one a line.
-func script(t *testing.T, netns, text string) string {
+func script(t testing.TB, netns, text string) string {
 	t.Helper()
 	var out []byte
 	must(t, network.InNamespaces([]string{netns}, func() (err error) {

@@ -53,7 +53,7 @@ func (n *Node) startBerth(ctx context.Context, env []string, probe func(*Client,
 		"--nri-socket", n.NRISocket(), "--nri-plugins", n.NRIPlugins(), "--nri-config", n.NRIPlugins(),
 		"--cgroup-driver", "cgroupfs", // the node's cgroup is none of systemd's
 	}, n.serve...)
-	p, err := startIn(n.netns, "berth serve", filepath.Join(n.Dir, "berth.log"), env, program, args...)
+	p, err := StartIn(n.netns, "berth serve", filepath.Join(n.Dir, "berth.log"), env, program, args...)
 	if err != nil {
 		return err
 	}

@@ -48,7 +48,10 @@ func StartControlPlane(ctx context.Context, tools *Tools, extra ...string) (*Con
 	}
 	cp := &ControlPlane{
 		token: random() + random(), tools: tools,
-		client: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}, // its own certificate, on loopback
+		client: &http.Client{Transport: &http.Transport{
+			TLSClientConfig:     &tls.Config{InsecureSkipVerify: true}, // its own certificate, on loopback
+			MaxIdleConnsPerHost: 16,
+		}},
 	}
 	if err := cp.claimAddress(); err != nil {
 		return nil, err

@@ -12,8 +12,8 @@ import (
 	"github.com/berth-run/berth/network"
 )
 
-// startIn starts a program in a network namespace, "" for this process's own.
-func startIn(netns, name, log string, env []string, program string, args ...string) (*Process, error) {
+// StartIn starts a program in a network namespace, "" for this process's own, with its output in the file log.
+func StartIn(netns, name, log string, env []string, program string, args ...string) (*Process, error) {
 	if netns == "" {
 		return start(name, log, env, program, args...)
 	}

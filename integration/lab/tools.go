@@ -16,7 +16,7 @@ import (
 // Tools are the real peers, as integration/tools/build.sh made them.
 type Tools struct {
 	Kubelet, Crictl, Critest, Registry, Busybox string // programs
-	APIServer, Kubectl, Etcd                    string // programs
+	APIServer, KubeProxy, Kubectl, Etcd         string // programs
 	CNI                                         string // directory of the reference plugins
 	Containerd                                  string // directory of containerd, containerd-shim-runc-v2 and runc
 	Ctr                                         string // program
@@ -38,7 +38,7 @@ func BuildTools(ctx context.Context, progress io.Writer, names ...string) (*Tool
 	var t Tools
 	into := map[string]*string{
 		"kubelet": &t.Kubelet, "crictl": &t.Crictl, "critest": &t.Critest, "registry": &t.Registry, "busybox": &t.Busybox,
-		"cni": &t.CNI, "containerd": &t.Containerd, "kube-apiserver": &t.APIServer, "kubectl": &t.Kubectl, "etcd": &t.Etcd, "ctr": &t.Ctr,
+		"cni": &t.CNI, "containerd": &t.Containerd, "kube-apiserver": &t.APIServer, "kube-proxy": &t.KubeProxy, "kubectl": &t.Kubectl, "etcd": &t.Etcd, "ctr": &t.Ctr,
 		"kubeproxy-tests": &t.KubeProxyTests,
 	}
 	lines := bufio.NewScanner(bytes.NewReader(out))

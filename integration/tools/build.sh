@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet kube-apiserver kubectl kubeproxy-tests etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
+#   build.sh [kubelet kube-apiserver kube-proxy kubectl kubeproxy-tests etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
 #   default: what the tests need
 #
 # Standard output: a line "NAME PATH" for each (cni: the directory of the plugins; kubeproxy-tests: a directory, too). Progress goes to standard error.
@@ -75,11 +75,11 @@ gobuild() {
   mv "$out.part" "$out"
 }
 
-# kubernetes NAME builds a program of Kubernetes.
+# kubernetes NAME [MODULE] builds a program of Kubernetes.
 kubernetes() {
-  local out
-  out=$(slot kubernetes)/$1
-  once "$out" gobuild kubernetes "$out" "k8s.io/kubernetes/cmd/$1" "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES"
+  local out module=${2:-kubernetes}
+  out=$(slot "$module")/$1
+  once "$out" gobuild "$module" "$out" "k8s.io/kubernetes/cmd/$1" "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES"
   echo "$1 $out"
 }
 
@@ -93,6 +93,8 @@ kubelet() {
 }
 
 kube-apiserver() { kubernetes kube-apiserver; }
+
+kube-proxy() { kubernetes kube-proxy kube-proxy; }
 
 kubectl() { kubernetes kubectl; }
 
@@ -218,7 +220,7 @@ golangci-lint() {
 [ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl kubeproxy-tests etcd containerd ctr
 for tool; do
   case $tool in
-  kubelet | kube-apiserver | kubectl | kubeproxy-tests | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
+  kubelet | kube-apiserver | kube-proxy | kubectl | kubeproxy-tests | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done

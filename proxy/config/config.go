@@ -97,11 +97,11 @@ func (c *Config) MasqueradeAll() bool {
 // loopbackGate is kube-proxy's feature gate for node ports at loopback addresses in mode nftables (KEP-6032).
 const loopbackGate = "KubeProxyNFTablesLocalhostNodePorts"
 
-// LoopbackNodePorts is whether node ports are to be served at 127.0.0.1 and ::1: where nodePortAddresses names loopback addresses, by
+// LoopbackNodePorts is whether node ports are to be listened at, at 127.0.0.1 and ::1; in mode iptables, which has a rule, they are not. They are where nodePortAddresses names loopback addresses, by
 // localhost or a CIDR of them alone, and the feature gate is not turned off; at 127.0.0.1 also where no mode is given and
 // iptables.localhostNodePorts is, which is how kube-proxy's mode iptables is asked.
 func (c *Config) LoopbackNodePorts() (ipv4, ipv6 bool) {
-	if on, ok := c.Proxy.FeatureGates[loopbackGate]; ok && !on {
+	if on, ok := c.Proxy.FeatureGates[loopbackGate]; c.Proxy.Mode == IPTables || ok && !on {
 		return false, false
 	}
 	ipv4 = c.Proxy.Mode == Auto && c.localhost
@@ -163,7 +163,7 @@ func (c *Config) Unused() []string {
 	if p.Mode != IPTables {
 		note(*p.IPTables.MasqueradeBit != *d.IPTables.MasqueradeBit, "iptables.masqueradeBit", noMark)
 		note(*p.NFTables.MasqueradeBit != *d.NFTables.MasqueradeBit, "nftables.masqueradeBit", noMark)
-		note(!*p.IPTables.LocalhostNodePorts, "iptables.localhostNodePorts", "in mode nftables node ports are never served at loopback addresses")
+		note(!*p.IPTables.LocalhostNodePorts, "iptables.localhostNodePorts", "in mode nftables node ports are served at loopback addresses where nodePortAddresses names these, and not else")
 	}
 	note(p.ConfigSyncPeriod != d.ConfigSyncPeriod, "configSyncPeriod", "what is known of the API server's objects is not repeated")
 	note(p.ShowHiddenMetricsForVersion != "", "showHiddenMetricsForVersion", "no metric is hidden")

@@ -133,6 +133,7 @@ func TestLoopbackNodePortsWhereTheyAreAskedFor(t *testing.T) {
 		{"iptables: {localhostNodePorts: null}\n", false, false},
 		{"iptables: {localhostNodePorts: true}\n", true, false},
 		{"mode: nftables\niptables: {localhostNodePorts: true}\n", false, false},
+		{"mode: iptables\nnodePortAddresses: [localhost]\n", false, false},
 	} {
 		c := mustLoad(t, "--config", write(t, header+tc.content))
 		if ipv4, ipv6 := c.LoopbackNodePorts(); ipv4 != tc.ipv4 || ipv6 != tc.ipv6 {
