@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,19 +27,22 @@ type claims struct {
 	held map[place]claim
 	// contested is all that claim it, the holder first, for places that more than one do.
 	contested map[place][]claim
+	// ranges are all claims to ranges, the strongest first.
+	ranges map[span][]claim
 }
 
 // kind is the claim's kind of address.
 func (c claim) kind() Kind {
-	if c.frontend < 0 {
-		return ClusterIP
+	if f := c.of(); f != nil {
+		return f.Kind
 	}
-	return c.entry.raw.Ports[c.port].Frontends[c.frontend].Kind
+	return ClusterIP
 }
 
 // idle is whether there is no endpoint for it anywhere.
 func (c claim) idle() bool {
-	return c.frontend >= 0 && c.entry.raw.Ports[c.port].Frontends[c.frontend].Action == Reject
+	f := c.of()
+	return f != nil && f.Action == Reject
 }
 
 // compare orders claims to one place, the stronger first: by kind; one with endpoints before one without, as it is in
@@ -53,7 +57,7 @@ func (c claim) compare(o claim) int {
 		}
 		return 1
 	case c.entry == o.entry:
-		return int(c.port - o.port)
+		return cmp.Or(int(c.port-o.port), int(o.frontend-c.frontend))
 	case c.entry.created != o.entry.created:
 		if c.entry.created < o.entry.created {
 			return -1
@@ -87,6 +91,7 @@ func (f *Frontend) place(p Protocol) place { return place{f.Addr.Addr(), f.Addr.
 // release takes an entry's claims away; changed is called for others that have a place now.
 func (cs *claims) release(e *entry, changed func(*entry)) {
 	e.each(func(at place, c claim) {
+		cs.over(at, c, func(r claim) { c.meet(r, -1, changed) })
 		list, ok := cs.contested[at]
 		if !ok {
 			if cs.held[at] == c {
@@ -109,11 +114,13 @@ func (cs *claims) release(e *entry, changed func(*entry)) {
 			cs.contested[at] = list
 		}
 	})
+	cs.releaseRanges(e, changed)
 }
 
 // take makes an entry's claims; changed is called for others that have lost a place.
 func (cs *claims) take(e *entry, changed func(*entry)) {
 	e.each(func(at place, c claim) {
+		cs.over(at, c, func(r claim) { c.meet(r, 1, changed) })
 		holder, ok := cs.held[at]
 		if !ok {
 			cs.held[at] = c
@@ -136,6 +143,7 @@ func (cs *claims) take(e *entry, changed func(*entry)) {
 			changed(holder.entry)
 		}
 	})
+	cs.takeRanges(e, changed)
 }
 
 // won is what an entry has: its raw Service without what others hold, which is told.
@@ -146,10 +154,10 @@ func (cs *claims) won(e *entry) (*Service, []Problem) {
 	bad := problems{kind: "Service", object: e.name}
 	s := &Service{Name: e.raw.Name, HealthCheck: e.raw.HealthCheck, Ports: slices.Clone(e.raw.Ports)}
 	for i := range s.Ports {
-		s.Ports[i].Frontends = nil
+		s.Ports[i].Frontends, s.Ports[i].Ranges = nil, nil
 	}
 	e.each(func(at place, c claim) {
-		switch has := cs.held[at] == c; {
+		switch has := cs.held[at] == c && !cs.shadowed(at, c); {
 		case has && c.frontend < 0:
 			s.ClusterIPs = append(s.ClusterIPs, at.addr)
 		case has:
@@ -158,6 +166,13 @@ func (cs *claims) won(e *entry) (*Service, []Problem) {
 		case c.frontend >= 0:
 			bad.add(c.kind().field(), netip.AddrPortFrom(at.addr, at.port).String()+"/"+at.protocol.String(),
 				"is held by another port or Service; it is not served for this one")
+		}
+	})
+	e.eachRange(func(at span, r claim) {
+		if f, p := r.of(), &s.Ports[r.port]; cs.refused(at, r) {
+			bad.add(annotation(PortRangesAnnotation), f.Ports()+"/"+p.Protocol.String(), "has ports that are held by another Service; it is not served there")
+		} else {
+			p.Ranges = append(p.Ranges, *f)
 		}
 	})
 	return s, bad.list

@@ -52,7 +52,8 @@ func (m *Model) refresh(d *Delta) {
 		m.state.globals = g
 		d.Globals = &g
 	}
-	c := circumstances{zone: m.node.zone, masqueradeAll: m.config.MasqueradeAll, noExternalIPs: m.config.NoExternalIPs, noHash: m.config.NoHash}
+	c := circumstances{zone: m.node.zone, masqueradeAll: m.config.MasqueradeAll, noExternalIPs: m.config.NoExternalIPs, noHash: m.config.NoHash,
+		noRanges: m.config.NoRanges, nodeIPs: m.node.all}
 	for f := range Family(Families) {
 		c.enabled[f] = g.Family[f].Enabled
 		c.detects[f] = g.Family[f].Detector.Implemented()
@@ -90,10 +91,11 @@ func (s *Service) claimsAs(o *Service) bool {
 	if s == nil || o == nil {
 		return s == o
 	}
+	same := func(x, y Frontend) bool {
+		return x.Addr == y.Addr && x.Last == y.Last && x.Kind == y.Kind && (x.Action == Reject) == (y.Action == Reject)
+	}
 	return slices.Equal(s.ClusterIPs, o.ClusterIPs) && slices.EqualFunc(s.Ports, o.Ports, func(a, b Port) bool {
-		return a.Protocol == b.Protocol && slices.EqualFunc(a.Frontends, b.Frontends, func(x, y Frontend) bool {
-			return x.Addr == y.Addr && x.Kind == y.Kind && (x.Action == Reject) == (y.Action == Reject)
-		})
+		return a.Protocol == b.Protocol && slices.EqualFunc(a.Frontends, b.Frontends, same) && slices.EqualFunc(a.Ranges, b.Ranges, same)
 	})
 }
 
@@ -109,7 +111,7 @@ func (m *Model) settle(e *entry, d *Delta, before map[Hairpin]bool) {
 		p.add("spec.ports", strconv.Itoa(len(e.spec.ports))+" ports, "+strconv.Itoa(n)+" endpoints in slices", errTooManyEndpoints.Error())
 		bad = append(bad, p.list...)
 	}
-	bad = append(bad, m.unhashed(e)...)
+	bad = append(append(bad, m.unhashed(e)...), m.unserved(e)...)
 	m.journal.set(subject{kind: "Service", object: e.name, shared: true}, bad)
 	if won.equal(e.won) {
 		if e.contests == 0 {
@@ -162,15 +164,21 @@ func (m *Model) hairpins(s *Service, n int32, before map[Hairpin]bool) {
 				if !e.Local {
 					continue
 				}
-				h := Hairpin{p.Protocol, e.AddrPort()}
-				if _, ok := before[h]; !ok {
-					before[h] = m.state.hairpins[h] > 0
-				}
-				if m.state.hairpins[h] += n; m.state.hairpins[h] == 0 {
-					delete(m.state.hairpins, h)
+				m.hairpin(Hairpin{p.Protocol, e.AddrPort()}, n, before)
+				if len(p.Ranges) > 0 {
+					m.hairpin(Hairpin{p.Protocol, netip.AddrPortFrom(e.Addr, 0)}, n, before)
 				}
 			}
 		}
+	}
+}
+
+func (m *Model) hairpin(h Hairpin, n int32, before map[Hairpin]bool) {
+	if _, ok := before[h]; !ok {
+		before[h] = m.state.hairpins[h] > 0
+	}
+	if m.state.hairpins[h] += n; m.state.hairpins[h] == 0 {
+		delete(m.state.hairpins, h)
 	}
 }
 

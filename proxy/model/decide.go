@@ -2,6 +2,7 @@ package model
 
 import (
 	"net/netip"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -58,7 +59,11 @@ const (
 // Masquerades is whether the source is replaced if the packet is sent to that endpoint. It asks the State, as of now. An endpoint that
 // another Service has on this node is on this node: a kernel has one set of them.
 func (v *Verdict) Masquerades(e Endpoint) bool {
-	return v.Action == Forward && (v.Masquerade || e.Addr == v.src && v.hairpins[Hairpin{v.protocol, e.AddrPort()}] > 0)
+	return v.Action == Forward && (v.Masquerade || e.Addr == v.src && (v.reaches(e.AddrPort()) || v.reaches(netip.AddrPortFrom(e.Addr, 0))))
+}
+
+func (v *Verdict) reaches(itself netip.AddrPort) bool {
+	return v.hairpins[Hairpin{v.protocol, itself}] > 0
 }
 
 // Decide says what becomes of a packet in a State.
@@ -113,10 +118,16 @@ func (v *Verdict) decide(g *FamilyGlobals, p *Packet) {
 	}
 }
 
-// choose leaves the endpoint alone that a hash says.
+// choose leaves the endpoint alone that a hash says. What is sent to a range keeps its port.
 func (v *Verdict) choose(p *Packet) {
-	h := v.Port.Hash
-	if v.Port.Affinity > 0 || h.By == BySourcePort && p.SrcPort == 0 {
+	h, ranged := v.Port.Hash, v.Frontend.Last != 0
+	if ranged && v.Action == Forward {
+		v.Endpoints = slices.Clone(v.Endpoints)
+		for i := range v.Endpoints {
+			v.Endpoints[i].Port = p.Port
+		}
+	}
+	if v.Port.Affinity > 0 && !ranged || h.By == BySourcePort && p.SrcPort == 0 {
 		return
 	}
 	if table := h.Table(v.Endpoints); table != nil {

@@ -17,6 +17,9 @@ type circumstances struct {
 	masqueradeAll bool
 	noExternalIPs bool
 	noHash        bool
+	noRanges      bool
+	// nodeIPs are all addresses of the node, each between spaces.
+	nodeIPs string
 }
 
 // scratch is memory that is used again for each Service.
@@ -105,6 +108,7 @@ func buildPort(spec *serviceSpec, fs *familySpec, p portSpec, f Family, all []ca
 	}
 	out.Frontends = make([]Frontend, 0, 1+len(fs.loadBalancers)+len(external)+min(1, int(p.nodePort)))
 	out.addFrontends(inside, outside, fs, external, p, c.nodeIP[f])
+	out.Ranges, _ = spec.rangesOf(&out, c)
 	return out
 }
 
@@ -184,10 +188,10 @@ func (s *Service) equal(o *Service) bool {
 func (p *Port) equal(o *Port) bool {
 	return p.Family == o.Family && p.Protocol == o.Protocol && p.Name == o.Name && p.Affinity == o.Affinity && p.Hash == o.Hash &&
 		slices.Equal(p.Cluster, o.Cluster) && slices.Equal(p.Local, o.Local) && slices.Equal(p.Serving, o.Serving) &&
-		slices.EqualFunc(p.Frontends, o.Frontends, Frontend.equal)
+		slices.EqualFunc(p.Frontends, o.Frontends, Frontend.equal) && slices.EqualFunc(p.Ranges, o.Ranges, Frontend.equal)
 }
 
 func (f Frontend) equal(o Frontend) bool {
-	return f.Kind == o.Kind && f.Addr == o.Addr && f.Action == o.Action && f.Policy == o.Policy && f.Masquerade == o.Masquerade &&
+	return f.Kind == o.Kind && f.Addr == o.Addr && f.Last == o.Last && f.Action == o.Action && f.Policy == o.Policy && f.Masquerade == o.Masquerade &&
 		f.ShortCircuit == o.ShortCircuit && f.Restricted == o.Restricted && slices.Equal(f.Sources, o.Sources)
 }

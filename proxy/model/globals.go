@@ -12,8 +12,10 @@ import (
 
 // nodeFacts is what the model needs of the Node.
 type nodeFacts struct {
-	zone     string
-	ips      [Families]netip.Addr
+	zone string
+	ips  [Families]netip.Addr
+	// all are all its addresses, each between spaces.
+	all      string
 	podCIDRs [Families]netip.Prefix
 }
 
@@ -34,7 +36,10 @@ func reduceNode(n *corev1.Node) (nodeFacts, []Problem) {
 			ip, ok := parseAddr(a.Address)
 			if !ok {
 				bad.at("status.addresses", i, ".address", a.Address, "is no IP address; it is left out")
-			} else if !f.ips[familyOf(ip)].IsValid() {
+				continue
+			}
+			f.all += " " + ip.String() + " "
+			if !f.ips[familyOf(ip)].IsValid() {
 				f.ips[familyOf(ip)] = ip
 			}
 		}

@@ -100,6 +100,10 @@ type Frontend struct {
 	// Addr is the address and port that a packet is sent to. That of a node port has the family's unspecified address (0.0.0.0
 	// or ::) and stands for all that NodePortAddresses of the family matches; an exact address of another Frontend precedes it.
 	Addr netip.AddrPort
+	// Last is the last port of a range that begins with Addr's (PortRangesAnnotation); 0 where there is one port, as in all
+	// Frontends of a Port. What is sent to a range keeps its port, whatever that of the endpoint is, and session affinity does not
+	// count for it.
+	Last uint16
 	// Action is Forward, Reject or Drop; Forward sends packets to the endpoints of Policy, of which there is one at least.
 	Action Action
 	Policy Policy
@@ -135,6 +139,9 @@ type Port struct {
 	Serving []Endpoint
 	// Frontends are sorted by Kind and address. Those that another Service holds (Problem) are left out.
 	Frontends []Frontend
+	// Ranges are Frontends of more ports than one, sorted by first port, Kind and address. A Frontend of one port precedes them,
+	// which is one of the same Service; no other has any in them, nor do they overlap.
+	Ranges []Frontend
 }
 
 // Endpoints are what the packets that Action forwards are sent to.
@@ -170,6 +177,8 @@ type Service struct {
 
 // Hairpin is an endpoint of this node that packets are sent to by some Port: if such a packet's source is the endpoint's own
 // address, it has to be masqueraded, or the answer would not come back through the node.
+//
+// Port 0 stands for all ports, of an endpoint that ranges of ports are sent to.
 type Hairpin struct {
 	Protocol Protocol
 	Endpoint netip.AddrPort
@@ -281,6 +290,8 @@ type Config struct {
 	NodePortAddresses []string
 	// LoopbackNodePorts serves node ports at 127.0.0.0/8 where NodePortAddresses has it, as kube-proxy's iptables mode does.
 	LoopbackNodePorts bool
+	// NoRanges is that there are no ranges of ports: Services that ask for them are told of.
+	NoRanges bool
 	// NoHash is that endpoints cannot be chosen by a hash: Services that ask for it are told of, and drawn for.
 	NoHash bool
 	// NoExternalIPs takes no notice of spec.externalIPs (the feature gate AllowServiceExternalIPs, turned off).

@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -52,7 +53,7 @@ func (e Endpoint) String() string {
 // String says all of it in a line.
 func (f Frontend) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s: %s", f.Kind, f.Addr, f.Action)
+	fmt.Fprintf(&b, "%s %s: %s", f.Kind, f.Ports(), f.Action)
 	if f.Action == Forward {
 		fmt.Fprintf(&b, " %s, masquerade %s", f.Policy, f.Masquerade)
 	}
@@ -81,7 +82,7 @@ func (s *Service) String() string {
 		if p.Serving != nil {
 			fmt.Fprintf(&b, " serving %v", p.Serving)
 		}
-		for _, f := range p.Frontends {
+		for _, f := range append(slices.Clip(p.Frontends), p.Ranges...) {
 			b.WriteString("\n    " + f.String())
 		}
 	}

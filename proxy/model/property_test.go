@@ -11,6 +11,7 @@ import (
 // kernel is what somebody has who does nothing but follow Deltas.
 type kernel struct {
 	places     map[place]Frontend
+	ranges     map[span][]Frontend
 	endpoints  map[place][]Endpoint
 	clusterIPs map[netip.Addr]bool
 	hairpins   map[Hairpin]bool
@@ -18,7 +19,7 @@ type kernel struct {
 }
 
 func newKernel() *kernel {
-	return &kernel{map[place]Frontend{}, map[place][]Endpoint{}, map[netip.Addr]bool{}, map[Hairpin]bool{}, Globals{}}
+	return &kernel{map[place]Frontend{}, map[span][]Frontend{}, map[place][]Endpoint{}, map[netip.Addr]bool{}, map[Hairpin]bool{}, Globals{}}
 }
 
 func (k *kernel) follow(t testing.TB, d *Delta) {
@@ -51,6 +52,16 @@ func (k *kernel) follow(t testing.TB, d *Delta) {
 				delete(k.places, at)
 				delete(k.endpoints, at)
 			}
+			for _, f := range p.Ranges {
+				at := span{f.Addr.Addr(), p.Protocol}
+				i := slices.IndexFunc(k.ranges[at], f.equal)
+				if i < 0 {
+					t.Fatalf("%s: range %s goes, there were %v", c.Name, f, k.ranges[at])
+				}
+				if k.ranges[at] = slices.Delete(k.ranges[at], i, i+1); len(k.ranges[at]) == 0 {
+					delete(k.ranges, at)
+				}
+			}
 		}
 	}
 	for _, c := range d.Services {
@@ -71,6 +82,16 @@ func (k *kernel) follow(t testing.TB, d *Delta) {
 					t.Fatalf("%s: %s comes, there is %v", c.Name, f, had)
 				}
 				k.places[at], k.endpoints[at] = f, p.Endpoints(&f)
+			}
+			for _, f := range p.Ranges {
+				at := span{f.Addr.Addr(), p.Protocol}
+				for _, o := range k.ranges[at] {
+					if o.Addr.Port() <= f.Last && f.Addr.Port() <= o.Last {
+						t.Fatalf("%s: range %s comes, there is %s", c.Name, f, o)
+					}
+				}
+				k.ranges[at] = append(k.ranges[at], f)
+				slices.SortFunc(k.ranges[at], func(a, b Frontend) int { return a.Addr.Compare(b.Addr) })
 			}
 		}
 	}
@@ -97,7 +118,8 @@ func (k *kernel) is(t testing.TB, s *State) {
 		all.Services = append(all.Services, Change{Name: svc.Name, New: svc})
 	}
 	want.follow(t, &all)
-	if !maps.EqualFunc(k.places, want.places, Frontend.equal) || !maps.EqualFunc(k.endpoints, want.endpoints, slices.Equal) ||
+	sameRanges := func(a, b []Frontend) bool { return slices.EqualFunc(a, b, Frontend.equal) }
+	if !maps.EqualFunc(k.places, want.places, Frontend.equal) || !maps.EqualFunc(k.ranges, want.ranges, sameRanges) || !maps.EqualFunc(k.endpoints, want.endpoints, slices.Equal) ||
 		!maps.Equal(k.clusterIPs, want.clusterIPs) || !maps.Equal(k.hairpins, want.hairpins) || !k.globals.equal(&want.globals) {
 		t.Fatalf("whoever follows Deltas has not what the State says:\n%s", s)
 	}
@@ -136,9 +158,28 @@ func sound(t testing.TB, s *State) {
 				}
 			}
 		}
+		for i := range svc.Ports {
+			ranged(t, s, svc, &svc.Ports[i])
+		}
 		for _, ip := range svc.ClusterIPs {
 			if !s.IsClusterIP(ip) {
 				t.Fatalf("%s is no cluster IP", ip)
+			}
+		}
+	}
+}
+
+// ranged checks the ranges of a port: all in them is theirs, or a port's of the same Service.
+func ranged(t testing.TB, s *State, svc *Service, p *Port) {
+	t.Helper()
+	for _, f := range p.Ranges {
+		if f.Kind == NodePort || f.Addr.Port() == 0 || f.Last < f.Addr.Port() || (f.Action == Forward) != (len(p.Endpoints(&f)) > 0) {
+			t.Fatalf("bad range %s: %s", f, svc)
+		}
+		for port := int(f.Addr.Port()); port <= int(f.Last); port++ {
+			other, _, g := s.Lookup(p.Protocol, netip.AddrPortFrom(f.Addr.Addr(), uint16(port)))
+			if g == nil || other != svc || !g.equal(f) && g.Last != 0 {
+				t.Fatalf("Lookup of %d in range %s of %s: %v of %v", port, f, svc, g, other)
 			}
 		}
 	}
@@ -169,7 +210,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 	if testing.Short() {
 		sequences = 300
 	}
-	changes, contested, told, several, uneven := 0, 0, 0, 0, 0
+	changes, contested, told, several, uneven, spans := 0, 0, 0, 0, 0, 0
 	for seed := range sequences {
 		r := chance{rand.New(rand.NewPCG(uint64(seed), 7)), seed%2 == 1}
 		o := newObjects(r.config())
@@ -199,6 +240,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 				if len(p.Cluster) > 1 {
 					several++
 				}
+				spans += len(p.Ranges)
 				if Shares(p.Cluster) != nil {
 					uneven++
 				}
@@ -219,9 +261,9 @@ func TestIncrementalEqualsFull(t *testing.T) {
 				len(m.state.entries), len(o.services), len(o.slices))
 		}
 	}
-	t.Logf("%d sequences: %d changes of Services, %d places contested at their ends, %d ports with several endpoints, %d with weights, %d problems told",
-		sequences, changes, contested, several, uneven, told)
-	if changes < 5*sequences || contested < sequences/2 || several < sequences/2 || uneven < sequences/16 || told < sequences {
+	t.Logf("%d sequences: %d changes of Services, %d places contested at their ends, %d ports with several endpoints, %d with weights, %d ranges, %d problems told",
+		sequences, changes, contested, several, uneven, spans, told)
+	if changes < 5*sequences || contested < sequences/2 || several < sequences/2 || uneven < sequences/16 || spans < sequences/16 || told < sequences {
 		t.Error("the sequences have too little in them")
 	}
 }
@@ -238,6 +280,17 @@ func problemSet(m *Model) map[Problem]bool {
 func tallied(t testing.TB, m *Model) {
 	t.Helper()
 	contests := map[*entry]int32{}
+	ranges := 0
+	for at, list := range m.state.claims.ranges {
+		if len(list) == 0 || !slices.IsSortedFunc(list, claim.compare) {
+			t.Fatalf("%v: ranges %v", at, list)
+		}
+		ranges += len(list)
+		for _, r := range list {
+			m.state.claims.beside(at, r, func(claim) { contests[r.entry]++ })
+			m.state.claims.inRange(at, r, func(c claim) { contests[r.entry]++; contests[c.entry]++ })
+		}
+	}
 	for at, list := range m.state.claims.contested {
 		if len(list) < 2 || m.state.claims.held[at] != list[0] || !slices.IsSortedFunc(list, claim.compare) {
 			t.Fatalf("%v: contested by %v, held by %v", at, list, m.state.claims.held[at])
@@ -250,10 +303,18 @@ func tallied(t testing.TB, m *Model) {
 		if e.contests != contests[e] {
 			t.Fatalf("%s: %d contests, counted %d", name, contests[e], e.contests)
 		}
+		e.eachRange(func(at span, r claim) {
+			if ranges--; !slices.Contains(m.state.claims.ranges[at], r) {
+				t.Fatalf("%s: does not claim %v", name, at)
+			}
+		})
 		e.each(func(at place, c claim) {
 			if m.state.claims.contested[at] == nil && m.state.claims.held[at] != c {
 				t.Fatalf("%s: does not hold %v", name, at)
 			}
 		})
+	}
+	if ranges != 0 {
+		t.Fatalf("%d ranges of nobody", ranges)
 	}
 }

@@ -24,6 +24,7 @@ type serviceSpec struct {
 	externalLocal bool
 	weights       []weightRule
 	hash          Hash
+	ranges        []portRange
 	// even is that endpoints have no weights, whatever their slices say, for it has too many addresses and ports.
 	even bool
 }
@@ -101,6 +102,18 @@ var errTooManyFrontends = errors.New("addresses and ports of the Service are too
 // readAnnotations reads what Kubernetes has no field for. A mistake there is as if it were not there.
 func (spec *serviceSpec) readAnnotations(s *corev1.Service, bad *problems) {
 	frontends := spec.frontends()
+	if text, ok := s.Annotations[PortRangesAnnotation]; ok {
+		var err error
+		spec.ranges, err = readRanges(text, spec.ports)
+		if err == nil && len(spec.ranges)*spec.addresses() > maxRanges {
+			err = errTooManyFrontends
+		}
+		if err != nil {
+			spec.ranges = nil
+			bad.add(annotation(PortRangesAnnotation), text, err.Error()+"; there are no ranges")
+		}
+		frontends += len(spec.ranges) * spec.addresses()
+	}
 	spec.even = frontends*fewShares > maxNumbers
 	if text, ok := s.Annotations[WeightsAnnotation]; ok {
 		var err error
@@ -109,6 +122,10 @@ func (spec *serviceSpec) readAnnotations(s *corev1.Service, bad *problems) {
 		} else if spec.weights, err = readWeights(text); err != nil {
 			bad.add(annotation(WeightsAnnotation), text, err.Error()+"; all endpoints have their slice's weight")
 		}
+	}
+	if len(spec.ranges) > 0 && spec.affinity > 0 {
+		// A client has to reach the same endpoint at all ports of a range, which clients are not remembered for.
+		spec.hash = Hash{BySource, defaultBuckets}
 	}
 	if text, ok := s.Annotations[HashAnnotation]; ok {
 		var err error
@@ -357,6 +374,17 @@ func (spec *serviceSpec) frontends() int {
 	return n
 }
 
+// addresses is how many there are, but for node ports.
+func (spec *serviceSpec) addresses() int {
+	n := 0
+	for _, f := range spec.family {
+		if f != nil {
+			n += 1 + len(f.externalIPs) + len(f.loadBalancers)
+		}
+	}
+	return n
+}
+
 // equal is whether two Services are the same to the model.
 func (spec *serviceSpec) equal(o *serviceSpec) bool {
 	if spec == nil || o == nil {
@@ -377,5 +405,5 @@ func (spec *serviceSpec) equal(o *serviceSpec) bool {
 	}
 	return spec.created == o.created && spec.hash == o.hash && spec.even == o.even && spec.affinity == o.affinity && spec.healthCheck == o.healthCheck &&
 		spec.internalLocal == o.internalLocal && spec.externalLocal == o.externalLocal && slices.Equal(spec.ports, o.ports) &&
-		slices.Equal(spec.weights, o.weights)
+		slices.Equal(spec.weights, o.weights) && slices.Equal(spec.ranges, o.ranges)
 }

@@ -61,14 +61,16 @@ func (s *State) Hairpins() []Hairpin {
 	return slices.SortedFunc(maps.Keys(s.hairpins), Hairpin.compare)
 }
 
-// Lookup finds who answers at an address and port; node ports are at the family's unspecified address.
+// Lookup finds who answers at an address and port, one of a range included; node ports are at the family's unspecified address.
 func (s *State) Lookup(p Protocol, at netip.AddrPort) (*Service, *Port, *Frontend) {
-	c, ok := s.claims.held[place{at.Addr(), at.Port(), p}]
-	if !ok || c.frontend < 0 {
-		return nil, nil, nil
+	where := place{at.Addr(), at.Port(), p}
+	c, ok := s.claims.held[where]
+	if !ok || c.frontend < 0 || s.claims.shadowed(where, c) {
+		if c, ok = s.claims.lookupRange(p, at); !ok {
+			return nil, nil, nil
+		}
 	}
-	port := &c.entry.raw.Ports[c.port]
-	return c.entry.won, port, &port.Frontends[c.frontend]
+	return c.entry.won, &c.entry.raw.Ports[c.port], c.of()
 }
 
 // Claimants are the Services that claim an address and port, the one that holds it first; the same one may be there twice,
@@ -140,7 +142,7 @@ func (c *Counts) count(s *Service, sign int) {
 	c.Ports += sign * len(s.Ports)
 	for i := range s.Ports {
 		p := &s.Ports[i]
-		c.Frontends += sign * len(p.Frontends)
+		c.Frontends += sign * (len(p.Frontends) + len(p.Ranges))
 		c.Endpoints += sign * max(len(p.Cluster), len(p.Local))
 		var inside, outside bool
 		for j := range p.Frontends {

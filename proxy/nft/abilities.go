@@ -18,7 +18,8 @@ import (
 func (p *Programmer) Abilities() program.Abilities {
 	f := layers[model.IPv4]
 	return program.Abilities{
-		Hash: p.takes(f, (&rb{f: f}).dnat(f.to().and(hashed(key{f.source()}, 251, 0)), "map")),
+		Hash:   p.takes(f, endpoints, (&rb{f: f}).dnat(f.to().and(hashed(key{f.source()}, 251, 0)), "map")),
+		Ranges: p.takes(f, rangeGroups, (&rb{f: f}).setPriority(f.to(), "map")),
 	}
 }
 
@@ -45,12 +46,12 @@ func (p *Programmer) Supported() error {
 	return nil
 }
 
-// takes says whether the kernel would take a rule with a map by the name "map". It is in a transaction that ends with an error.
-func (p *Programmer) takes(f layer, r *rb) bool {
+// takes says whether the kernel would take a rule with a map like that one by the name "map". It is in a transaction that ends with an error.
+func (p *Programmer) takes(f layer, like setID, r *rb) bool {
 	var b nftables.Batch
 	o := objects{Batch: &b, table: p.table + "-" + strconv.Itoa(os.Getpid())}
 	all := newLayout(f, &params{}).sets
-	m := all[endpoints]
+	m := all[like]
 	m.name = "map"
 	o.addTable(f)
 	o.addSet(f, &m)
@@ -58,5 +59,5 @@ func (p *Programmer) takes(f layer, r *rb) bool {
 	o.addRule(f, "dnat", &r.r)
 	o.deleteChain(f, "none")
 	var refused *nftables.RefusedError
-	return !errors.As(p.conn.Commit(&b), &refused) || !strings.Contains(refused.What, ": rule of ")
+	return !errors.As(p.conn.Commit(&b), &refused) || !strings.Contains(refused.What, ": rule of ") && !strings.Contains(refused.What, ": set ")
 }

@@ -13,14 +13,14 @@ import (
 func TestAbilities(t *testing.T) {
 	s := nodetest.NewSpace(t, "node")
 	p := openAt(s, Options{})
-	if a := p.Abilities(); a != (program.Abilities{Hash: true}) {
+	if a := p.Abilities(); a != (program.Abilities{Hash: true, Ranges: true}) {
 		t.Errorf("%+v", a)
 	}
 	if err := p.Supported(); err != nil {
 		t.Error(err)
 	}
 	f := layers[model.IPv4]
-	if p.takes(f, (&rb{f: f}).add("no-such-expression", nil)) {
+	if p.takes(f, endpoints, (&rb{f: f}).add("no-such-expression", nil)) {
 		t.Error("an expression that there is not is taken for possible")
 	}
 	if list := s.Run("nft", "list", "ruleset"); strings.TrimSpace(list) != "" {

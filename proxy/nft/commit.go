@@ -159,15 +159,12 @@ func (w *writer) write(list []op, del bool) {
 
 func (w *writer) element(o *op, del bool) {
 	k := o.key.content()
-	switch o.key.set {
-	case sources:
-		at := len(k) - layers[o.key.family].size
-		w.value(unix.NFTA_SET_ELEM_KEY, k[:at])
-		to := at - layers[o.key.family].size
-		end := w.batch.Open(nftaSetElemKeyEnd)
-		w.batch.Bytes(unix.NFTA_DATA_VALUE, append(bytes.Clone(k[:to]), k[at:]...))
-		w.batch.Close(end)
-	case serviceCIDRs, nodeportAddresses:
+	switch s := o.key.set; {
+	case s.hasEnd():
+		first, last := ends(k, s, layers[o.key.family])
+		w.value(unix.NFTA_SET_ELEM_KEY, first)
+		w.value(nftaSetElemKeyEnd, last)
+	case s == serviceCIDRs || s == nodeportAddresses:
 		w.value(unix.NFTA_SET_ELEM_KEY, k[:len(k)-1])
 		if k[len(k)-1] != 0 {
 			w.batch.Uint32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
@@ -188,6 +185,37 @@ func (w *writer) element(o *op, del bool) {
 
 const nftaSetElemKeyEnd = 10 // NFTA_SET_ELEM_KEY_END
 
+// ends are the first and the last key of an element, as the kernel wants them.
+func ends(k []byte, s setID, f layer) (first, last []byte) {
+	first, last = bytes.Clone(k), bytes.Clone(k)
+	if s.hasSources() {
+		at := len(k) - f.size
+		first = first[:at]
+		last = append(last[:at-f.size], k[at:]...)
+	}
+	if at := lastPortAt(f); s.hasPorts() {
+		copy(last[at-2:], k[at:at+2])
+		clear(first[at : at+2])
+		clear(last[at : at+2])
+	}
+	return first, last
+}
+
+// joined is the opposite of ends.
+func joined(b []byte, first, last []byte, s setID, f layer) int {
+	if len(last) == 0 { // an address or port alone
+		last = first
+	}
+	n := copy(b, first)
+	if s.hasSources() {
+		n += copy(b[n:], last[max(0, len(last)-f.size):])
+	}
+	if at := lastPortAt(f); s.hasPorts() && len(last) > at {
+		copy(b[at:], last[at-2:at])
+	}
+	return n
+}
+
 func (w *writer) value(kind uint16, content []byte) {
 	n := w.batch.Open(kind)
 	w.batch.Bytes(unix.NFTA_DATA_VALUE, content)
@@ -205,7 +233,9 @@ func (w *writer) whole(p *plan) {
 }
 
 // ofIntervals says whether elements of a set exclude others that are not the same.
-func (s setID) ofIntervals() bool { return s == sources || s == serviceCIDRs || s == nodeportAddresses }
+func (s setID) ofIntervals() bool {
+	return s.hasEnd() || s == serviceCIDRs || s == nodeportAddresses
+}
 
 // parts commits a plan in several transactions, in an order in which no Service is half there: first what frontends lead to,
 // then frontends, and what is taken away last, in the opposite order. A change of an element is in one transaction.
@@ -315,13 +345,8 @@ func readElement(f layer, s setID, one []byte) elem {
 			e.value.comment = commentOf(content)
 		}
 	})
-	n := copy(e.key.bytes[:], start)
-	switch {
-	case s == sources && len(end) >= f.size:
-		n += copy(e.key.bytes[n:], end[len(end)-f.size:])
-	case s == sources: // one address
-		n += copy(e.key.bytes[n:], start[max(0, len(start)-f.size):])
-	case s == serviceCIDRs || s == nodeportAddresses:
+	n := joined(e.key.bytes[:], start, end, s, f)
+	if s == serviceCIDRs || s == nodeportAddresses {
 		n += copy(e.key.bytes[n:], []byte{flags})
 	}
 	e.key.size = uint8(n)

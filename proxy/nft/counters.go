@@ -87,7 +87,7 @@ func countedOf(s *model.Service, each func(elemKey, program.Counted)) {
 		p := &s.Ports[i]
 		for j := range p.Frontends {
 			f := &p.Frontends[j]
-			in, to := setsFor(f.Kind), toKey(f, p.Protocol)
+			in, to := setsFor(f), toKey(f, p.Protocol)
 			tell := func(set setID, cause program.Cause) {
 				k := elemKey{family: p.Family, set: set}
 				k.size = uint8(copy(k.bytes[:], to))

@@ -13,7 +13,7 @@
 // all of it, and Services by their names.
 //
 // It does not promise to remember more than 262,144 clients of Services with session affinity in a family, nor to keep the
-// priority (SO_PRIORITY) of the first packet of a connection to one. It does not clean conntrack, and sets no sysctls.
+// priority (SO_PRIORITY) of the first packet of a connection to one, or to a range of ports. It does not clean conntrack, and sets no sysctls.
 //
 // Files: layout.go has tables, sets, chains and rules, expr.go what rules are made of; elements.go computes elements from
 // values of the model; objects.go and commit.go read both from the kernel, compare and write; program.go puts it together,

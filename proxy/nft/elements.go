@@ -14,7 +14,7 @@ import (
 const longestKey = 16 + 4 + 4 + 16 + 16
 
 // elemKey is an element of a set by its key, as the kernel has it. Of sources it has the last address of the range at its
-// end; of the sets of addresses with intervals, a byte that is 1 where an interval ends.
+// end; of sets of ranges of ports, the last port behind the first one, where others have nothing; of the sets of addresses with intervals, a byte that is 1 where an interval ends.
 type elemKey struct {
 	family model.Family
 	set    setID
@@ -82,7 +82,11 @@ func toKey(f *model.Frontend, p model.Protocol) []byte {
 	if f.Kind != model.NodePort {
 		b = append(b, f.Addr.Addr().AsSlice()...)
 	}
-	return appendPort(b, p, f.Addr.Port())
+	b = appendPort(b, p, f.Addr.Port())
+	if f.Last != 0 {
+		binary.BigEndian.PutUint16(b[len(b)-2:], f.Last)
+	}
+	return b
 }
 
 func appendPort(b []byte, p model.Protocol, port uint16) []byte {
@@ -90,6 +94,9 @@ func appendPort(b []byte, p model.Protocol, port uint16) []byte {
 	b = binary.BigEndian.AppendUint16(b, port)
 	return append(b, 0, 0)
 }
+
+// lastPortAt is where the last port of a range is in a key.
+func lastPortAt(f layer) int { return f.size + 6 }
 
 // service adds all elements of a Service.
 func (e *elements) service(s *model.Service) {
@@ -113,6 +120,14 @@ func (e *elements) service(s *model.Service) {
 		for j := range p.Frontends {
 			e.frontend(s, p, &p.Frontends[j], name)
 		}
+		for j := range p.Ranges {
+			e.frontend(s, p, &p.Ranges[j], name)
+		}
+		for policy, is := range policies(p.Ranges) {
+			if is {
+				e.spread(p, setsFor(&p.Ranges[0]), native32(e.groups.of(s, p, model.Policy(policy))), 0, listOf(p, model.Policy(policy)))
+			}
+		}
 		e.affinityTimeouts(s, p, &first)
 	}
 }
@@ -131,23 +146,35 @@ func frontendName(s *model.Service, p *model.Port) string {
 	return name
 }
 
-// setsOf are the sets of a frontend, which are others for node ports.
+// setsOf are the sets of a frontend, which are others for node ports and for ranges of ports.
 type setsOf struct {
-	frontends, reject, drop, masquerade, short, endpoints, sizes, groups, groupsCluster setID
+	frontends, reject, drop, masquerade, short, endpoints, sizes setID
+	restricted, sources                                          setID // not of node ports
+	groups, groupsCluster                                        setID
 }
 
-func setsFor(k model.Kind) setsOf {
-	if k == model.NodePort {
+func setsFor(f *model.Frontend) setsOf {
+	switch {
+	case f.Kind == model.NodePort:
 		return setsOf{
-			nodeports, nodeportReject, nodeportDrop, nodeportMasquerade, nodeportShortCircuit, nodeportEndpoints, nodeportSizes,
-			nodeportAffinityGroups, nodeportAffinityGroupsCluster,
+			frontends: nodeports, reject: nodeportReject, drop: nodeportDrop, masquerade: nodeportMasquerade, short: nodeportShortCircuit,
+			endpoints: nodeportEndpoints, sizes: nodeportSizes, groups: nodeportAffinityGroups, groupsCluster: nodeportAffinityGroupsCluster,
+		}
+	case f.Last != 0:
+		return setsOf{
+			frontends: portRanges, reject: rangeReject, drop: rangeDrop, masquerade: rangeMasquerade, short: rangeShortCircuit,
+			endpoints: rangeEndpoints, sizes: rangeSizes, restricted: rangeRestricted, sources: rangeSources,
+			groups: rangeGroups, groupsCluster: rangeGroupsCluster,
 		}
 	}
-	return setsOf{frontends, reject, drop, masquerade, shortCircuit, endpoints, sizes, affinityGroups, affinityGroupsCluster}
+	return setsOf{
+		frontends: frontends, reject: reject, drop: drop, masquerade: masquerade, short: shortCircuit, endpoints: endpoints, sizes: sizes,
+		restricted: restricted, sources: sources, groups: affinityGroups, groupsCluster: affinityGroupsCluster,
+	}
 }
 
 func (e *elements) frontend(s *model.Service, p *model.Port, f *model.Frontend, name string) {
-	in := setsFor(f.Kind)
+	in, grouped := setsFor(f), p.Affinity > 0 || f.Last != 0
 	to := toKey(f, p.Protocol)
 	e.add(p.Family, in.frontends, to).value.comment = name
 	switch f.Action {
@@ -156,8 +183,10 @@ func (e *elements) frontend(s *model.Service, p *model.Port, f *model.Frontend, 
 	case model.Drop:
 		e.add(p.Family, in.drop, to)
 	case model.Forward:
-		e.spread(p, in, to, 0, p.Endpoints(f))
-		if p.Affinity > 0 {
+		if f.Last == 0 {
+			e.spread(p, in, to, 0, p.Endpoints(f))
+		}
+		if grouped {
 			e.add(p.Family, in.groups, to).value4(e.groups.of(s, p, f.Policy))
 		}
 	}
@@ -167,15 +196,17 @@ func (e *elements) frontend(s *model.Service, p *model.Port, f *model.Frontend, 
 	// OffCluster is on cluster IPs alone, and a rule for all of them.
 	if f.ShortCircuit {
 		e.add(p.Family, in.short, to)
-		e.spread(p, in, to, clusterOffset, p.Cluster)
-		if p.Affinity > 0 {
+		if f.Last == 0 {
+			e.spread(p, in, to, clusterOffset, p.Cluster)
+		}
+		if grouped {
 			e.add(p.Family, in.groupsCluster, to).value4(e.groups.of(s, p, model.Cluster))
 		}
 	}
 	if f.Restricted && f.Kind != model.NodePort {
-		e.add(p.Family, restricted, to)
+		e.add(p.Family, in.restricted, to)
 		for _, r := range ranges(f.Sources) {
-			e.add(p.Family, sources, to, r.first.AsSlice(), r.last.AsSlice())
+			e.add(p.Family, in.sources, to, r.first.AsSlice(), r.last.AsSlice())
 		}
 	}
 }
@@ -186,7 +217,7 @@ func (e *elements) spread(p *model.Port, in setsOf, to []byte, offset uint32, li
 	if table := p.Hash.Table(list); table != nil {
 		e.add(f, in.sizes, to, native32(offset+hashNumber(p.Hash)))
 		for number, i := range table {
-			e.add(f, in.endpoints, to, native32(offset+uint32(number))).endpoint(list[i].AddrPort())
+			e.target(f, in, to, offset+uint32(number), &list[i])
 		}
 		return
 	}
@@ -198,7 +229,7 @@ func (e *elements) spread(p *model.Port, in setsOf, to []byte, offset uint32, li
 			times = shares[i]
 		}
 		for range times {
-			e.add(f, in.endpoints, to, native32(offset+number)).endpoint(list[i].AddrPort())
+			e.target(f, in, to, offset+number, &list[i])
 			number++
 		}
 	}
@@ -207,19 +238,34 @@ func (e *elements) spread(p *model.Port, in setsOf, to []byte, offset uint32, li
 	}
 }
 
-// affinityTimeouts says how long the clients of a Port are remembered.
-func (e *elements) affinityTimeouts(s *model.Service, p *model.Port, first *[model.Families]int) {
-	if p.Affinity <= 0 {
+// target has a number lead to an endpoint; of ranges that is an address alone.
+func (e *elements) target(f model.Family, in setsOf, to []byte, number uint32, at *model.Endpoint) {
+	el := e.add(f, in.endpoints, to, native32(number))
+	if in.endpoints == rangeEndpoints {
+		el.value.size = uint8(copy(el.value.bytes[:], at.Addr.AsSlice()))
 		return
 	}
-	var used [2]bool
-	for i := range p.Frontends {
-		f := &p.Frontends[i]
+	el.endpoint(at.AddrPort())
+}
+
+// policies are those whose endpoints packets to some frontends are sent to.
+func policies(frontends []model.Frontend) (used [2]bool) {
+	for i := range frontends {
+		f := &frontends[i]
 		if f.Action == model.Forward {
 			used[f.Policy] = true
 		}
 		used[model.Cluster] = used[model.Cluster] || f.ShortCircuit
 	}
+	return used
+}
+
+// affinityTimeouts says how long the clients of a Port are remembered.
+func (e *elements) affinityTimeouts(s *model.Service, p *model.Port, first *[model.Families]int) {
+	if p.Affinity <= 0 {
+		return
+	}
+	used := policies(p.Frontends)
 	for policy, is := range used {
 		group := e.groups.of(s, p, model.Policy(policy))
 		// Two Ports of one name share a group.
@@ -259,6 +305,10 @@ func (e *elements) hairpin(h model.Hairpin) {
 		f = model.IPv6
 	}
 	a := h.Endpoint.Addr().AsSlice()
+	if h.Endpoint.Port() == 0 {
+		e.add(f, rangeHairpin, a, a, []byte{byte(h.Protocol), 0, 0, 0})
+		return
+	}
 	e.add(f, hairpin, a, a, appendPort(nil, h.Protocol, h.Endpoint.Port()))
 }
 

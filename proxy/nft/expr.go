@@ -260,6 +260,18 @@ func (b *rb) dnat(k key, mapped string) *rb {
 	})
 }
 
+// dnatAddress sends the packet to the address that a map has for a key, at the port that it was sent to, or ends the rule.
+func (b *rb) dnatAddress(k key, mapped string) *rb {
+	b.load(k, 0)
+	b.lookup(mapped, false, 0)
+	return b.add("nat", func(a *nftables.Buffer) {
+		a.Uint32(unix.NFTA_NAT_TYPE, unix.NFT_NAT_DNAT)
+		a.Uint32(unix.NFTA_NAT_FAMILY, uint32(b.f.family))
+		a.Uint32(unix.NFTA_NAT_REG_ADDR_MIN, reg(0))
+		a.Uint32(unix.NFTA_NAT_REG_ADDR_MAX, reg(0))
+	})
+}
+
 // update puts a key with its value into a dynamic map for a time, or has what is there stay for so long.
 func (b *rb) update(k key, value key, mapped string, milliseconds uint64) *rb {
 	at := b.load(k, 0)

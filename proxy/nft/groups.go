@@ -8,7 +8,8 @@ import (
 	"github.com/berth-run/berth/proxy/model"
 )
 
-// groupOf names a list of endpoints that clients are remembered for: that of a Port under a policy.
+// groupOf names a list of endpoints that clients are remembered for, or that a range of ports leads to: that of a Port under a
+// policy.
 type groupOf struct {
 	service  types.NamespacedName
 	port     string
@@ -57,7 +58,7 @@ func (g *groups) of(s *model.Service, p *model.Port, policy model.Policy) uint32
 func (g *groups) forget(s *model.Service, now *model.Service) {
 	for i := range s.Ports {
 		p := &s.Ports[i]
-		if p.Affinity <= 0 || now != nil && hasAffinity(now, p) {
+		if !hasGroups(p) || now != nil && hasGroupsLike(now, p) {
 			continue
 		}
 		for _, policy := range []model.Policy{model.Cluster, model.Local} {
@@ -70,9 +71,12 @@ func (g *groups) forget(s *model.Service, now *model.Service) {
 	}
 }
 
-func hasAffinity(s *model.Service, like *model.Port) bool {
+// hasGroups is whether its lists of endpoints have numbers: for session affinity, or for ranges of ports.
+func hasGroups(p *model.Port) bool { return p.Affinity > 0 || len(p.Ranges) > 0 }
+
+func hasGroupsLike(s *model.Service, like *model.Port) bool {
 	for i := range s.Ports {
-		if p := &s.Ports[i]; p.Affinity > 0 && p.Name == like.Name && p.Family == like.Family && p.Protocol == like.Protocol {
+		if p := &s.Ports[i]; hasGroups(p) && p.Name == like.Name && p.Family == like.Family && p.Protocol == like.Protocol {
 			return true
 		}
 	}

@@ -95,6 +95,9 @@ func (i *Inspector) view(scope program.Scope) *view {
 			for k := range port.Frontends {
 				v.at(&port.Frontends[k], port.Protocol)
 			}
+			for k := range port.Ranges {
+				v.at(&port.Ranges[k], port.Protocol)
+			}
 		}
 	}
 	for name, n := range known.number {
@@ -138,8 +141,9 @@ func (v *view) at(f *model.Frontend, p model.Protocol) {
 func (v *view) hairpinsOf(e *elements, p *model.Port, all map[model.Hairpin]struct{}) {
 	for _, list := range [...][]model.Endpoint{p.Cluster, p.Local} {
 		for _, end := range list {
-			if h := (model.Hairpin{Protocol: p.Protocol, Endpoint: end.AddrPort()}); end.Local {
-				if _, ok := all[h]; ok {
+			for _, at := range []netip.AddrPort{end.AddrPort(), netip.AddrPortFrom(end.Addr, 0)} { // at all ports, too
+				h := model.Hairpin{Protocol: p.Protocol, Endpoint: at}
+				if _, ok := all[h]; ok && end.Local {
 					e.hairpin(h)
 				}
 			}
@@ -232,6 +236,9 @@ func (i *Inspector) family(v *view, f layer, to *findings) error {
 	want := newLayout(f, &v.params[f.model])
 	to.compareObjects(where, want, &got.layout)
 	for s := range setID(affinity) {
+		if want.sets[s].absent {
+			continue
+		}
 		if err := i.elements(v, where, want, s, to); err != nil {
 			return err
 		}
@@ -248,6 +255,9 @@ func (n *findings) compareObjects(where string, want, have *layout) {
 	names := map[string]bool{}
 	for i := range want.sets {
 		s := &want.sets[i]
+		if s.absent {
+			continue
+		}
 		names[s.name] = true
 		switch at := slices.IndexFunc(have.sets, func(o set) bool { return o.name == s.name }); {
 		case at < 0:
@@ -400,7 +410,11 @@ func showParts(f layer, parts []uint32, b *[]byte) string {
 			}
 		case typeService:
 			if v := take(4); len(v) >= 2 {
-				out = append(out, strconv.Itoa(int(binary.BigEndian.Uint16(v))))
+				port := strconv.Itoa(int(binary.BigEndian.Uint16(v)))
+				if len(v) == 4 && v[2]|v[3] != 0 { // a range
+					port += "-" + strconv.Itoa(int(binary.BigEndian.Uint16(v[2:])))
+				}
+				out = append(out, port)
 			}
 		default:
 			if v := take(4); len(v) == 4 {

@@ -52,11 +52,17 @@ type setID uint8
 
 const (
 	sources setID = iota
+	rangeSources
 	restricted
+	rangeRestricted
 	endpoints
 	nodeportEndpoints
+	rangeEndpoints
 	sizes
 	nodeportSizes
+	rangeSizes
+	rangeGroups
+	rangeGroupsCluster
 	affinityTimeouts
 	affinityMembers
 	affinityPeers
@@ -65,26 +71,54 @@ const (
 	nodeportAffinityGroups
 	nodeportAffinityGroupsCluster
 	hairpin
+	rangeHairpin
 	masquerade
 	nodeportMasquerade
+	rangeMasquerade
 	shortCircuit
 	nodeportShortCircuit
+	rangeShortCircuit
 	nodeportAddresses
 	frontends
 	nodeports
+	portRanges
 	reject
 	nodeportReject
+	rangeReject
 	drop
 	nodeportDrop
+	rangeDrop
 	clusterIPs
 	serviceCIDRs
 	affinity // its elements are put in by packets
 	setCount
 )
 
+// forRanges is whether a set is there where Services have ranges of ports alone.
+func (s setID) forRanges() bool {
+	switch s {
+	case rangeEndpoints, rangeSizes, rangeHairpin:
+		return true
+	}
+	return s.hasPorts()
+}
+
+// hasPorts is whether keys of a set have a range of ports, hasSources one of addresses at their end; hasEnd is either.
+func (s setID) hasPorts() bool {
+	switch s {
+	case rangeSources, rangeRestricted, rangeGroups, rangeGroupsCluster, rangeMasquerade, rangeShortCircuit, portRanges, rangeReject, rangeDrop:
+		return true
+	}
+	return false
+}
+
+func (s setID) hasSources() bool { return s == sources || s == rangeSources }
+func (s setID) hasEnd() bool     { return s.hasPorts() || s.hasSources() }
+
 // set is a set or a map of the kernel.
 type set struct {
 	name                string
+	absent              bool   // it is not needed, and not there
 	keyType, keyLen     uint32 // type as nft numbers it
 	valueType, valueLen uint32 // of a map
 	flags               uint32
@@ -116,8 +150,8 @@ type layout struct {
 	chains []chain
 }
 
-// A place is one of four kinds of keys that endpoints have: at an address or a node port, under the policy of the Frontend
-// or, for packets from this node that are exempt from it, all of the Service's.
+// A place is one of five kinds of keys that endpoints have: at an address or a node port, under the policy of the Frontend
+// or, for packets from this node that are exempt from it, all of the Service's; and of a group, which ranges of ports lead to.
 type place uint8
 
 const (
@@ -125,15 +159,16 @@ const (
 	vipCluster
 	nodeport
 	nodeportCluster
+	ranged // by the number of a group of endpoints, which a packet's priority has meanwhile
 	places
 )
 
-var placeNames = [places]string{"vip", "vip-cluster", "nodeport", "nodeport-cluster"}
+var placeNames = [places]string{"vip", "vip-cluster", "nodeport", "nodeport-cluster", "range"}
 
-func (p place) ofNodePort() bool { return p >= nodeport }
+func (p place) ofNodePort() bool { return p == nodeport || p == nodeportCluster }
 func (p place) ofCluster() bool  { return p == vipCluster || p == nodeportCluster }
 
-// clusterOffset is where the endpoints and sizes of vipCluster and nodeportCluster begin in the maps that they share.
+// clusterOffset is where the endpoints and sizes of the places of clusters begin in the maps that they share.
 const clusterOffset = 1 << 16
 
 func (p place) offset() uint32 {
@@ -179,6 +214,8 @@ type params struct {
 	hashes [places][]uint32
 	// counters is whether there are some for each Service's port.
 	counters bool
+	// ranges is whether there are ranges of ports.
+	ranges bool
 }
 
 // hashNumber is what sizes has where endpoints are not drawn but found by a hash.
@@ -198,9 +235,9 @@ func hashOf(n uint32) model.Hash {
 
 func newLayout(f layer, p *params) *layout {
 	l := &layout{layer: f}
-	l.addSets(p.counters)
-	l.addBases()
-	l.addFilters()
+	l.addSets(p)
+	l.addBases(p)
+	l.addFilters(p)
 	l.addServices(p)
 	l.addAffinity(p)
 	l.addMasquerade(p)
@@ -235,17 +272,24 @@ const (
 	beforeSNAT = 95
 )
 
-func (l *layout) addBases() {
+func (l *layout) addBases(p *params) {
+	// What is to a range of ports is none of an exact frontend's, which precedes.
+	ranges := func(chain string) *rb {
+		if !p.ranges {
+			return nil
+		}
+		return l.rule().isNew().notIn(l.to(), "frontends").jump(chain)
+	}
 	for _, b := range []struct {
 		name  string
 		base  base
 		rules []*rb
 	}{
-		{"filter-prerouting", base{"filter", unix.NF_INET_PRE_ROUTING, beforeDNAT}, []*rb{l.rule().isNew().jump("source-check")}},
-		{"filter-output-before-dnat", base{"filter", unix.NF_INET_LOCAL_OUT, beforeDNAT}, []*rb{l.rule().isNew().jump("source-check")}},
-		{"filter-input", base{"filter", unix.NF_INET_LOCAL_IN, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), l.rule().isNew().notIn(l.to(), "frontends").jump("nodeport-check")}},
-		{"filter-forward", base{"filter", unix.NF_INET_FORWARD, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), l.rule().isNew().jump("cluster-ip-check")}},
-		{"filter-output", base{"filter", unix.NF_INET_LOCAL_OUT, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), l.rule().isNew().jump("cluster-ip-check")}},
+		{"filter-prerouting", base{"filter", unix.NF_INET_PRE_ROUTING, beforeDNAT}, []*rb{l.rule().isNew().jump("source-check"), ranges("range-source-check")}},
+		{"filter-output-before-dnat", base{"filter", unix.NF_INET_LOCAL_OUT, beforeDNAT}, []*rb{l.rule().isNew().jump("source-check"), ranges("range-source-check")}},
+		{"filter-input", base{"filter", unix.NF_INET_LOCAL_IN, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), ranges("range-check"), l.rule().isNew().notIn(l.to(), "frontends").jump("nodeport-check")}},
+		{"filter-forward", base{"filter", unix.NF_INET_FORWARD, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), ranges("range-check"), l.rule().isNew().jump("cluster-ip-check")}},
+		{"filter-output", base{"filter", unix.NF_INET_LOCAL_OUT, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), ranges("range-check"), l.rule().isNew().jump("cluster-ip-check")}},
 		{"nat-prerouting", base{"nat", unix.NF_INET_PRE_ROUTING, atDNAT}, []*rb{l.rule().jump("services")}},
 		{"nat-output", base{"nat", unix.NF_INET_LOCAL_OUT, atDNAT}, []*rb{l.rule().jump("services")}},
 		{"nat-input", base{"nat", unix.NF_INET_LOCAL_IN, beforeSNAT}, []*rb{l.rule().isForwarded().jump("affinity-record")}},
@@ -260,14 +304,24 @@ func (l *layout) addBases() {
 //
 // What a lookup finds is counted in the element (layout.addSets), but by one that asks what is not there: those that are not
 // to count ask so.
-func (l *layout) addFilters() {
+func (l *layout) addFilters(p *params) {
 	l.chain("source-check", "loadBalancerSourceRanges",
 		l.rule().notIn(l.to(), "restricted").returns(),
 		l.rule().notIn(l.to().and(l.source()), "sources").in(l.to(), "restricted").count().drop())
 	l.chain("frontend-check", "Services without an endpoint that may be used",
 		l.rule().in(l.to(), "rejected").goTo("refuse"),
 		l.rule().in(l.to(), "dropped").count().drop().note("there are endpoints on other nodes only"))
+	var beforeNodePorts *rb
+	if p.ranges {
+		l.chain("range-source-check", "",
+			l.rule().in(l.to(), "range-restricted").notIn(l.to().and(l.source()), "range-sources").count().drop())
+		l.chain("range-check", "",
+			l.rule().in(l.to(), "range-rejected").goTo("refuse"),
+			l.rule().in(l.to(), "range-dropped").count().drop().note("there are endpoints on other nodes only"))
+		beforeNodePorts = l.rule().in(l.to(), "port-ranges").returns()
+	}
 	l.chain("nodeport-check", "node ports without an endpoint that may be used",
+		beforeNodePorts,
 		l.nodePortIn("nodeport-rejected").goTo("refuse"),
 		l.nodePortIn("nodeport-dropped").count().drop().note("there are endpoints on other nodes only"))
 	l.chain("cluster-ip-check", "ports that a cluster IP has not, and cluster IPs that no Service has",
@@ -285,11 +339,18 @@ func (l *layout) nodePortIn(name string) *rb {
 
 // addServices makes the chains that choose endpoints.
 func (l *layout) addServices(p *params) {
-	l.chain("services", "",
-		l.rule().in(l.to(), "frontends").goTo("vip"),
-		l.nodePortIn("nodeports").goTo("nodeport"))
+	rules := []*rb{l.rule().in(l.to(), "frontends").goTo("vip")}
+	if p.ranges {
+		rules = append(rules, l.rule().in(l.to(), "port-ranges").goTo("port-range"))
+	}
+	l.chain("services", "", append(rules, l.nodePortIn("nodeports").goTo("nodeport"))...)
 	for at := range places {
-		l.addPlace(at, p)
+		if p.ranges || at != ranged {
+			l.addPlace(at, p)
+		}
+	}
+	if p.ranges {
+		l.addRanges(p)
 	}
 }
 
@@ -298,6 +359,9 @@ func (l *layout) names(at place) (to key, sizes, endpoints, short, groups string
 	to, sizes, endpoints, short, groups = l.to(), "sizes", "endpoints", "short-circuit", "affinity-groups"
 	if at.ofNodePort() {
 		to, sizes, endpoints, short, groups = toPort, "nodeport-sizes", "nodeport-endpoints", "nodeport-short-circuit", "nodeport-affinity-groups"
+	}
+	if at == ranged {
+		to, sizes, endpoints, short = key{priority}, "range-sizes", "range-endpoints", "range-short-circuit"
 	}
 	if at.ofCluster() {
 		groups += "-cluster"
@@ -308,19 +372,21 @@ func (l *layout) names(at place) (to key, sizes, endpoints, short, groups string
 func (l *layout) addPlace(at place, p *params) {
 	to, sizes, endpoints, short, groups := l.names(at)
 	var rules []*rb
-	if !at.ofCluster() {
-		all := placeNames[at+1]
-		if r := l.isPod(p, false, l.rule().in(to, short)); r != nil {
-			rules = append(rules, r.goTo(all).note("pods of the node reach all endpoints"))
-		}
-		rules = append(rules, l.rule().in(to, short).sourceIsLocal().goTo(all).note("and so does the node"))
+	if !at.ofCluster() && at != ranged {
+		rules = l.toAll(to, short, placeNames[at+1], p)
 	}
-	if len(p.timeouts) > 0 {
+	if len(p.timeouts) > 0 && at != ranged {
 		rules = append(rules, l.rule().isTransport().setPriority(to, groups).dnat(key{l.source(), priority}, "affinity"))
 	}
-	draw := func(n uint32) *rb { return l.rule().dnat(to.and(random(n, at.offset())), endpoints) }
+	send := func(r *rb, number field) *rb {
+		if at == ranged {
+			return r.dnatAddress(to.and(number), endpoints)
+		}
+		return r.dnat(to.and(number), endpoints)
+	}
+	draw := func(n uint32) *rb { return send(l.rule(), random(n, at.offset())) }
 	for n := uint32(2); n <= exactSizes; n++ {
-		rules = append(rules, l.rule().in(to.and(constant(at.offset()+n)), sizes).dnat(to.and(random(n, at.offset())), endpoints))
+		rules = append(rules, send(l.rule().in(to.and(constant(at.offset()+n)), sizes), random(n, at.offset())))
 	}
 	for _, n := range p.wide[at] {
 		rules = append(rules, l.rule().in(to.and(constant(at.offset()+n)), sizes).jump(fmt.Sprintf("%s-%d", placeNames[at], n)))
@@ -331,10 +397,13 @@ func (l *layout) addPlace(at place, p *params) {
 		if h.By == model.BySourcePort {
 			of = append(of, fromPort)
 		}
-		rules = append(rules, l.rule().in(to.and(constant(at.offset()+n)), sizes).
-			dnat(to.and(hashed(of, uint32(h.Buckets), at.offset())), endpoints))
+		rules = append(rules, send(l.rule().in(to.and(constant(at.offset()+n)), sizes), hashed(of, uint32(h.Buckets), at.offset())))
 	}
-	l.chain(placeNames[at], "", append(rules, draw(1))...)
+	rules = append(rules, draw(1))
+	if at == ranged {
+		rules = append(rules, l.rule().zeroPriority())
+	}
+	l.chain(placeNames[at], "", rules...)
 	for _, n := range p.wide[at] {
 		var rules []*rb
 		for range draws {
@@ -346,6 +415,23 @@ func (l *layout) addPlace(at place, p *params) {
 		}
 		l.chain(fmt.Sprintf("%s-%d", placeNames[at], n), "not all numbers have an endpoint: draw again", append(rules, draw(below))...)
 	}
+}
+
+// toAll are rules for packets of the node and its pods to what short-circuit sets have.
+func (l *layout) toAll(to key, short, all string, p *params) (rules []*rb) {
+	if r := l.isPod(p, false, l.rule().in(to, short)); r != nil {
+		rules = append(rules, r.goTo(all).note("pods of the node reach all endpoints"))
+	}
+	return append(rules, l.rule().in(to, short).sourceIsLocal().goTo(all).note("and so does the node"))
+}
+
+// addRanges makes the chains that find the group of endpoints of a range of ports: the sets of ranges are small, since the
+// kernel copies them when they are changed, and it takes long over large ones.
+func (l *layout) addRanges(p *params) {
+	l.chain("port-range", "", append(l.toAll(l.to(), "range-short-circuit", "port-range-cluster", p),
+		l.rule().isTransport().setPriority(l.to(), "range-groups").goTo("range"))...)
+	l.chain("port-range-cluster", "",
+		l.rule().isTransport().setPriority(l.to(), "range-groups-cluster").goTo("range"))
 }
 
 // isPod adds to a rule that the source is a pod's, or is not; nil without a detector.
@@ -365,8 +451,13 @@ func (l *layout) isPod(p *params, not bool, r *rb) *rb {
 // The packet's priority, which the kernel sets anew on the way, carries the number of the group of endpoints meanwhile:
 // nothing else can hold a value between rules that is not somebody's.
 func (l *layout) addAffinity(p *params) {
+	// A range of ports has no session affinity, but its packets have the number of a group, too.
+	var ofRange *rb
+	if p.ranges {
+		ofRange = l.rule().isTransport().notIn(l.originally(), "frontends").in(l.originally(), "port-ranges").zeroPriority().returns()
+	}
 	if len(p.timeouts) == 0 {
-		l.chain("affinity-record", "no Service has session affinity")
+		l.chain("affinity-record", "no Service has session affinity", ofRange)
 		return
 	}
 	record := func(at place) *rb {
@@ -382,7 +473,7 @@ func (l *layout) addAffinity(p *params) {
 		}
 		rules[at] = append(rules[at], l.rule().isTransport().in(l.originalKey(at), short).sourceIsLocal().goTo(to), record(at))
 	}
-	l.chain("affinity-record", "remembers clients of Services with session affinity", append(rules[vip], l.toNodePort("affinity-record-nodeport"))...)
+	l.chain("affinity-record", "remembers clients of Services with session affinity", append(rules[vip], ofRange, l.toNodePort("affinity-record-nodeport"))...)
 	l.chain("affinity-record-nodeport", "", rules[nodeport]...)
 	l.chain("affinity-record-vip-cluster", "", record(vipCluster))
 	l.chain("affinity-record-nodeport-cluster", "", record(nodeportCluster))
@@ -416,10 +507,16 @@ func (l *layout) originalKey(at place) key {
 func (l *layout) addMasquerade(p *params) {
 	var rules [places][]*rb
 	rules[vip] = append(rules[vip], l.rule().in(key{l.source(), l.destination(), protocol, port}, "hairpin").masquerade().note("a pod that reaches itself"))
-	for _, at := range []place{vip, nodeport} {
-		_, _, _, short, _ := l.names(at)
+	if p.ranges {
+		rules[vip] = append(rules[vip], l.rule().in(key{l.source(), l.destination(), protocol}, "range-hairpin").masquerade())
+	}
+	for _, at := range []place{vip, ranged, nodeport} {
+		_, _, _, short, _ := l.names(at) // a range goes by the address, like a frontend, here
 		always := "masqueraded"
-		if at == nodeport {
+		switch at {
+		case ranged:
+			always = "range-masqueraded"
+		case nodeport:
 			always = "nodeport-masqueraded"
 		}
 		if r := l.isPod(p, false, l.rule().isTransport().in(l.originalKey(at), short)); r != nil {
@@ -434,7 +531,12 @@ func (l *layout) addMasquerade(p *params) {
 			}
 		}
 	}
-	l.chain("masquerading", "", append(rules[vip], l.toNodePort("masquerading-nodeport"))...)
+	next := "masquerading-nodeport"
+	if p.ranges {
+		l.chain("masquerading-range", "", append(rules[ranged], l.rule().isTransport().notIn(l.originally(), "port-ranges").goTo(next))...)
+		next = "masquerading-range"
+	}
+	l.chain("masquerading", "", append(rules[vip], l.toNodePort(next))...)
 	l.chain("masquerading-nodeport", "", rules[nodeport]...)
 }
 
@@ -447,7 +549,7 @@ const (
 )
 
 // addSets makes the sets; those that say what becomes of a packet count those that they say it of.
-func (l *layout) addSets(counters bool) {
+func (l *layout) addSets(p *params) {
 	f := l.layer
 	addr := part{f.typeAddr, uint32(f.size), bigEndian, describePayload(f.protoDesc, f.daddrDesc)}
 	proto := part{typeProto, 1, 0, describeMeta(unix.NFT_META_L4PROTO)}
@@ -457,7 +559,7 @@ func (l *layout) addSets(counters bool) {
 	to, toPort := []part{addr, proto, service}, []part{proto, service}
 	endpoint := []part{addr, service}
 	const intervals, mapped = unix.NFT_SET_INTERVAL, unix.NFT_SET_MAP
-	for _, s := range [setCount]struct {
+	for id, s := range [setCount]struct {
 		name    string
 		key     []part
 		value   []part
@@ -468,9 +570,15 @@ func (l *layout) addSets(counters bool) {
 		comment string
 	}{
 		sources:                       {name: "sources", key: append(to[:3:3], addr), flags: intervals, comment: "who may send to restricted"},
+		rangeSources:                  {name: "range-sources", key: append(to[:3:3], addr), flags: intervals},
 		restricted:                    {name: "restricted", key: to, counted: true},
+		rangeRestricted:               {name: "range-restricted", key: to, flags: intervals},
 		endpoints:                     {name: "endpoints", key: append(to[:3:3], number), value: endpoint, typeof: true, comment: "from 65536 on: for packets of this node, whatever the policy"},
 		nodeportEndpoints:             {name: "nodeport-endpoints", key: append(toPort[:2:2], number), value: endpoint, typeof: true, comment: "from 65536 on: for packets of this node, whatever the policy"},
+		rangeEndpoints:                {name: "range-endpoints", key: []part{class, number}, value: []part{addr}, typeof: true, comment: "of a range's group"},
+		rangeSizes:                    {name: "range-sizes", key: []part{class, number}, typeof: true},
+		rangeGroups:                   {name: "range-groups", key: to, value: []part{class}, flags: intervals},
+		rangeGroupsCluster:            {name: "range-groups-cluster", key: to, value: []part{class}, flags: intervals},
 		sizes:                         {name: "sizes", key: append(to[:3:3], number), typeof: true, comment: "how many endpoints to draw from, if there are several; from 16777216 on: a hash"},
 		nodeportSizes:                 {name: "nodeport-sizes", key: append(toPort[:2:2], number), typeof: true},
 		affinityTimeouts:              {name: "affinity-timeouts", key: []part{class, number}, typeof: true, comment: "in seconds"},
@@ -481,6 +589,12 @@ func (l *layout) addSets(counters bool) {
 		nodeportAffinityGroups:        {name: "nodeport-affinity-groups", key: toPort, value: []part{class}},
 		nodeportAffinityGroupsCluster: {name: "nodeport-affinity-groups-cluster", key: toPort, value: []part{class}},
 		hairpin:                       {name: "hairpin", key: []part{addr, addr, proto, service}},
+		rangeHairpin:                  {name: "range-hairpin", key: []part{addr, addr, proto}},
+		rangeMasquerade:               {name: "range-masqueraded", key: to, flags: intervals},
+		rangeShortCircuit:             {name: "range-short-circuit", key: to, flags: intervals},
+		portRanges:                    {name: "port-ranges", key: to, flags: intervals, comment: "ranges of ports of Services"},
+		rangeReject:                   {name: "range-rejected", key: to, flags: intervals},
+		rangeDrop:                     {name: "range-dropped", key: to, flags: intervals},
 		masquerade:                    {name: "masqueraded", key: to},
 		nodeportMasquerade:            {name: "nodeport-masqueraded", key: toPort},
 		shortCircuit:                  {name: "short-circuit", key: to, comment: "externalTrafficPolicy Local: this node and its pods reach all endpoints"},
@@ -496,8 +610,8 @@ func (l *layout) addSets(counters bool) {
 		serviceCIDRs:                  {name: "service-cidrs", key: []part{addr}, flags: intervals, counted: true, comment: "where cluster IPs are given out"},
 		affinity:                      {name: "affinity", key: []part{addr, class}, value: endpoint, flags: unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL, size: affinityLimit, comment: "where clients are sent again"},
 	} {
-		k := set{name: s.name, flags: s.flags, size: s.size, keyType: typeOf(s.key), keyLen: lengthOf(s.key)}
-		if counters && s.counted {
+		k := set{name: s.name, absent: setID(id).forRanges() && !p.ranges, flags: s.flags, size: s.size, keyType: typeOf(s.key), keyLen: lengthOf(s.key)}
+		if p.counters && s.counted {
 			k.expr = counterExpr
 		}
 		if s.value != nil {
@@ -616,6 +730,9 @@ func describeSet(k, value []part, typeof bool, comment string) []byte {
 }
 
 func describeConcat(parts []part) []byte {
+	if len(parts) == 1 {
+		return parts[0].describe(nil)
+	}
 	var inside []byte
 	for i, p := range parts {
 		inside = udata(inside, byte(i), p.describe(nil))

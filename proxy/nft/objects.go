@@ -252,7 +252,9 @@ type objects struct {
 func (o *objects) change(have, want *layout) (count int) {
 	oldSets, oldChains := map[string]*set{}, map[string]*chain{}
 	for i := range have.sets {
-		oldSets[have.sets[i].name] = &have.sets[i]
+		if s := &have.sets[i]; !s.absent {
+			oldSets[s.name] = s
+		}
 	}
 	for i := range have.chains {
 		oldChains[have.chains[i].name] = &have.chains[i]
@@ -261,7 +263,7 @@ func (o *objects) change(have, want *layout) (count int) {
 	for i := range want.sets {
 		s := &want.sets[i]
 		old := oldSets[s.name]
-		torn = torn || old != nil && !s.is(old)
+		torn = torn || old != nil && !s.absent && !s.is(old)
 	}
 	var stale []*chain // whose rules have to go
 	for i := range have.chains {
@@ -308,20 +310,20 @@ func (o *objects) change(have, want *layout) (count int) {
 func (o *objects) changeSets(old map[string]*set, want *layout) (count int) {
 	for i := range want.sets {
 		s := &want.sets[i]
-		if have := old[s.name]; have != nil && !s.is(have) {
+		if have := old[s.name]; have != nil && !s.absent && !s.is(have) {
 			o.deleteSet(want.layer, s.name)
 			count++
 		}
 	}
 	for name := range old {
-		if !slices.ContainsFunc(want.sets, func(s set) bool { return s.name == name }) {
+		if !slices.ContainsFunc(want.sets, func(s set) bool { return s.name == name && !s.absent }) {
 			o.deleteSet(want.layer, name)
 			count++
 		}
 	}
 	for i := range want.sets {
 		s := &want.sets[i]
-		if have := old[s.name]; have == nil || !s.is(have) {
+		if have := old[s.name]; !s.absent && (have == nil || !s.is(have)) {
 			o.addSet(want.layer, s)
 			count++
 		}

@@ -191,7 +191,7 @@ func (p *Programmer) reconcileOnce() error {
 		}
 		for s := range setID(affinity) {
 			old := map[elemKey]elemValue{}
-			if !fresh[f] {
+			if !fresh[f] && !have[f].sets[s].absent {
 				var err error
 				if old, err = readElements(p.conn, layers[f], p.table, s, have[f].sets[s].name, len(wanted[f][s])); err != nil {
 					return err
@@ -405,11 +405,12 @@ func (p *Programmer) see(next *elements) (grown bool) {
 func (q *params) see(e *elem) bool {
 	k := e.key.content()
 	switch e.key.set {
-	case sizes, nodeportSizes:
-		at := vip
-		if e.key.set == nodeportSizes {
-			at = nodeport
-		}
+	case portRanges:
+		was := q.ranges
+		q.ranges = true
+		return !was
+	case sizes, nodeportSizes, rangeSizes:
+		at := map[setID]place{sizes: vip, nodeportSizes: nodeport, rangeSizes: ranged}[e.key.set]
 		n := nativeOf(k[len(k)-4:])
 		if n >= firstHash {
 			if n&clusterOffset != 0 {

@@ -74,6 +74,9 @@ func (r World) Service(n int) *corev1.Service {
 	if r.In(3) {
 		s.Annotations[model.HashAnnotation] = OneOf(r, "source", "source/251", "source-and-port/251")
 	}
+	if r.In(3) {
+		s.Annotations[model.PortRangesAnnotation] = OneOf(r, "tcp=8000-9000", "udp=8080-8080,tcp=1000-8080", "tcp=1-79,udp=8079-65535")
+	}
 	if r.In(4) {
 		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
 		seconds := int32(OneOf(r, 10800, 60))
@@ -138,6 +141,11 @@ func (l *Lab) Tries(m *model.Model) (all []Try) {
 				dst[a] = true
 				if f.Kind == model.ClusterIP {
 					dst[netip.AddrPortFrom(a.Addr(), 99)] = true
+				}
+			}
+			for _, f := range s.Ports[i].Ranges {
+				if f.Addr.Port() <= PodPort && PodPort <= f.Last { // pods have no other port
+					dst[netip.AddrPortFrom(f.Addr.Addr(), PodPort)] = true
 				}
 			}
 		}

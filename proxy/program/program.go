@@ -39,6 +39,8 @@ type Programmer interface {
 type Abilities struct {
 	// Hash is to choose endpoints by a hash (model.Hash).
 	Hash bool
+	// Ranges is ranges of ports (model.Port.Ranges).
+	Ranges bool
 }
 
 // AbilitiesOf asks a Programmer; one that does not say has none.
@@ -50,4 +52,4 @@ func AbilitiesOf(p Programmer) Abilities {
 }
 
 // Limit has a model ask for nothing else: it tells of Services that do.
-func (a Abilities) Limit(c *model.Config) { c.NoHash = !a.Hash }
+func (a Abilities) Limit(c *model.Config) { c.NoHash, c.NoRanges = !a.Hash, !a.Ranges }

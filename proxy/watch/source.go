@@ -67,7 +67,7 @@ func sources(c *Client, node string) [kinds]source {
 func trim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Service:
-		annotations := keep(o.Annotations, model.WeightsAnnotation, model.HashAnnotation)
+		annotations := keep(o.Annotations, model.WeightsAnnotation, model.HashAnnotation, model.PortRangesAnnotation)
 		o.ObjectMeta = meta(&o.ObjectMeta)
 		o.Annotations = annotations
 		o.Spec.Selector = nil
