@@ -18,13 +18,22 @@ func InNamespaces(paths []string, f func() error) error {
 		return f()
 	}
 	return thread.Throwaway(func() error {
-		for _, path := range paths {
-			if err := enter(path, 0); err != nil {
-				return err
-			}
+		if err := Enter(paths); err != nil {
+			return err
 		}
 		return f()
 	})
+}
+
+// Enter moves this thread, which has to be thrown away, into the namespaces that are pinned at paths. The error is of the
+// class errdefs.ErrNotFound where a path does not exist.
+func Enter(paths []string) error {
+	for _, path := range paths {
+		if err := enter(path, 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // enter moves this thread to the namespace of a file, which has to be of the kind that flag (unix.CLONE_NEWNET …) says; 0

@@ -34,6 +34,16 @@ func create(req shim.CreateRequest, files []*os.File) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	streams := len(files) - len(req.Trees) - len(req.Sources)
+	if streams < 0 {
+		return 0, fmt.Errorf("%d descriptors for %d mounts", len(files), len(req.Trees)+len(req.Sources))
+	}
+	asNamed, err := attach(req, spec, files[streams:])
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = asNamed(err) }()
+	files = files[:streams]
 	// specconv takes the bundle to be the working directory.
 	if err := os.Chdir(req.Bundle); err != nil {
 		return 0, err

@@ -1,6 +1,6 @@
 // Command berth-shim is what stands behind the pods of berth: the daemon starts it from a sealed memfd, nobody else.
 //
-//	berth-shim shim DIR [shared-pid [USERNS NOBODY]]
+//	berth-shim shim DIR [lean] [shared-pid [USERNS NOBODY]]
 //	                                   a pod's shim: the sandbox, see package cri/shim
 //	berth-shim create                  creates one container for a shim, and ends
 //	berth-shim seccomp                 compiles one seccomp profile for a creation, and ends: see seccomp.go
@@ -89,11 +89,24 @@ func runShim(args []string) error {
 	}
 	_ = start.Close()
 	reserveThreads() // in its cgroup already: there is room now
-	pause, err := pauseOf(args[1:])
+	rest := args[1:]
+	lean := len(rest) > 0 && rest[0] == "lean"
+	if lean {
+		rest = rest[1:]
+	}
+	pause, err := pauseOf(rest)
 	if err != nil {
 		return err
 	}
-	return shim.Serve(args[0], pause, func() {
+	userns := -1
+	if pause != nil && pause.Userns != "" {
+		userns = 5
+		unix.CloseOnExec(userns)
+	}
+	return shim.Serve(args[0], pause, lean, func() {
+		if userns >= 0 {
+			_ = unix.Close(userns) // PID 1 is in it
+		}
 		_, _ = ready.Write([]byte{1})
 		_ = ready.Close()
 	})

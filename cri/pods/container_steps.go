@@ -180,11 +180,19 @@ func (b *build) create(ctx context.Context) error {
 	if ok {
 		prefix = cgroups.ScopePrefix
 	}
-	pid, err := b.pod.shim().Create(ctx, shim.CreateRequest{
+	req := shim.CreateRequest{
 		Slice: scope.Slice, ScopePrefix: prefix, SeccompRecords: b.m.seccompRecords(),
 		ID: b.rec.ID, Bundle: b.dir(), StateRoot: b.m.stateRoot(), CgroupDir: dirs.kill, MemoryDir: dirs.memory,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
-	}, log)
+	}
+	var trees []*os.File
+	if b.pod.record().Lean {
+		if trees, err = b.trees(&req); err != nil {
+			return err
+		}
+		defer closeAll(trees)
+	}
+	pid, err := b.pod.shim().Create(ctx, req, log, trees...)
 	if err != nil {
 		return ofShim(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/berth-run/berth/cri/shim"
 	"github.com/berth-run/berth/cri/spec"
 	"github.com/berth-run/berth/internal/step"
+	"github.com/berth-run/berth/internal/thread"
 	"github.com/berth-run/berth/network"
 )
 
@@ -104,12 +105,16 @@ type launch struct {
 	dir         string
 	cgroup      cgroups.Path
 	namespaces  []string // pinned, to be in
+	mounts      *leanMounts
 	sharedPID   bool
 	userns      string // of the pod's own, pinned, or ""
 	nobody      uint32 // user and group in it that have nothing
 	labels      spec.Labels
 	oomScoreAdj int
 }
+
+// usernsFile is the pod's user namespace for a shim: the first descriptor after those that every shim gets.
+const usernsFile = "/proc/self/fd/5"
 
 // startShim starts a shim and returns its pid when its socket can be connected to.
 func (l *launcher) startShim(ctx context.Context, a launch) (int, error) {
@@ -130,19 +135,35 @@ func (l *launcher) startShim(ctx context.Context, a launch) (int, error) {
 	}
 	defer goR.Close()
 	defer goW.Close()
-	args := []string{"shim", a.dir}
+	args, files := []string{"shim", a.dir}, []*os.File{readyW, goR}
+	if a.mounts != nil {
+		args = append(args, "lean")
+	}
 	if a.sharedPID {
 		args = append(args, "shared-pid")
 		if a.userns != "" {
-			args = append(args, a.userns, strconv.FormatUint(uint64(a.nobody), 10))
+			// Opened here, since nothing is pinned where the shim is.
+			userns, err := os.Open(a.userns)
+			if err != nil {
+				return 0, err
+			}
+			defer userns.Close()
+			files = append(files, userns)
+			args = append(args, usernsFile, strconv.FormatUint(uint64(a.nobody), 10))
 		}
 		if a.labels != (spec.Labels{}) {
 			args = append(args, "selinux", a.labels.Process, a.labels.Mount)
 		}
 	}
 	var proc *os.Process
-	err = network.InNamespaces(a.namespaces, func() (err error) {
-		proc, err = l.start(args, log, readyW, goR)
+	err = thread.Throwaway(func() error {
+		if err := network.Enter(a.namespaces); err != nil {
+			return err
+		}
+		if err := a.mounts.enter(); err != nil { // last: nothing is pinned there
+			return err
+		}
+		proc, err = l.start(args, log, files...)
 		return err
 	})
 	if err != nil {

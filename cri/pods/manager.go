@@ -53,6 +53,7 @@ type Manager struct {
 	host      spec.Host
 	boot      string
 	launcher  *launcher
+	lean      *leanMounts // nil: shims are among the node's mounts
 	execs     execServers
 	execRoom  pool
 	podFiles  *records
@@ -129,6 +130,9 @@ func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 			m.Close()
 		}
 	}()
+	if m.lean, err = newLeanMounts(o.Run); err != nil {
+		m.log.Warn("containers are created among all mounts of the node, which is slower the more pods there are", "error", err)
+	}
 	m.execs.launcher, m.execs.ended = m.launcher, m.endExecs
 	m.health = health{look: m.look, wait: healthWithin}
 	if m.noUserns = m.probeUserns(); m.noUserns != nil {
@@ -164,6 +168,7 @@ func (m *Manager) Close() {
 	m.watchers.Wait()
 	m.execs.close()
 	m.launcher.close()
+	m.lean.close()
 }
 
 func (m *Manager) runDir(parts ...string) string {

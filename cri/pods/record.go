@@ -48,6 +48,7 @@ type podRecord struct {
 	NetID     string       `json:",omitempty"` // of its network namespace: what is pinned at the path may be another
 	Conflist  []byte       `json:",omitempty"` // the network configuration that its addresses come from
 	ShimPID   int          `json:",omitempty"`
+	Lean      bool         `json:",omitempty"` // its shim is in a lean mount namespace
 	PausePID  int          `json:",omitempty"`
 	Reason    string       `json:",omitempty"`
 	SELinux   spec.Labels  `json:",omitzero"`

@@ -226,7 +226,7 @@ func (p *pod) startShim(ctx context.Context) error {
 	cfg := p.config()
 	l := launch{
 		dir: p.dir(), cgroup: cgroups.Path(p.rec.Cgroup), sharedPID: spec.SharedPID(cfg),
-		oomScoreAdj: p.m.clampOOMScore(sandboxOOMScore), labels: p.rec.SELinux,
+		oomScoreAdj: p.m.clampOOMScore(sandboxOOMScore), labels: p.rec.SELinux, mounts: p.m.lean,
 	}
 	if cfg.GetLinux().GetSecurityContext().GetPrivileged() {
 		l.labels.Process = ""
@@ -244,7 +244,7 @@ func (p *pod) startShim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.update(func(r *podRecord) { r.ShimPID = pid }); err != nil {
+	if err := p.update(func(r *podRecord) { r.ShimPID, r.Lean = pid, l.mounts != nil }); err != nil {
 		return err
 	}
 	_, err = p.startWatch()

@@ -81,8 +81,8 @@ func (c Client) call(ctx context.Context, req Request, files ...*os.File) (*Resp
 }
 
 // Create has a container created and returns the pid of its init, which waits to be started. logFile, opened for
-// appending, may be nil.
-func (c Client) Create(ctx context.Context, req CreateRequest, logFile *os.File) (int, error) {
+// appending, may be nil. mounts are those that the request names, or the mount namespace.
+func (c Client) Create(ctx context.Context, req CreateRequest, logFile *os.File, mounts ...*os.File) (int, error) {
 	if d, ok := ctx.Deadline(); ok {
 		req.DeadlineMS = max(1, time.Until(d).Milliseconds())
 	}
@@ -91,6 +91,7 @@ func (c Client) Create(ctx context.Context, req CreateRequest, logFile *os.File)
 	if logFile != nil {
 		files = append(files, logFile)
 	}
+	files = append(files, mounts...)
 	res, err := c.call(ctx, Request{Verb: VerbCreate, ID: req.ID, Create: &req}, files...)
 	if err != nil {
 		return 0, err

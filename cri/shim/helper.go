@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/thread"
 )
 
 // SelfExe is what a shim starts its helpers from: itself, which is a sealed memfd that no container can change
@@ -22,6 +25,7 @@ const helperIdle = 10 * time.Second
 // it. A helper serves one creation and ends; the container's init becomes a child of the shim, its subreaper.
 type helpers struct {
 	reaper *reaper
+	lean   bool // each has mounts of its own, a copy of the shim's
 	mu     sync.Mutex
 	parked *helper
 }
@@ -39,7 +43,7 @@ func (h *helpers) park() {
 	if h.parked != nil {
 		return
 	}
-	if p, err := h.spawn(); err == nil {
+	if p, err := h.spawn(nil); err == nil {
 		h.parked = p
 	}
 }
@@ -57,10 +61,11 @@ func (h *helpers) take() (*helper, error) {
 			return p, nil
 		}
 	}
-	return h.spawn()
+	return h.spawn(nil)
 }
 
-func (h *helpers) spawn() (*helper, error) {
+// spawn starts a helper, in a mount namespace unless that is nil.
+func (h *helpers) spawn(mounts *os.File) (*helper, error) {
 	ours, theirs, err := socketpair()
 	if err != nil {
 		return nil, err
@@ -72,12 +77,20 @@ func (h *helpers) spawn() (*helper, error) {
 		return nil, err
 	}
 	p.pid, err = h.reaper.start(func() (int, error) {
-		return syscall.ForkExec(SelfExe, []string{"berth-shim", "create"}, &syscall.ProcAttr{
+		attr := &syscall.ProcAttr{
 			Dir: "/",
 			Env: os.Environ(),
 			// Standard input and output are the shim's: nothing, and its log.
 			Files: []uintptr{0, 1, 2, uintptr(theirs)},
-		})
+			Sys:   &syscall.SysProcAttr{},
+		}
+		if mounts != nil {
+			return forkExecIn(mounts, attr)
+		}
+		if h.lean {
+			attr.Sys.Cloneflags = unix.CLONE_NEWNS
+		}
+		return syscall.ForkExec(SelfExe, helperArgs, attr)
 	}, func(unix.WaitStatus) { close(p.ended) })
 	if err != nil {
 		_ = p.conn.Close()
@@ -86,8 +99,29 @@ func (h *helpers) spawn() (*helper, error) {
 	return p, nil
 }
 
+var helperArgs = []string{"berth-shim", "create"}
+
+// forkExecIn starts a helper in a mount namespace, from a thread that goes there first.
+func forkExecIn(mounts *os.File, attr *syscall.ProcAttr) (pid int, err error) {
+	fd, err := fdOf(mounts)
+	if err != nil {
+		return 0, err
+	}
+	err = thread.Throwaway(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		if err := unix.Setns(fd, unix.CLONE_NEWNS); err != nil {
+			return os.NewSyscallError("setns", err)
+		}
+		pid, err = syscall.ForkExec(SelfExe, helperArgs, attr)
+		return err
+	})
+	return pid, err
+}
+
 // HelperRequest is what a helper is told: to create one container. The descriptors beside it are its stdin, stdout and
-// stderr, or the socket that takes its terminal's master.
+// stderr, or the socket that takes its terminal's master, and then the mounts of the request.
 type HelperRequest struct {
 	Create CreateRequest
 }
@@ -100,8 +134,19 @@ type HelperResponse struct {
 
 // create has a helper create a container and returns the pid of its init, which waits to be started. adopt is called
 // with the pid while the helper is still its parent.
-func (h *helpers) create(req CreateRequest, files []*os.File, adopt func(pid int)) (int, error) {
-	p, err := h.take()
+func (h *helpers) create(req CreateRequest, streams, mounts []*os.File, adopt func(pid int)) (int, error) {
+	files := slices.Concat(streams, mounts)
+	var p *helper
+	var err error
+	switch {
+	case !req.HostMounts:
+		p, err = h.take()
+	case len(mounts) != 1:
+		return 0, &Error{CodeInvalid, "create without the mount namespace"}
+	default:
+		files = streams
+		p, err = h.spawn(mounts[0])
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -12,10 +12,11 @@ import (
 )
 
 // MaxMessage bounds one message, in bytes. Messages are packets of a SOCK_SEQPACKET socket with up to [maxFiles]
-// descriptors beside them.
+// descriptors beside them, of which [MaxMounts] are mounts.
 const (
 	MaxMessage = 128 << 10
-	maxFiles   = 4
+	MaxMounts  = 240
+	maxFiles   = MaxMounts + 4 // the kernel takes 253 (SCM_MAX_FD)
 )
 
 // Verbs of a shim.
@@ -62,10 +63,16 @@ type CreateRequest struct {
 	// not systemd's.
 	Slice       string `json:",omitempty"`
 	ScopePrefix string `json:",omitempty"`
-	Terminal    bool
-	Stdin       bool
-	StdinOnce   bool
-	Log         bool
+	// Trees are directories, and Sources mounts of the specification by their index, whose mounts come as descriptors after
+	// the log's, in this order: the mount namespace of a lean shim is without them. Instead, HostMounts says that the
+	// descriptor of a mount namespace comes, to create the container in.
+	Trees      []string `json:",omitempty"`
+	Sources    []int    `json:",omitempty"`
+	HostMounts bool     `json:",omitempty"`
+	Terminal   bool
+	Stdin      bool
+	StdinOnce  bool
+	Log        bool
 	// Deadline bounds the creation, in milliseconds from now.
 	DeadlineMS int64
 }
@@ -190,8 +197,7 @@ func (c *conn) receive(msg any) ([]*os.File, error) {
 		return nil, err
 	}
 	var (
-		buf       []byte
-		oob       [256]byte
+		buf, oob  []byte
 		n, oobn   int
 		recvflags int
 		rerr      error
@@ -202,8 +208,8 @@ func (c *conn) receive(msg any) ([]*os.File, error) {
 		if rerr != nil {
 			return rerr != unix.EAGAIN
 		}
-		buf = make([]byte, min(n, MaxMessage+1))
-		n, oobn, recvflags, _, rerr = unix.Recvmsg(int(fd), buf, oob[:], unix.MSG_CMSG_CLOEXEC)
+		buf, oob = make([]byte, min(n, MaxMessage+1)), make([]byte, unix.CmsgSpace(4*maxFiles))
+		n, oobn, recvflags, _, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC)
 		return rerr != unix.EAGAIN
 	})
 	if err == nil {

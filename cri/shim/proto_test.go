@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -80,12 +81,20 @@ func TestTooManyDescriptorsAreClosed(t *testing.T) {
 	}
 	defer null.Close()
 	before := openFiles(t)
-	if err := a.send(Request{Verb: VerbCreate}, null, null, null, null, null); err != nil {
+	if err := a.send(Request{Verb: VerbCreate}, slices.Repeat([]*os.File{null}, maxFiles+1)...); err != nil {
 		t.Fatal(err)
 	}
 	var req Request
 	if _, err := b.receive(&req); err == nil {
-		t.Error("five descriptors were taken")
+		t.Error("one descriptor too many was taken")
+	}
+	if err := a.send(Request{Verb: VerbCreate}, slices.Repeat([]*os.File{null}, maxFiles)...); err != nil {
+		t.Fatal(err)
+	}
+	if files, err := b.receive(&req); err != nil || len(files) != maxFiles {
+		t.Errorf("%d descriptors came: %v", len(files), err)
+	} else {
+		closeAll(files)
 	}
 	if after := openFiles(t); after != before {
 		t.Errorf("%d descriptors are open, %d were before", after, before)

@@ -51,14 +51,14 @@ type Pause struct {
 }
 
 // Serve runs the shim in dir, the pod's directory, until it is told to shut down: it never ends by itself. With pause,
-// which may be nil, it starts the process that is PID 1 of the pod's PID namespace. ready is called when the socket can be
-// connected to.
-func Serve(dir string, pause *Pause, ready func()) error {
+// which may be nil, it starts the process that is PID 1 of the pod's PID namespace. A lean one is in a mount namespace with
+// little in it, and each helper gets a copy of that. ready is called when the socket can be connected to.
+func Serve(dir string, pause *Pause, lean bool, ready func()) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl PR_SET_CHILD_SUBREAPER", err)
 	}
 	s := &Server{dir: dir, reaper: startReaper(), containers: map[string]*container{}, making: map[string]chan struct{}{}, watchers: map[*watcher]struct{}{}, quit: make(chan struct{})}
-	s.helpers.reaper = s.reaper
+	s.helpers.reaper, s.helpers.lean = s.reaper, lean
 	if pause != nil {
 		if err := s.startPause(*pause); err != nil {
 			return err
@@ -186,7 +186,8 @@ func (s *Server) handle(req Request, files []*os.File, res *Response) error {
 		if req.Create == nil || req.Create.ID == "" {
 			return &Error{CodeInvalid, "create without a container"}
 		}
-		pid, err := s.create(*req.Create, take(req.Create.Log))
+		log := take(req.Create.Log)
+		pid, err := s.create(*req.Create, log, files)
 		res.PID = pid
 		return err
 	case VerbShutdown:
@@ -281,7 +282,7 @@ func (c *container) snapshot() State {
 	return c.state
 }
 
-func (s *Server) create(req CreateRequest, logFile *os.File) (int, error) {
+func (s *Server) create(req CreateRequest, logFile *os.File, mounts []*os.File) (int, error) {
 	s.mu.Lock()
 	_, exists := s.containers[req.ID]
 	if s.making[req.ID] != nil {
@@ -311,7 +312,7 @@ func (s *Server) create(req CreateRequest, logFile *os.File) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	pid, err := s.helpers.create(req, theirs, func(pid int) {
+	pid, err := s.helpers.create(req, theirs, mounts, func(pid int) {
 		c.mu.Lock()
 		c.state.PID = pid
 		c.mu.Unlock()
