@@ -91,6 +91,27 @@ func AddProcess(p Path, pid int) error {
 	return nil
 }
 
+// Entrances are the ways into p that do not have the kernel hold still all forks of the machine, for which it waits for 7 to
+// 15 ms when [AddProcess] moves a process: on v1, files that a thread writes a 0 to, about itself; and a directory of the unified
+// hierarchy, for a process to be cloned into (CLONE_INTO_CGROUP), which is "" where there is none. ok is false where there are no
+// such ways, as into a scope of systemd.
+func Entrances(p Path) (tasks []string, unified string, ok bool) {
+	l, err := at(p)
+	if _, scope := p.Scope(); err != nil || scope {
+		return nil, "", false
+	}
+	root, hybrid := l.mounts[""]
+	if hybrid {
+		unified = filepath.Join(root, string(p))
+	}
+	for _, dir := range l.dirs(p) {
+		if dir != unified {
+			tasks = append(tasks, filepath.Join(dir, "tasks"))
+		}
+	}
+	return tasks, unified, true
+}
+
 // Verify returns an error of the class errdefs.ErrFailedPrecondition unless the process is in p, in every hierarchy
 // (CVE-2025-47291: a container that ran in the root cgroup, with no limits).
 func Verify(p Path, pid int) error {

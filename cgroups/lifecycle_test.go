@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -297,5 +298,40 @@ func TestKillNamesWhoDoesNotDie(t *testing.T) {
 	killWait = 0 // as if it had been waited for
 	if err := Kill(p); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), strconv.Itoa(cmd.pid)) {
 		t.Errorf("%v", err)
+	}
+}
+
+// Who takes the entrances is in all hierarchies, as if it had been moved.
+func TestEntrances(t *testing.T) {
+	p := newCgroup(t)
+	tasks, unified, ok := Entrances(p)
+	if !ok || layoutOf(t).v2 != (len(tasks) == 0) {
+		t.Fatalf("entrances are %q, %q, %v", tasks, unified, ok)
+	}
+	cmd := exec.Command("sh", append([]string{"-c", `for file; do echo 0 > "$file"; done; echo in; exec sleep 60`, "sh"}, tasks...)...)
+	if unified != "" {
+		dir, err := os.Open(unified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
+	if _, err := out.Read(make([]byte, 2)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(p, cmd.Process.Pid); err != nil {
+		t.Error(err)
+	}
+	if _, _, ok := Entrances("/berth.slice/berth-" + Path(strings.Repeat("a", 64)) + ".scope"); ok {
+		t.Error("a scope of systemd is entered without systemd")
 	}
 }

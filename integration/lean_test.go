@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/cgroups"
 	"github.com/berth-run/berth/integration/lab"
 )
 
@@ -35,6 +36,7 @@ func TestContainersAreMadeAmongFewMounts(t *testing.T) {
 		}
 		pid, err := shimPID(ctx, n, podID)
 		must(t, err)
+		must(t, cgroups.Verify(cgroups.Path(n.Cgroup()+"/"+podID), pid)) // it goes there itself
 		mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
 		must(t, err)
 		if strings.Contains(string(mounts), n.Run()+"/") {
@@ -48,9 +50,7 @@ func TestContainersAreMadeAmongFewMounts(t *testing.T) {
 		mountpoint(t, dir, unix.MS_PRIVATE)
 		must(t, os.Mkdir(dir+"/sub", 0o755))
 		must(t, os.WriteFile(dir+"/sub/x", []byte(name), 0o644))
-		return []*runtimeapi.Mount{
-			{HostPath: dir + "/sub", ContainerPath: "/volume"}, {HostPath: dir + "/sub/x", ContainerPath: "/file"},
-		}
+		return []*runtimeapi.Mount{bindMount(dir+"/sub", "/volume"), bindMount(dir+"/sub/x", "/file")}
 	}
 	sees := func(name string, change func(*runtimeapi.ContainerConfig)) {
 		t.Helper()

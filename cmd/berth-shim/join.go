@@ -10,10 +10,43 @@ package main
 #include <unistd.h>
 #include "seccomp_record.h"
 
-// berth_join moves an exec'd process into its container's cgroups, on v1, before libcontainer's constructor and Go run.
+// joined moves this process into a cgroup of v1 by its file "tasks".
 //
 // Somebody else who moves a process has to hold still all forks of the machine, for which the kernel waits for 7 to 15 ms
-// each time. A thread that moves itself, by a 0 in "tasks", has not; and here the process has no other thread yet. The
+// each time. A thread that moves itself, by a 0 in "tasks", has not; and here the process has no other thread yet.
+static int joined(const char *tasks) {
+	int fd = open(tasks, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	int done = write(fd, "0", 1) == 1, error = errno;
+	close(fd);
+	errno = error;
+	return done;
+}
+
+// berth_join_sandbox moves a shim into its cgroups before Go runs. The files come in the environment, one in a line, which is
+// empty for whatever the shim starts: they are there by then.
+__attribute__((constructor(200))) static void berth_join_sandbox(void) {
+	char *at = getenv("_BERTH_JOIN");
+	if (at == NULL)
+		return;
+	for (char *end, *all = at; *at != '\0'; at = end) {
+		end = at + strcspn(at, "\n");
+		int last = *end == '\0';
+		*end = '\0';
+		if (!joined(at)) {
+			fprintf(stderr, "cgroup of the sandbox: %s: %s\n", at, strerror(errno));
+			_exit(1); // it would run without limits
+		}
+		if (last) {
+			*all = '\0';
+			return;
+		}
+		end++;
+	}
+}
+
+// berth_join moves an exec'd process into its container's cgroups, on v1, before libcontainer's constructor and Go run. The
 // files come behind the log level, which libcontainer hands on: one in a line. Another line may be the seccomp record.
 __attribute__((constructor(200))) static void berth_join(void) {
 	char *at = getenv("_LIBCONTAINER_LOGLEVEL");
@@ -28,14 +61,12 @@ __attribute__((constructor(200))) static void berth_join(void) {
 			berth_seccomp_follow(at + 8);
 			continue;
 		}
-		int fd = open(at, O_WRONLY | O_CLOEXEC);
-		if (fd < 0 || write(fd, "0", 1) != 1) {
+		if (!joined(at)) {
 			const char *log = getenv("_LIBCONTAINER_LOGPIPE");
 			if (log != NULL)
 				dprintf(atoi(log), "{\"level\":\"error\",\"msg\":\"cgroup of an exec: %s: %s\"}\n", at, strerror(errno));
 			_exit(1); // it would run without limits
 		}
-		close(fd);
 	}
 }
 */

@@ -141,6 +141,7 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *cr
 	if err != nil || id != "" {
 		return id, err
 	}
+	m.watchers.Go(cgroups.ExpectMove) // libcontainer moves the container's init
 	c, err := m.createContainer(ctx, p, cfg)
 	if err == nil {
 		id = c.rec.ID

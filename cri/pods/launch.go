@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -89,16 +90,50 @@ func (l *launcher) path() string { return "/proc/self/fd/" + strconv.Itoa(int(l.
 
 // start starts the program in a mode, with files from descriptor 3 on. Its standard output and error go to out.
 func (l *launcher) start(args []string, out *os.File, files ...*os.File) (*os.Process, error) {
+	return l.startAs(&os.ProcAttr{Env: l.env, Sys: &syscall.SysProcAttr{}}, args, out, files...)
+}
+
+// startAs is start with more attributes.
+func (l *launcher) startAs(attr *os.ProcAttr, args []string, out *os.File, files ...*os.File) (*os.Process, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
 	}
 	defer null.Close()
-	return os.StartProcess(l.path(), append([]string{"berth-shim"}, args...), &os.ProcAttr{
-		Dir: "/", Env: l.env, Files: append([]*os.File{null, out, out}, files...),
-		Sys: &syscall.SysProcAttr{Setsid: true},
-	})
+	attr.Dir, attr.Files, attr.Sys.Setsid = "/", append([]*os.File{null, out, out}, files...), true
+	return os.StartProcess(l.path(), append([]string{"berth-shim"}, args...), attr)
 }
+
+// startIn is start in a cgroup of a sandbox, which the process is in before it does anything: it is made there, or goes there
+// itself. joined is false where it has to be moved.
+func (l *launcher) startIn(cgroup cgroups.Path, args []string, out *os.File, files ...*os.File) (proc *os.Process, joined bool, err error) {
+	tasks, unified, ok := cgroups.Entrances(cgroup)
+	if !ok {
+		proc, err = l.start(args, out, files...)
+		return proc, false, err
+	}
+	attr := &os.ProcAttr{Env: l.env, Sys: &syscall.SysProcAttr{}}
+	if len(tasks) > 0 {
+		attr.Env = append(slices.Clone(l.env), joinEnv+strings.Join(tasks, "\n"))
+	}
+	if unified != "" {
+		dir, err := os.Open(unified)
+		if err != nil {
+			return nil, false, err
+		}
+		defer dir.Close()
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
+	}
+	proc, err = l.startAs(attr, args, out, files...)
+	if unified != "" && (errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.E2BIG)) { // before Linux 5.7
+		proc, err = l.start(args, out, files...)
+		return proc, false, err
+	}
+	return proc, true, err
+}
+
+// joinEnv tells a shim the files "tasks" of cgroups that it moves itself into before it does anything, one in a line.
+const joinEnv = "_BERTH_JOIN="
 
 // launch is a shim to be started.
 type launch struct {
@@ -156,6 +191,7 @@ func (l *launcher) startShim(ctx context.Context, a launch) (int, error) {
 		}
 	}
 	var proc *os.Process
+	joined := false
 	err = thread.Throwaway(func() error {
 		if err := network.Enter(a.namespaces); err != nil {
 			return err
@@ -163,7 +199,7 @@ func (l *launcher) startShim(ctx context.Context, a launch) (int, error) {
 		if err := a.mounts.enter(); err != nil { // last: nothing is pinned there
 			return err
 		}
-		proc, err = l.start(args, log, files...)
+		proc, joined, err = l.startIn(a.cgroup, args, log, files...)
 		return err
 	})
 	if err != nil {
@@ -172,7 +208,9 @@ func (l *launcher) startShim(ctx context.Context, a launch) (int, error) {
 	_ = readyW.Close()
 	go func() { _, _ = proc.Wait() }() // reap it, if it ends while we are its parent
 	// It waits for goW before it starts anything, so that all of it is in its cgroup.
-	err = cgroups.AddProcess(a.cgroup, proc.Pid)
+	if !joined {
+		err = cgroups.AddProcess(a.cgroup, proc.Pid)
+	}
 	if err == nil {
 		err = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", proc.Pid), []byte(strconv.Itoa(a.oomScoreAdj)), 0)
 	}

@@ -188,6 +188,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		})
 	}
 	if err == nil {
+		m.watchers.Go(cgroups.ExpectMove) // its first container comes now
 		p.life.isCreated()
 		p.life.isStarted(true)
 		m.log.Debug("pod sandbox is ready", "pod", name(cfg), "id", id, "addresses", p.rec.IPs)
