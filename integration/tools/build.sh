@@ -101,14 +101,14 @@ kubectl() { kubernetes kubectl; }
 # kube-proxy's tests with files of this repository in them, of which a change is a new build, too.
 kubeproxy-tests() {
   local out
-  out=$(slot kubernetes)/kubeproxy-tests-$(cat "$here/kubeproxy.sh" "$here"/kubernetes/kubeproxy/*.go "$here/../../proxy/model/kubeproxy_wire_test.go" | sha256sum | cut -c1-16)
+  out=$(slot kubernetes)/kubeproxy-tests/$(cat "$here/kubeproxy.sh" "$here"/kubernetes/kubeproxy/*.go "$here/../kubeproxy/wire.go" | sha256sum | cut -c1-16)
   mkdir -p "${out%/*}"
   once "$out" build_kubeproxy_tests "$out"
   echo "kubeproxy-tests $out"
 }
 
 build_kubeproxy_tests() {
-  unit="lines of output" run "build kube-proxy's tests" "$here/kubeproxy.sh" "$1.part" "${1%/*}/kubeproxy-tests.src"
+  unit="lines of output" run "build kube-proxy's tests" "$here/kubeproxy.sh" "$1.part" "${1%/*}/src"
   mv "$1.part" "$1"
 }
 

@@ -25,7 +25,7 @@ list -test -deps -f '{{with .Module}}{{if eq .Path "k8s.io/kubernetes"}}{{$.Dir}
 chmod -R u+w "$src"
 
 # ours FILE PACKAGE: a file of this repository, as one of the package's tests.
-ours() { sed -e '/^\/\/go:build/d' -e "s/^package .*/package ${2##*/}/" "$1" > "$src/$2/berth_$(basename "${1%_test.go}" .go)_test.go"; }
+ours() { sed -e "s/^package .*/package ${2##*/}/" "$1" > "$src/$2/berth_$(basename "$1" .go)_test.go"; }
 # functions FILE PACKAGE NAME...: kube-proxy's own functions for its configuration are in a package that cannot be imported.
 functions() {
   local from=$module/$1 to=$2
@@ -52,7 +52,7 @@ built() {
   (cd "$here/kubernetes" && CGO_ENABLED=0 go test -c -modfile="$src/berth.mod" -mod=readonly -ldflags '-s -w' -o "$out/${1##*/}" "k8s.io/kubernetes/$1")
 }
 
-for file in oracle.go tables.go write.go ../../../../proxy/model/kubeproxy_wire_test.go; do
+for file in oracle.go tables.go write.go ../../../kubeproxy/wire.go; do
   ours "$here/kubernetes/kubeproxy/$file" pkg/proxy/nftables
 done
 functions cmd/kube-proxy/app/server.go pkg/proxy/nftables/berth_oracle_test.go expandNodePortAddressKeywords detectNodeIPs
@@ -62,7 +62,7 @@ tapped nftables/proxier_test.go NewFakeProxier
 tapped nftables/helpers_test.go runPacketFlowTests
 built pkg/proxy/nftables
 
-for file in choices.go write.go ../../../../proxy/model/kubeproxy_wire_test.go; do
+for file in choices.go write.go ../../../kubeproxy/wire.go; do
   ours "$here/kubernetes/kubeproxy/$file" pkg/proxy
 done
 tapped topology.go CategorizeEndpoints

@@ -20,6 +20,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-run/berth/integration/kubeproxy"
+)
+
+// What is read, with what is done with it here.
+type (
+	flowTable struct{ kubeproxy.FlowTable }
+	flowCase  struct{ kubeproxy.FlowCase }
+	choice    struct{ *kubeproxy.Choice }
+	joined    struct{ *kubeproxy.Joined }
 )
 
 // readTables runs some of kube-proxy's own tests, which note their tables; they must pass themselves.
@@ -63,9 +73,10 @@ func TestKubeProxyPacketFlows(t *testing.T) {
 		tests[name] = true
 		for _, c := range table.Cases {
 			v := Decide(m.State(), table.packet(&c))
-			if got, masq := flowOutput(&v); got != c.output() || masq != c.Masquerade && v.Action == Forward {
+			want := flowCase{c}.output()
+			if got, masq := flowOutput(&v); got != want || masq != c.Masquerade && v.Action == Forward {
 				t.Errorf("%s/%s: %s %s -> %s:%d: %q, masquerade %t, want %q, %t (%s)\n%s", table.Test, c.Name, c.Protocol, c.Src, c.Dst, c.Port,
-					got, masq, c.output(), c.Masquerade, v.Reason, m.State())
+					got, masq, want, c.Masquerade, v.Reason, m.State())
 				continue
 			}
 			passed++
@@ -123,7 +134,7 @@ func (table *flowTable) model(t *testing.T) *Model {
 	return m
 }
 
-func (table *flowTable) packet(c *flowCase) Packet {
+func (table *flowTable) packet(c *kubeproxy.FlowCase) Packet {
 	p := Packet{
 		Src: netip.MustParseAddr(c.Src), Dst: netip.MustParseAddr(c.Dst), Port: c.Port, Protocol: TCP, Interface: "eth0",
 		SrcLocal: slices.Contains(table.NodeIPs, c.Src), DstLocal: slices.Contains(table.NodeIPs, c.Dst),
@@ -136,7 +147,7 @@ func (table *flowTable) packet(c *flowCase) Packet {
 }
 
 // output is the case's, its endpoints sorted.
-func (c *flowCase) output() string {
+func (c flowCase) output() string {
 	list := strings.Split(c.Output, ", ")
 	slices.Sort(list)
 	return strings.Join(list, ", ")
@@ -167,19 +178,19 @@ func flowOutput(v *Verdict) (string, bool) {
 // (endpointslicecache_test.go, endpointschangetracker_test.go) on the model's functions for these.
 func TestKubeProxyChoices(t *testing.T) {
 	choices, joins, gated, typeless := 0, 0, 0, 0
-	for _, table := range readTables[proxyTable](t, "proxy", "-test.run", "Endpoint|EsDataChanged") {
+	for _, table := range readTables[kubeproxy.ProxyTable](t, "proxy", "-test.run", "Endpoint|EsDataChanged") {
 		switch {
 		case table.Joined != nil && slices.ContainsFunc(table.Joined.Slices, func(s *discoveryv1.EndpointSlice) bool { return s.AddressType == "" }):
 			typeless++
 		case table.Joined != nil:
 			joins++
-			table.Joined.check(t)
-		case !table.Choice.NodeHints && table.Choice.hintsNodes():
+			joined{table.Joined}.check(t)
+		case !table.Choice.NodeHints && (choice{table.Choice}).hintsNodes():
 			// A feature gate that is on and cannot be turned off any more: their tests still do, of an older version.
 			gated++
 		default:
 			choices++
-			table.Choice.check(t)
+			choice{table.Choice}.check(t)
 		}
 	}
 	t.Logf("%d choices among a port's endpoints, %d joins of a Service's slices", choices, joins)
@@ -189,29 +200,29 @@ func TestKubeProxyChoices(t *testing.T) {
 	}
 }
 
-func (c *choice) hintsNodes() bool {
-	return slices.ContainsFunc(c.Endpoints, func(e endpointFacts) bool { return len(e.Nodes) > 0 })
+func (c choice) hintsNodes() bool {
+	return slices.ContainsFunc(c.Endpoints, func(e kubeproxy.EndpointFacts) bool { return len(e.Nodes) > 0 })
 }
 
-func (c *choice) check(t *testing.T) {
+func (c choice) check(t *testing.T) {
 	t.Helper()
 	// As buildPort has it.
 	useCluster, useLocal := !c.InternalLocal || c.Reachable, c.InternalLocal || c.ExternalLocal && c.Reachable
 	if useCluster != c.UsesCluster || useLocal != c.UsesLocal {
-		t.Errorf("uses cluster %t, local %t: %+v", useCluster, useLocal, c)
+		t.Errorf("uses cluster %t, local %t: %+v", useCluster, useLocal, *c.Choice)
 	}
 	var all []candidate
 	for _, e := range c.Endpoints {
-		all = append(all, e.candidate(t, c.NodeName))
+		all = append(all, candidateOf(t, &e, c.NodeName))
 	}
 	u := usableEndpoints(all, useCluster, useLocal, c.Zone, nil)
 	if cluster, local := written(u.cluster), written(u.local); !sameElements(cluster, c.Cluster) || !sameElements(local, c.Local) || u.any != c.Any {
-		t.Errorf("cluster %v, local %v, any %t: %+v", cluster, local, u.any, c)
+		t.Errorf("cluster %v, local %v, any %t: %+v", cluster, local, u.any, *c.Choice)
 	}
 }
 
-// candidate is an endpoint as the model has it after it has read slices.
-func (e *endpointFacts) candidate(t *testing.T, node string) candidate {
+// candidateOf is an endpoint as the model has it after it has read slices.
+func candidateOf(t *testing.T, e *kubeproxy.EndpointFacts, node string) candidate {
 	at, err := netip.ParseAddrPort(e.Endpoint)
 	if err != nil {
 		t.Fatal(err)
@@ -249,7 +260,7 @@ func sameElements(a, b []string) bool {
 	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
 
-func (j *joined) check(t *testing.T) {
+func (j joined) check(t *testing.T) {
 	t.Helper()
 	var list []*slice
 	for _, s := range j.Slices {
@@ -271,7 +282,7 @@ func (j *joined) check(t *testing.T) {
 	want := map[string][]string{}
 	for key, list := range j.Endpoints {
 		for _, e := range list {
-			c := e.candidate(t, j.NodeName)
+			c := candidateOf(t, &e, j.NodeName)
 			want[key] = append(want[key], sayCandidate(&c))
 		}
 	}

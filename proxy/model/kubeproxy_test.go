@@ -6,13 +6,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -23,6 +20,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-run/berth/integration/kubeproxy"
 )
 
 // kubeProxyPrograms is the directory of integration/tools/kubeproxy.sh's programs.
@@ -35,60 +34,24 @@ func kubeProxyPrograms(t testing.TB) string {
 	return dir
 }
 
-// kubeProxy is kube-proxy's own proxier in a process of its own, which makes rules for a cluster and follows packets through them.
-type kubeProxy struct {
-	cmd       *exec.Cmd
-	questions *os.File
-	answers   *json.Decoder
-	printed   bytes.Buffer
-}
-
-func startKubeProxy(t testing.TB) *kubeProxy {
+func startKubeProxy(t testing.TB) *kubeproxy.Oracle {
 	t.Helper()
-	inR, inW, err := os.Pipe()
+	o, err := kubeproxy.Start(kubeProxyPrograms(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	outR, outW, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := &kubeProxy{questions: inW, answers: json.NewDecoder(outR)}
-	k.cmd = exec.Command(filepath.Join(kubeProxyPrograms(t), "nftables"), "-test.run", "^TestBerthOracle$", "-test.timeout", "0")
-	k.cmd.ExtraFiles = []*os.File{inR, outW}
-	k.cmd.Stdout, k.cmd.Stderr = &k.printed, io.Discard
-	if err := k.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	_, _ = inR.Close(), outW.Close()
 	t.Cleanup(func() {
-		_ = inW.Close()
-		if err := k.cmd.Wait(); err != nil {
-			t.Errorf("kube-proxy: %v\n%s", err, &k.printed)
+		if err := o.Close(); err != nil {
+			t.Error(err)
 		}
-		_ = outR.Close()
 	})
-	return k
+	return o
 }
 
-// ask has it say what becomes of packets.
-func (k *kubeProxy) ask(q *clusterQuestion) ([]packetFate, error) {
-	if err := json.NewEncoder(k.questions).Encode(q); err != nil {
-		return nil, fmt.Errorf("kube-proxy does not listen: %w", err)
-	}
-	var a clusterAnswer
-	if err := k.answers.Decode(&a); err != nil {
-		return nil, fmt.Errorf("kube-proxy does not answer: %w", err)
-	}
-	if a.Error != "" || len(a.Fates) != len(q.Packets) {
-		return nil, fmt.Errorf("kube-proxy: %s; %d answers for %d packets", a.Error, len(a.Fates), len(q.Packets))
-	}
-	return a.Fates, nil
-}
-
-// The node's addresses in these worlds: its own, and some of load balancers and external IPs.
+// The node's addresses in these worlds: its own, and some of load balancers, external IPs and the range of cluster IPs.
 var worldNodeIPs = []string{
 	"127.0.0.1", "::1", "192.168.0.1", "192.168.0.2", "192.168.9.9", "10.9.9.9", "fd00::1", "fd09::9", "5.5.5.5", "1.1.1.1", "fd99::5",
+	"172.30.0.22", "172.30.7.7", "fd30::22",
 }
 
 // tidied is the world with nothing in it that kube-proxy decides by chance: no address and port that two ports or Services claim, and none
@@ -219,10 +182,10 @@ func tell(m *Model, from, to *objects) error {
 }
 
 // question is the world in kube-proxy's words.
-func (o *objects) question() *clusterQuestion {
+func (o *objects) question() *kubeproxy.ClusterQuestion {
 	c := &o.config
-	q := &clusterQuestion{
-		Config: kubeProxyConfig{
+	q := &kubeproxy.ClusterQuestion{
+		Config: kubeproxy.ProxyConfig{
 			NodeName: c.NodeName, IPv4: c.IPv4, IPv6: c.IPv6, MasqueradeAll: c.MasqueradeAll, DetectLocal: string(c.DetectLocal),
 			ClusterCIDRs: c.ClusterCIDRs, BridgeInterface: c.BridgeInterface, InterfaceNamePrefix: c.InterfaceNamePrefix,
 			NodePortAddresses: c.NodePortAddresses, NoExternalIPs: c.NoExternalIPs,
@@ -412,7 +375,7 @@ func (c *compared) String() string {
 }
 
 // compareCluster compares the states of one random cluster. An error is one of the comparison itself.
-func compareCluster(k *kubeProxy, seed int) (compared, error) {
+func compareCluster(k *kubeproxy.Oracle, seed int) (compared, error) {
 	c := newCompared()
 	c.clusters = 1
 	r := chance{rand.New(rand.NewPCG(uint64(seed), 11)), false}
@@ -471,7 +434,7 @@ func (o *objects) change(r chance) error {
 }
 
 // compare compares one state of a cluster.
-func (c *compared) compare(k *kubeProxy, r chance, s *State, world *objects, seed int) error {
+func (c *compared) compare(k *kubeproxy.Oracle, r chance, s *State, world *objects, seed int) error {
 	c.states++
 	q := world.question()
 	type asked struct {
@@ -507,17 +470,18 @@ func (c *compared) compare(k *kubeProxy, r chance, s *State, world *objects, see
 		}
 	}
 	for _, p := range packets {
-		q.Packets = append(q.Packets, packetQuestion{
+		q.Packets = append(q.Packets, kubeproxy.PacketQuestion{
 			Src: p.Src.String(), Dst: p.Dst.String(), Protocol: p.Protocol.String(), Port: p.Port, Interface: p.Interface, Pinned: p.pinned,
 		})
 	}
-	fates, err := k.ask(q)
+	answer, err := k.Ask(q)
 	if err != nil {
 		return err
 	}
+	fates := answer.Fates
 	for i, p := range packets {
 		v := Decide(s, p.Packet)
-		ours, theirs := sayVerdict(&v, p.pinned), fates[i].say()
+		ours, theirs := sayVerdict(&v, p.pinned), fates[i].String()
 		c.packets++
 		if p.pinned != "" {
 			c.pinned++
@@ -528,7 +492,7 @@ func (c *compared) compare(k *kubeProxy, r chance, s *State, world *objects, see
 		}
 		why := byDesign(s, world, p.Packet, &v)
 		if other := fates[i]; v.Action == Forward && v.Port.Affinity > 0 && slices.Contains(c.timeouts[v.Service], other.Affinity) {
-			if other.Affinity = int(v.Port.Affinity.Seconds()); other.say() == ours {
+			if other.Affinity = int(v.Port.Affinity.Seconds()); other.String() == ours {
 				why = "another timeout of session affinity, which kube-proxy only takes for endpoints that come later"
 			}
 		}
@@ -571,32 +535,19 @@ func (c *compared) count(v *Verdict) {
 	}
 }
 
-// sayVerdict is a verdict as say has it.
+// sayVerdict is a verdict in a line.
 func sayVerdict(v *Verdict, pinned string) string {
-	fate := packetFate{Action: v.Action.String()}
+	fate := kubeproxy.PacketFate{Action: v.Action.String()}
 	if v.Action == Forward {
 		fate.Affinity = int(v.Port.Affinity.Seconds())
 	}
 	for _, e := range v.Endpoints {
-		fate.Endpoints = append(fate.Endpoints, endpointFate{e.AddrPort().String(), v.Masquerades(e)})
+		fate.Endpoints = append(fate.Endpoints, kubeproxy.EndpointFate{Endpoint: e.AddrPort().String(), Masquerade: v.Masquerades(e)})
 	}
-	if i := slices.IndexFunc(fate.Endpoints, func(e endpointFate) bool { return e.Endpoint == pinned }); i >= 0 && fate.Affinity > 0 {
+	if i := slices.IndexFunc(fate.Endpoints, func(e kubeproxy.EndpointFate) bool { return e.Endpoint == pinned }); i >= 0 && fate.Affinity > 0 {
 		fate.Endpoints = fate.Endpoints[i : i+1]
 	}
-	return fate.say()
-}
-
-// say is a fate in a line.
-func (f *packetFate) say() string {
-	list := make([]string, len(f.Endpoints))
-	for i, e := range f.Endpoints {
-		list[i] = e.Endpoint
-		if e.Masquerade {
-			list[i] += " masq"
-		}
-	}
-	slices.Sort(list)
-	return fmt.Sprintf("%s %v affinity %d", f.Action, list, f.Affinity)
+	return fate.String()
 }
 
 // byDesign is why a packet may fare otherwise on kube-proxy: what docs/architecture.md has a table of.

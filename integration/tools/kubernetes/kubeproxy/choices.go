@@ -10,10 +10,10 @@ import (
 // This file is for kube-proxy's package proxy: what its tests ask two of its functions, and what those answer. That the answers are right
 // is what these tests see to.
 
-func facts(list []Endpoint) []endpointFacts {
-	var out []endpointFacts
+func facts(list []Endpoint) []EndpointFacts {
+	var out []EndpointFacts
 	for _, e := range list {
-		out = append(out, endpointFacts{
+		out = append(out, EndpointFacts{
 			Endpoint: e.String(), Local: e.IsLocal(), Ready: e.IsReady(), Serving: e.IsServing(), Terminating: e.IsTerminating(),
 			Zones: e.ZoneHints().UnsortedList(), Nodes: e.NodeHints().UnsortedList(),
 		})
@@ -31,7 +31,7 @@ func names(list []Endpoint) []string {
 
 func CategorizeEndpoints(endpoints []Endpoint, service ServicePort, node string, labels map[string]string) (cluster, local, all []Endpoint, some bool) {
 	cluster, local, all, some = theirs_CategorizeEndpoints(endpoints, service, node, labels)
-	writeTable(proxyTable{Choice: &choice{
+	writeTable(ProxyTable{Choice: &Choice{
 		NodeName: node, Zone: labels[v1.LabelTopologyZone], InternalLocal: service.InternalPolicyLocal(), ExternalLocal: service.ExternalPolicyLocal(),
 		Reachable: service.ExternallyAccessible(), UsesCluster: service.UsesClusterEndpoints(), UsesLocal: service.UsesLocalEndpoints(),
 		NodeHints: utilfeature.DefaultFeatureGate.Enabled(features.PreferSameTrafficDistribution),
@@ -42,7 +42,7 @@ func CategorizeEndpoints(endpoints []Endpoint, service ServicePort, node string,
 
 func (cache *EndpointSliceCache) endpointInfoByServicePort(service types.NamespacedName, data endpointSliceDataByName) spToEndpointMap {
 	out := cache.theirs_endpointInfoByServicePort(service, data)
-	table := joined{NodeName: cache.nodeName, Endpoints: map[string][]endpointFacts{}}
+	table := Joined{NodeName: cache.nodeName, Endpoints: map[string][]EndpointFacts{}}
 	for _, d := range data {
 		table.Slices = append(table.Slices, d.endpointSlice)
 	}
@@ -52,6 +52,6 @@ func (cache *EndpointSliceCache) endpointInfoByServicePort(service types.Namespa
 			table.Endpoints[key] = append(table.Endpoints[key], facts([]Endpoint{e})...)
 		}
 	}
-	writeTable(proxyTable{Joined: &table})
+	writeTable(ProxyTable{Joined: &table})
 	return out
 }

@@ -1,5 +1,5 @@
 // Package kubeproxy is compiled by kubeproxy.sh as a part of kube-proxy's own package k8s.io/kubernetes/pkg/proxy/nftables, beside its
-// tests: what is not declared here or in proxy/model/kubeproxy_wire_test.go is theirs. It has kube-proxy make its rules for a
+// tests: what is not declared here or in integration/kubeproxy/wire.go is theirs. It has kube-proxy make its rules for a
 // cluster, and says what these do with packets.
 package nftables
 
@@ -33,14 +33,14 @@ import (
 
 // TestBerthOracle answers the questions that come by descriptor 3 on descriptor 4 until there are no more.
 func TestBerthOracle(t *testing.T) {
-	in, out := os.NewFile(3, "questions"), os.NewFile(4, "answers")
-	if in == nil || out == nil {
+	if os.Getenv("BERTH_ORACLE") == "" {
 		t.Skip("nobody asks")
 	}
+	in, out := os.NewFile(3, "questions"), os.NewFile(4, "answers")
 	questions, answers := json.NewDecoder(in), json.NewEncoder(out)
 	var o oracle
 	for {
-		var q clusterQuestion
+		var q ClusterQuestion
 		if err := questions.Decode(&q); errors.Is(err, io.EOF) {
 			return
 		} else if err != nil {
@@ -58,7 +58,7 @@ func TestBerthOracle(t *testing.T) {
 
 // oracle is kube-proxy on a node: one proxier for each family.
 type oracle struct {
-	started  *clusterQuestion
+	started  *ClusterQuestion
 	families []*family
 }
 
@@ -72,7 +72,7 @@ type family struct {
 	views    map[string]*knftables.Fake
 }
 
-func (o *oracle) answer(t *testing.T, q *clusterQuestion) (a clusterAnswer) {
+func (o *oracle) answer(t *testing.T, q *ClusterQuestion) (a ClusterAnswer) {
 	defer func() {
 		if t.Failed() {
 			a.Error = "a rule of kube-proxy's cannot be followed: see what its test program prints"
@@ -80,18 +80,18 @@ func (o *oracle) answer(t *testing.T, q *clusterQuestion) (a clusterAnswer) {
 	}()
 	if o.started == nil || !sameStart(o.started, q) {
 		if err := o.start(q); err != nil {
-			return clusterAnswer{Error: err.Error()}
+			return ClusterAnswer{Error: err.Error()}
 		}
 	}
 	o.started = q
 	for _, f := range o.families {
 		if err := f.update(q); err != nil {
-			return clusterAnswer{Error: err.Error()}
+			return ClusterAnswer{Error: err.Error()}
 		}
 	}
 	for i := range q.Packets {
 		p := &q.Packets[i]
-		fate := packetFate{Action: "pass"}
+		fate := PacketFate{Action: "pass"}
 		for _, f := range o.families {
 			if (f.proxier.ipFamily == v1.IPv6Protocol) == strings.Contains(p.Dst, ":") {
 				fate = f.trace(t, p, q.NodeIPs)
@@ -99,12 +99,17 @@ func (o *oracle) answer(t *testing.T, q *clusterQuestion) (a clusterAnswer) {
 		}
 		a.Fates = append(a.Fates, fate)
 	}
+	if q.Rules {
+		for _, f := range o.families {
+			a.Rules += f.nft.Dump()
+		}
+	}
 	return a
 }
 
 // sameStart is whether a kube-proxy goes on running: it ends when the Node's addresses or pod CIDRs change.
-func sameStart(a, b *clusterQuestion) bool {
-	facts := func(q *clusterQuestion) any {
+func sameStart(a, b *ClusterQuestion) bool {
+	facts := func(q *ClusterQuestion) any {
 		ips, cidrs := nodeFacts(q.Node)
 		return []any{q.Config, q.NodeIPs, ips, cidrs}
 	}
@@ -120,7 +125,7 @@ func nodeFacts(n *v1.Node) ([]net.IP, []string) {
 }
 
 // start starts a kube-proxy on a node without its rules.
-func (o *oracle) start(q *clusterQuestion) error {
+func (o *oracle) start(q *ClusterQuestion) error {
 	if err := utilfeature.DefaultMutableFeatureGate.Set(fmt.Sprintf("AllowServiceExternalIPs=%t", !q.Config.NoExternalIPs)); err != nil {
 		return err
 	}
@@ -159,7 +164,7 @@ func (o *oracle) start(q *clusterQuestion) error {
 }
 
 // update tells the proxier what its informers would of what has changed, and has it sync.
-func (f *family) update(q *clusterQuestion) error {
+func (f *family) update(q *ClusterQuestion) error {
 	services, endpoints := map[string]*v1.Service{}, map[string]*discovery.EndpointSlice{}
 	for _, s := range q.Services {
 		// The selectors that kube-proxy watches with.
@@ -212,13 +217,13 @@ func changes[T any](old, now map[string]T, add func(T), update func(T, T), remov
 }
 
 // trace follows a packet through the hooks that the kernel has for it.
-func (f *family) trace(t *testing.T, p *packetQuestion, nodeIPs []string) packetFate {
+func (f *family) trace(t *testing.T, p *PacketQuestion, nodeIPs []string) PacketFate {
 	view := f.view(p)
-	fate := packetFate{Action: "pass"}
+	fate := PacketFate{Action: "pass"}
 	port := strconv.Itoa(int(p.Port))
 	first := newNFTablesTracer(t, view, nodeIPs)
 	hook := map[bool]string{true: "output", false: "prerouting"}[p.Interface == ""]
-	done := func(tr *nftablesTracer) packetFate {
+	done := func(tr *nftablesTracer) PacketFate {
 		fate.Rules = append(fate.Rules, tr.matches...)
 		fate.Action = strings.ToLower(strings.Join(tr.outputs, ","))
 		return fate
@@ -269,9 +274,9 @@ func (f *family) trace(t *testing.T, p *packetQuestion, nodeIPs []string) packet
 		next.runChain("nat-postrouting", src, p.Protocol, dst, port)
 		fate.Rules = append(fate.Rules, next.matches...)
 		fate.Action = "forward"
-		fate.Endpoints = append(fate.Endpoints, endpointFate{Endpoint: target, Masquerade: next.masquerade})
+		fate.Endpoints = append(fate.Endpoints, EndpointFate{Endpoint: target, Masquerade: next.masquerade})
 	}
-	slices.SortFunc(fate.Endpoints, func(a, b endpointFate) int { return strings.Compare(a.Endpoint, b.Endpoint) })
+	slices.SortFunc(fate.Endpoints, func(a, b EndpointFate) int { return strings.Compare(a.Endpoint, b.Endpoint) })
 	for _, rule := range fate.Rules {
 		if m := affinityNote.FindStringSubmatch(rule); m != nil {
 			fate.Affinity, _ = strconv.Atoi(m[1])
@@ -291,7 +296,7 @@ var (
 
 // view is the rules as they are for a packet: those of interfaces and of session affinity, which the tracer does not know, are taken
 // out, or stand without what they ask for. It takes an address for one of a list if it is all of them, so that lists are taken apart.
-func (f *family) view(p *packetQuestion) *knftables.Fake {
+func (f *family) view(p *PacketQuestion) *knftables.Fake {
 	key := p.Interface + " " + p.Pinned
 	if v := f.views[key]; v != nil {
 		return v

@@ -76,21 +76,21 @@ func runPacketFlowTests(t *testing.T, line string, nft *knftables.Fake, nodeIPs 
 	theirs_runPacketFlowTests(t, line, nft, nodeIPs, cases)
 	tables.Lock()
 	defer tables.Unlock()
-	table := flowTable{Test: t.Name(), Bare: true}
+	table := FlowTable{Test: t.Name(), Bare: true}
 	if p := tables.proxiers[nft]; p != nil {
 		table = tables.clusters[p].table(p)
 		table.Test, table.NodeIPs = t.Name(), nodeIPs
 	}
 	for _, tc := range cases {
-		table.Cases = append(table.Cases, flowCase{
+		table.Cases = append(table.Cases, FlowCase{
 			Name: tc.name, Src: tc.sourceIP, Protocol: string(tc.protocol), Dst: tc.destIP, Port: uint16(tc.destPort), Output: tc.output, Masquerade: tc.masq,
 		})
 	}
 	writeTable(table)
 }
 
-func (c *tableCluster) table(p *Proxier) flowTable {
-	table := flowTable{
+func (c *tableCluster) table(p *Proxier) FlowTable {
+	table := FlowTable{
 		IPv6: p.ipFamily == v1.IPv6Protocol, NodeName: p.nodeName, NodeIP: p.nodeIP.String(), MasqueradeAll: p.masqueradeAll,
 		NodePortAddresses: p.nodePortAddresses.String(), ServiceCIDRs: p.serviceCIDRs, Labels: p.topologyLabels,
 		LocalhostNodePorts: p.localhostNodePortsEnabled,

@@ -1,19 +1,14 @@
-//go:build integration
-
-package model
+package kubeproxy
 
 import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// What is asked of kube-proxy, in integration/tools/kubernetes/kubeproxy: this file is compiled there, too, and talks of strings, since
-// that knows nothing of berth. One JSON object asks, one answers.
-
-// clusterQuestion is what a cluster is like now, and packets whose fate there is asked for.
-type clusterQuestion struct {
+// ClusterQuestion is what a cluster is like now, and packets whose fate there is asked for.
+type ClusterQuestion struct {
 	// Config is what kube-proxy was started with; one that differs from that of the last question starts another.
-	Config kubeProxyConfig
+	Config ProxyConfig
 	// Node is the node's; nil for none.
 	Node *corev1.Node
 	// NodeIPs are all addresses that the node has.
@@ -23,11 +18,13 @@ type clusterQuestion struct {
 	Services     []*corev1.Service
 	Slices       []*discoveryv1.EndpointSlice
 	ServiceCIDRs []string
-	Packets      []packetQuestion
+	Packets      []PacketQuestion
+	// Rules asks for the rules, too.
+	Rules bool
 }
 
-// kubeProxyConfig is kube-proxy's configuration, as far as rules depend on it.
-type kubeProxyConfig struct {
+// ProxyConfig is kube-proxy's configuration, as far as rules depend on it.
+type ProxyConfig struct {
 	NodeName                             string
 	IPv4, IPv6                           bool
 	BindAddress                          string
@@ -39,8 +36,8 @@ type kubeProxyConfig struct {
 	NoExternalIPs                        bool
 }
 
-// packetQuestion is the first packet of a connection.
-type packetQuestion struct {
+// PacketQuestion is the first packet of a connection.
+type PacketQuestion struct {
 	Src, Dst string
 	Protocol string // tcp, udp, sctp
 	Port     uint16
@@ -50,32 +47,34 @@ type packetQuestion struct {
 	Pinned string
 }
 
-// clusterAnswer is what becomes of each packet.
-type clusterAnswer struct {
-	Fates []packetFate
+// ClusterAnswer is what becomes of each packet.
+type ClusterAnswer struct {
+	Fates []PacketFate
+	// Rules are all of kube-proxy's tables, as nft reads them.
+	Rules string
 	// Error is why there is none: kube-proxy's rules could not be made, or followed.
 	Error string
 }
 
-// packetFate is what becomes of a packet.
-type packetFate struct {
+// PacketFate is what becomes of a packet.
+type PacketFate struct {
 	// Action is pass, forward, reject or drop; forward has Endpoints, sorted, as often as they are in kube-proxy's rules.
 	Action    string
-	Endpoints []endpointFate
+	Endpoints []EndpointFate
 	// Affinity is the timeout of its session affinity in seconds; 0 without.
 	Affinity int
 	// Rules are those that matched.
 	Rules []string
 }
 
-// endpointFate is where a packet goes, and whether it does so with another source address.
-type endpointFate struct {
+// EndpointFate is where a packet goes, and whether it does so with another source address.
+type EndpointFate struct {
 	Endpoint   string
 	Masquerade bool
 }
 
-// flowTable is one of the tables of kube-proxy's own tests, with what its proxier was told of.
-type flowTable struct {
+// FlowTable is one of the tables of kube-proxy's own tests, with what its proxier was told of.
+type FlowTable struct {
 	Test string
 	// Bare is whether there was no proxier: the tracer alone is tested, with rules that were written for that.
 	Bare               bool
@@ -86,52 +85,52 @@ type flowTable struct {
 	LocalhostNodePorts bool
 	// NodePortAddresses is a list as Go prints it.
 	NodePortAddresses string
-	// ServiceCIDRs are joined by commas.
+	// ServiceCIDRs are Joined by commas.
 	ServiceCIDRs string
 	// Local is the match for pods' packets in nft's words; none if there is no detector.
 	Local    []string
 	Labels   map[string]string
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
-	Cases    []flowCase
+	Cases    []FlowCase
 }
 
-// flowCase is a packet, and endpoints joined by commas, or REJECT, DROP, or nothing.
-type flowCase struct {
+// FlowCase is a packet, and endpoints Joined by commas, or REJECT, DROP, or nothing.
+type FlowCase struct {
 	Name, Src, Protocol, Dst string
 	Port                     uint16
 	Output                   string
 	Masquerade               bool
 }
 
-// endpointFacts is what kube-proxy knows of an endpoint.
-type endpointFacts struct {
+// EndpointFacts is what kube-proxy knows of an endpoint.
+type EndpointFacts struct {
 	Endpoint                           string
 	Local, Ready, Serving, Terminating bool
 	Zones, Nodes                       []string
 }
 
-// choice is a question of CategorizeEndpoints in kube-proxy's own tests, and its answer: which of a port's endpoints are used.
-type choice struct {
+// Choice is a question of CategorizeEndpoints in kube-proxy's own tests, and its answer: which of a port's endpoints are used.
+type Choice struct {
 	NodeName, Zone                          string
 	InternalLocal, ExternalLocal, Reachable bool
 	UsesCluster, UsesLocal                  bool
 	// NodeHints is whether hints for nodes are followed (the feature gate PreferSameTrafficDistribution).
 	NodeHints      bool
-	Endpoints      []endpointFacts
+	Endpoints      []EndpointFacts
 	Cluster, Local []string
 	Any            bool
 }
 
-// joined is what kube-proxy's own tests have it make of a Service's slices: endpoints by port's name and protocol, joined by a slash.
-type joined struct {
+// Joined is what kube-proxy's own tests have it make of a Service's slices: endpoints by port's name and protocol, Joined by a slash.
+type Joined struct {
 	NodeName  string
 	Slices    []*discoveryv1.EndpointSlice
-	Endpoints map[string][]endpointFacts
+	Endpoints map[string][]EndpointFacts
 }
 
-// proxyTable is one of the two.
-type proxyTable struct {
-	Choice *choice
-	Joined *joined
+// ProxyTable is one of the two.
+type ProxyTable struct {
+	Choice *Choice
+	Joined *Joined
 }
