@@ -90,9 +90,10 @@ test-powercut: setup ## the power of a disk with images is cut at 150 moments of
 test-faults: setup ## 500 pulls from a registry of which a third of the answers goes wrong (BERTH_FAULTS_SEED=1: which)
 	@BERTH_FAULTS=500 integration/progress.sh test-faults $(GO) test -count=1 -timeout 60m -v -run '^TestPullsThroughFaults$$' ./images
 
-test-proxy-differential: setup ## 2,500 random clusters: what the proxy's model does with packets is what kube-proxy's own rules do (150 in CI); kube-proxy's own tables
-	@read -r _ BERTH_KUBEPROXY < <(integration/tools/build.sh kubeproxy-tests); export BERTH_KUBEPROXY; BERTH_CLUSTERS=$${BERTH_CLUSTERS:-2500} \
-		integration/progress.sh test-proxy-differential $(GO) test -tags integration -count=1 -timeout 60m -v -run '^TestKubeProxy' ./proxy/model
+test-proxy-differential: setup ## 2,500 random clusters: the proxy's model does with packets what kube-proxy's own rules do (150 in CI); its tables; its rules in the kernel
+	@read -r _ BERTH_KUBEPROXY < <(integration/tools/build.sh kubeproxy-tests); export BERTH_KUBEPROXY; \
+		export BERTH_CLUSTERS=$${BERTH_CLUSTERS:-2500} BERTH_WORLDS=$${BERTH_WORLDS:-50}; \
+		integration/progress.sh test-proxy-differential $(GO) test -tags integration -count=1 -timeout 60m -v -run '^TestKubeProxy' ./proxy/model ./proxy/nodetest
 
 fuzz: setup ## each fuzz target for FUZZTIME (1m); FUZZ=Layer: those whose names match; a table of inputs and findings
 	@integration/progress.sh fuzz integration/fuzz.sh '$(FUZZ)'

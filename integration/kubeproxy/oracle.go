@@ -75,6 +75,16 @@ func (o *Oracle) Close() error {
 	return errors.Join(err, o.answers.Close())
 }
 
+// ConfigOf is a configuration of the proxy's model, whose fields have the same names: its tests ask as well, so that it cannot be imported.
+func ConfigOf(model any) (ProxyConfig, error) {
+	var c ProxyConfig
+	text, err := json.Marshal(model)
+	if err != nil {
+		return c, err
+	}
+	return c, json.Unmarshal(text, &c)
+}
+
 // String is all of a fate but the rules, in a line; endpoints are sorted.
 func (f *PacketFate) String() string {
 	list := make([]string, len(f.Endpoints))

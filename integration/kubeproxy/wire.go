@@ -23,7 +23,7 @@ type ClusterQuestion struct {
 	Rules bool
 }
 
-// ProxyConfig is kube-proxy's configuration, as far as rules depend on it.
+// ProxyConfig is kube-proxy's configuration, as far as rules depend on it, in the words of model.Config.
 type ProxyConfig struct {
 	NodeName                             string
 	IPv4, IPv6                           bool

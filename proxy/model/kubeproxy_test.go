@@ -182,19 +182,12 @@ func tell(m *Model, from, to *objects) error {
 }
 
 // question is the world in kube-proxy's words.
-func (o *objects) question() *kubeproxy.ClusterQuestion {
-	c := &o.config
-	q := &kubeproxy.ClusterQuestion{
-		Config: kubeproxy.ProxyConfig{
-			NodeName: c.NodeName, IPv4: c.IPv4, IPv6: c.IPv6, MasqueradeAll: c.MasqueradeAll, DetectLocal: string(c.DetectLocal),
-			ClusterCIDRs: c.ClusterCIDRs, BridgeInterface: c.BridgeInterface, InterfaceNamePrefix: c.InterfaceNamePrefix,
-			NodePortAddresses: c.NodePortAddresses, NoExternalIPs: c.NoExternalIPs,
-		},
-		Node: o.node, NodeIPs: worldNodeIPs,
+func (o *objects) question() (*kubeproxy.ClusterQuestion, error) {
+	c, err := kubeproxy.ConfigOf(o.config)
+	if err != nil {
+		return nil, err
 	}
-	if c.BindAddress.IsValid() {
-		q.Config.BindAddress = c.BindAddress.String()
-	}
+	q := &kubeproxy.ClusterQuestion{Config: c, Node: o.node, NodeIPs: worldNodeIPs}
 	for _, name := range slices.SortedFunc(maps.Keys(o.services), compareNames) {
 		q.Services = append(q.Services, o.services[name])
 	}
@@ -204,7 +197,7 @@ func (o *objects) question() *kubeproxy.ClusterQuestion {
 	for _, name := range slices.Sorted(maps.Keys(o.cidrs)) {
 		q.ServiceCIDRs = append(q.ServiceCIDRs, o.cidrs[name].Spec.CIDRs...)
 	}
-	return q
+	return q, nil
 }
 
 // destinations are addresses and ports that somebody may have something to do with, each once.
@@ -436,7 +429,10 @@ func (o *objects) change(r chance) error {
 // compare compares one state of a cluster.
 func (c *compared) compare(k *kubeproxy.Oracle, r chance, s *State, world *objects, seed int) error {
 	c.states++
-	q := world.question()
+	q, err := world.question()
+	if err != nil {
+		return err
+	}
 	type asked struct {
 		Packet
 		pinned string
@@ -561,6 +557,10 @@ func byDesign(s *State, world *objects, p Packet, v *Verdict) string {
 	}
 	if v.Frontend != nil && v.Frontend.Kind != ClusterIP && s.IsClusterIP(p.Dst) && v.Action == Forward {
 		return "an external address that is another Service's cluster IP: masqueraded like that one, too, on kube-proxy"
+	}
+	if p.Interface == "" && p.DstLocal && v.Frontend != nil && v.Frontend.Kind == NodePort && v.Action != Forward &&
+		(s.IsClusterIP(p.Dst) || within(s.globals.Family[familyOf(p.Dst)].ServiceCIDRs, p.Dst)) {
+		return "the node's own packet to an address of its own among those of Services, at a node port that leads nowhere: kube-proxy asks about the address first"
 	}
 	if v.Port != nil && world.ambiguous(v.Service) {
 		return "an endpoint that is more than once in a Service's slices: on kube-proxy by chance any of them"
