@@ -13,7 +13,7 @@ func StartProxy(netns, log string, args ...string) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return startIn(netns, "berth proxy", log, nil, program, append([]string{"proxy"}, args...)...)
+	return StartIn(netns, "berth proxy", log, nil, program, append([]string{"proxy"}, args...)...)
 }
 
 // CleanProxy runs `berth proxy --cleanup` in the network namespace of the calling thread.
