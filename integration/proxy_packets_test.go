@@ -83,52 +83,52 @@ var services = []*service{
 		{"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 5353}, {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 8081},
 		{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080, "appProtocol": "http"},
 	}},
-	{name: "node-port", number: 12, backends: pods("a1 b1"), spec: object{"type": "NodePort"}},
-	{name: "load", number: 13, backends: pods("a1 b1"), spec: object{
+	{name: "node-port", number: 12, backends: pods("a1 b1"), spec: apiObject{"type": "NodePort"}},
+	{name: "load", number: 13, backends: pods("a1 b1"), spec: apiObject{
 		"type": "LoadBalancer", "externalIPs": []string{"198.51.100.13", "fd05::13"},
 	}},
-	{name: "proxied", number: 14, backends: pods("a1 b1"), spec: object{"type": "LoadBalancer"}, proxied: true},
-	{name: "ranges", number: 15, backends: pods("a1 b1"), spec: object{
+	{name: "proxied", number: 14, backends: pods("a1 b1"), spec: apiObject{"type": "LoadBalancer"}, proxied: true},
+	{name: "ranges", number: 15, backends: pods("a1 b1"), spec: apiObject{
 		"type": "LoadBalancer", "loadBalancerSourceRanges": []string{"10.94.0.11/32", "fd94::11/128"},
 	}},
-	{name: "local", number: 16, backends: pods("a1"), spec: object{
+	{name: "local", number: 16, backends: pods("a1"), spec: apiObject{
 		"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31016, "externalIPs": []string{"198.51.100.16", "fd05::16"},
 	}},
-	{name: "local-both", number: 17, backends: pods("a1 a2 b1"), spec: object{
+	{name: "local-both", number: 17, backends: pods("a1 a2 b1"), spec: apiObject{
 		"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31017,
 	}},
-	{name: "inside", number: 18, backends: pods("a1 b1"), spec: object{"internalTrafficPolicy": "Local"}},
-	{name: "inside-one", number: 19, backends: pods("a1"), spec: object{"internalTrafficPolicy": "Local", "type": "NodePort"}},
-	{name: "empty", number: 20, spec: object{"type": "LoadBalancer", "externalIPs": []string{"198.51.100.20", "fd05::20"}}},
-	{name: "empty-local", number: 21, spec: object{"type": "LoadBalancer", "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local", "healthCheckNodePort": 31021}},
-	{name: "zones", number: 22, spec: object{"type": "NodePort", "trafficDistribution": "PreferSameZone"}, backends: []backend{
+	{name: "inside", number: 18, backends: pods("a1 b1"), spec: apiObject{"internalTrafficPolicy": "Local"}},
+	{name: "inside-one", number: 19, backends: pods("a1"), spec: apiObject{"internalTrafficPolicy": "Local", "type": "NodePort"}},
+	{name: "empty", number: 20, spec: apiObject{"type": "LoadBalancer", "externalIPs": []string{"198.51.100.20", "fd05::20"}}},
+	{name: "empty-local", number: 21, spec: apiObject{"type": "LoadBalancer", "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local", "healthCheckNodePort": 31021}},
+	{name: "zones", number: 22, spec: apiObject{"type": "NodePort", "trafficDistribution": "PreferSameZone"}, backends: []backend{
 		{at: "a1", zones: "zone-1"}, {at: "b1", zones: "zone-2"},
 	}},
 	{name: "half-hinted", number: 23, backends: []backend{{at: "a1", zones: "zone-1"}, {at: "b1"}}},
 	{name: "other-zone", number: 24, backends: []backend{{at: "a1", zones: "zone-3"}, {at: "b1", zones: "zone-3"}}},
-	{name: "nodes", number: 25, spec: object{"trafficDistribution": "PreferSameNode"}, backends: []backend{
+	{name: "nodes", number: 25, spec: apiObject{"trafficDistribution": "PreferSameNode"}, backends: []backend{
 		{at: "a1", zones: "zone-1", onNode: "node-1"}, {at: "b1", zones: "zone-1", onNode: "node-2"},
 	}},
 	{name: "ending", number: 26, backends: []backend{{at: "a1"}, {at: "b1", state: "ending"}}},
 	{name: "all-ending", number: 27, backends: []backend{{at: "a1", state: "ending"}, {at: "a2", state: "notReady"}, {at: "b1", state: "ended"}}},
 	{name: "ended", number: 28, backends: []backend{{at: "a1", state: "ended"}, {at: "b1", state: "notReady"}}},
-	{name: "local-ending", number: 29, backends: []backend{{at: "a1", state: "ending"}, {at: "b1"}}, spec: object{
+	{name: "local-ending", number: 29, backends: []backend{{at: "a1", state: "ending"}, {at: "b1"}}, spec: apiObject{
 		"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31029,
 	}},
-	{name: "headless", number: 31, backends: pods("a1"), spec: object{"clusterIP": "None", "clusterIPs": []string{"None"}}},
-	{name: "others", number: 32, backends: pods("a1"), labels: object{"service.kubernetes.io/service-proxy-name": "another"}},
-	{name: "host", number: 33, backends: []backend{{at: "node-1", port: 8090}}, spec: object{"type": "NodePort"}},
-	{name: "four", number: 34, backends: pods("a1 b1"), spec: object{
+	{name: "headless", number: 31, backends: pods("a1"), spec: apiObject{"clusterIP": "None", "clusterIPs": []string{"None"}}},
+	{name: "others", number: 32, backends: pods("a1"), labels: apiObject{"service.kubernetes.io/service-proxy-name": "another"}},
+	{name: "host", number: 33, backends: []backend{{at: "node-1", port: 8090}}, spec: apiObject{"type": "NodePort"}},
+	{name: "four", number: 34, backends: pods("a1 b1"), spec: apiObject{
 		"ipFamilyPolicy": "SingleStack", "ipFamilies": []string{"IPv4"}, "clusterIPs": []string{"10.93.0.34"},
 	}},
-	{name: "six", number: 35, backends: pods("a1 b1"), spec: object{
+	{name: "six", number: 35, backends: pods("a1 b1"), spec: apiObject{
 		"ipFamilyPolicy": "SingleStack", "ipFamilies": []string{"IPv6"}, "clusterIP": "fd93::35", "clusterIPs": []string{"fd93::35"},
 	}},
-	{name: "no-node-port", number: 37, backends: pods("a1 b1"), spec: object{"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false}},
-	{name: "sticky", number: 40, backends: pods("a1 a2 b1 b2"), spec: object{
-		"type": "LoadBalancer", "sessionAffinity": "ClientIP", "sessionAffinityConfig": object{"clientIP": object{"timeoutSeconds": stickySeconds}},
+	{name: "no-node-port", number: 37, backends: pods("a1 b1"), spec: apiObject{"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false}},
+	{name: "sticky", number: 40, backends: pods("a1 a2 b1 b2"), spec: apiObject{
+		"type": "LoadBalancer", "sessionAffinity": "ClientIP", "sessionAffinityConfig": apiObject{"clientIP": apiObject{"timeoutSeconds": stickySeconds}},
 	}},
-	{name: "moving", number: 41, backends: pods("a1"), spec: object{"type": "LoadBalancer"}},
+	{name: "moving", number: 41, backends: pods("a1"), spec: apiObject{"type": "LoadBalancer"}},
 }
 
 func byName(name string) *service {
@@ -400,14 +400,14 @@ func (w *proxyWorld) healthChecks() {
 	// The whole node's.
 	n := w.nodes[0]
 	w.wantHealth(n, http.StatusOK, http.StatusOK)
-	w.patch("/api/v1/nodes/"+n.name, object{"spec": object{"taints": []object{{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}}}})
+	w.patch("/api/v1/nodes/"+n.name, apiObject{"spec": apiObject{"taints": []apiObject{{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}}}})
 	w.wantHealth(n, http.StatusServiceUnavailable, http.StatusOK)
-	w.patch("/api/v1/nodes/"+n.name, object{"spec": object{"taints": nil}})
+	w.patch("/api/v1/nodes/"+n.name, apiObject{"spec": apiObject{"taints": nil}})
 	w.wantHealth(n, http.StatusOK, http.StatusOK)
 }
 
 // wantHealth waits until a node's proxy answers so.
-func (w *proxyWorld) wantHealth(n *proxyNode, healthz, livez int) {
+func (w *proxyWorld) wantHealth(n *worldNode, healthz, livez int) {
 	w.t.Helper()
 	must(w.t, lab.Eventually(w.t.Context(), soon, "health of "+n.name, func(context.Context) error {
 		for path, want := range map[string]int{"/healthz": healthz, "/livez": livez} {
@@ -559,9 +559,9 @@ func (w *proxyWorld) changes(mode string, s *service) {
 		w.move(s, pods(shapes[i%len(shapes)])...)
 		switch i % 6 {
 		case 1:
-			w.patch(servicesPath+"/"+s.name, object{"spec": object{"sessionAffinity": []string{"ClientIP", "None"}[i/6%2]}})
+			w.patch(servicesPath+"/"+s.name, apiObject{"spec": apiObject{"sessionAffinity": []string{"ClientIP", "None"}[i/6%2]}})
 		case 3:
-			w.patch(servicesPath+"/"+s.name, object{"spec": object{"internalTrafficPolicy": "Cluster", "externalIPs": []string{fmt.Sprintf("198.51.100.%d", 100+i)}}})
+			w.patch(servicesPath+"/"+s.name, apiObject{"spec": apiObject{"internalTrafficPolicy": "Cluster", "externalIPs": []string{fmt.Sprintf("198.51.100.%d", 100+i)}}})
 		case 5:
 			n := w.nodes[i/6%2]
 			must(w.t, n.proxy.Kill())
@@ -570,7 +570,7 @@ func (w *proxyWorld) changes(mode string, s *service) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	w.move(s, pods("b2")...)
-	w.patch(servicesPath+"/"+s.name, object{"spec": object{"sessionAffinity": "None"}})
+	w.patch(servicesPath+"/"+s.name, apiObject{"spec": apiObject{"sessionAffinity": "None"}})
 	close(stop)
 	all.Wait()
 	w.t.Logf("%d connections during 36 changes and 6 restarts of a proxy by SIGKILL, %d failed", asked.Load(), failed.Load())

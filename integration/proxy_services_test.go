@@ -31,7 +31,7 @@ type service struct {
 	proxied  bool // by its load balancer, which sends to node ports
 }
 
-type object = map[string]any
+type apiObject = map[string]any
 
 // clusterIP and others are where a Service is reached.
 func (s *service) clusterIP(family int) string {
@@ -49,7 +49,7 @@ func (s *service) checkPort() int { return 31000 + s.number }
 // protocols are the ports of a Service that has no others. Nodeport is 0 for none.
 func protocols(nodePort int) (ports []map[string]any) {
 	for _, p := range []string{"tcp", "udp", "sctp"} {
-		port := object{"name": p, "protocol": strings.ToUpper(p), "port": 80, "targetPort": 8080}
+		port := apiObject{"name": p, "protocol": strings.ToUpper(p), "port": 80, "targetPort": 8080}
 		if nodePort != 0 {
 			port["nodePort"] = nodePort
 		}
@@ -59,8 +59,8 @@ func protocols(nodePort int) (ports []map[string]any) {
 }
 
 // manifest is the Service's object.
-func (s *service) manifest() object {
-	spec := object{
+func (s *service) manifest() apiObject {
+	spec := apiObject{
 		"ipFamilyPolicy": "RequireDualStack", "ipFamilies": []string{"IPv4", "IPv6"},
 		"clusterIP": s.clusterIP(0), "clusterIPs": []string{s.clusterIP(0), s.clusterIP(1)},
 	}
@@ -73,31 +73,31 @@ func (s *service) manifest() object {
 		s.ports = protocols(nodePort)
 	}
 	spec["ports"] = s.ports
-	return object{"apiVersion": "v1", "kind": "Service", "metadata": object{"name": s.name, "labels": s.labels}, "spec": spec}
+	return apiObject{"apiVersion": "v1", "kind": "Service", "metadata": apiObject{"name": s.name, "labels": s.labels}, "spec": spec}
 }
 
 // slice is what the slice controller makes of a Service's pods, in a family.
-func (w *proxyWorld) slice(s *service, family int) object {
-	var ports, endpoints []object
+func (w *proxyWorld) slice(s *service, family int) apiObject {
+	var ports, endpoints []apiObject
 	target := 0
 	for _, p := range s.ports {
 		target = p["targetPort"].(int)
 		if len(s.backends) > 0 && s.backends[0].port != 0 {
 			target = s.backends[0].port
 		}
-		ports = append(ports, object{"name": p["name"], "protocol": p["protocol"], "port": target})
+		ports = append(ports, apiObject{"name": p["name"], "protocol": p["protocol"], "port": target})
 	}
 	for _, b := range s.backends {
-		e := object{
+		e := apiObject{
 			"addresses":  []string{w.places[b.at].addr[family]},
-			"conditions": object{"ready": b.state == "", "serving": b.state == "" || b.state == "ending", "terminating": b.state == "ending" || b.state == "ended"},
+			"conditions": apiObject{"ready": b.state == "", "serving": b.state == "" || b.state == "ending", "terminating": b.state == "ending" || b.state == "ended"},
 		}
-		hints := object{}
+		hints := apiObject{}
 		if b.zones != "" {
-			hints["forZones"] = []object{{"name": b.zones}}
+			hints["forZones"] = []apiObject{{"name": b.zones}}
 		}
 		if b.onNode != "" {
-			hints["forNodes"] = []object{{"name": b.onNode}}
+			hints["forNodes"] = []apiObject{{"name": b.onNode}}
 		}
 		if len(hints) > 0 {
 			e["hints"] = hints
@@ -106,28 +106,23 @@ func (w *proxyWorld) slice(s *service, family int) object {
 		e["nodeName"], e["zone"] = node.name, node.zone
 		endpoints = append(endpoints, e)
 	}
-	labels := object{"kubernetes.io/service-name": s.name}
+	labels := apiObject{"kubernetes.io/service-name": s.name}
 	if s.spec["clusterIP"] == "None" {
 		labels["service.kubernetes.io/headless"] = ""
 	}
-	return object{
+	return apiObject{
 		"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": []string{"IPv4", "IPv6"}[family],
-		"metadata": object{"name": fmt.Sprintf("%s-%d", s.name, family), "labels": labels}, "ports": ports, "endpoints": endpoints,
+		"metadata": apiObject{"name": fmt.Sprintf("%s-%d", s.name, family), "labels": labels}, "ports": ports, "endpoints": endpoints,
 	}
 }
 
 // nodeOf is the node that a pod is on; a node is on itself.
-func (w *proxyWorld) nodeOf(place string) *proxyNode {
+func (w *proxyWorld) nodeOf(place string) *worldNode {
 	if strings.HasPrefix(place, "b") || place == "node-2" {
 		return w.nodes[1]
 	}
 	return w.nodes[0]
 }
-
-const (
-	servicesPath = "/api/v1/namespaces/default/services"
-	slicesPath   = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-)
 
 // families are those of a Service.
 func (s *service) families() []int {
@@ -152,7 +147,7 @@ func (w *proxyWorld) serve(s *service) {
 		if s.proxied {
 			mode = "Proxy"
 		}
-		w.patch(servicesPath+"/"+s.name+"/status", object{"status": object{"loadBalancer": object{"ingress": []object{
+		w.patch(servicesPath+"/"+s.name+"/status", apiObject{"status": apiObject{"loadBalancer": apiObject{"ingress": []apiObject{
 			{"ip": s.loadIP(0), "ipMode": mode}, {"ip": s.loadIP(1), "ipMode": mode},
 		}}}})
 	}

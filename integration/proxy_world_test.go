@@ -38,7 +38,7 @@ type proxyWorld struct {
 	dir    string
 	rights string // a kubeconfig
 	places map[string]*place
-	nodes  []*proxyNode
+	nodes  []*worldNode
 }
 
 // place is a network namespace in which somebody asks or answers, with its addresses by family.
@@ -48,8 +48,8 @@ type place struct {
 	raw      sync.Map // of addresses to *sync.Mutex, see askSCTP
 }
 
-// proxyNode is a node; its proxy is nil while it has none.
-type proxyNode struct {
+// worldNode is a node; its proxy is nil while it has none.
+type worldNode struct {
 	*place
 	world *proxyWorld
 	zone  string
@@ -78,7 +78,7 @@ func newProxyWorld(t *testing.T) *proxyWorld {
 		ip route add unreachable default
 		ip -6 route add unreachable default`)
 	for i := 1; i <= 2; i++ {
-		n := &proxyNode{world: w, zone: fmt.Sprintf("zone-%d", i), place: w.place(fmt.Sprintf("node-%d", i), fmt.Sprintf("10.94.0.%d", i), fmt.Sprintf("fd94::%d", i))}
+		n := &worldNode{world: w, zone: fmt.Sprintf("zone-%d", i), place: w.place(fmt.Sprintf("node-%d", i), fmt.Sprintf("10.94.0.%d", i), fmt.Sprintf("fd94::%d", i))}
 		w.nodes = append(w.nodes, n)
 		w.plug(n.place, "10.94.0.254", "fd94::254")
 		w.plug(w.place(fmt.Sprintf("out%d", i), fmt.Sprintf("10.94.0.1%d", i), fmt.Sprintf("fd94::1%d", i)), n.addr[0], n.addr[1])
@@ -146,7 +146,7 @@ func (w *proxyWorld) plug(p *place, gateway4, gateway6 string) {
 }
 
 // pod makes a pod, routed as by the plugin ptp: its gateway is the node, by the same address for all.
-func (n *proxyNode) pod(name string, node, number int) *place {
+func (n *worldNode) pod(name string, node, number int) *place {
 	w := n.world
 	p := w.place(name, fmt.Sprintf("10.1.%d.%d", node, number), fmt.Sprintf("fd01:0:%d::%d", node, number))
 	gateway4, gateway6 := fmt.Sprintf("10.1.%d.1", node), fmt.Sprintf("fd01:0:%d::1", node)
@@ -174,7 +174,7 @@ func (n *proxyNode) pod(name string, node, number int) *place {
 }
 
 // object makes the Node object, as kubelet and controller manager do together.
-func (n *proxyNode) object() {
+func (n *worldNode) object() {
 	w := n.world
 	w.t.Helper()
 	w.create("/api/v1/nodes", map[string]any{
@@ -207,7 +207,7 @@ func (w *proxyWorld) send(method, path, contentType string, object any) {
 }
 
 // start has a node's proxy run in a mode, and waits until it has programmed what there is.
-func (n *proxyNode) start(mode string, args ...string) {
+func (n *worldNode) start(mode string, args ...string) {
 	t := n.world.t
 	t.Helper()
 	n.launch(append([]string{"--proxy-mode", mode}, args...)...)
@@ -215,7 +215,7 @@ func (n *proxyNode) start(mode string, args ...string) {
 }
 
 // launch starts a node's proxy, and does not wait.
-func (n *proxyNode) launch(args ...string) {
+func (n *worldNode) launch(args ...string) {
 	w := n.world
 	w.t.Helper()
 	n.log = filepath.Join(w.dir, fmt.Sprintf("%s-%d.log", n.name, logNumber.Add(1)))
@@ -237,7 +237,7 @@ func (n *proxyNode) launch(args ...string) {
 var logNumber atomic.Int32
 
 // wantLog waits for a text in the log of the node's proxy.
-func (n *proxyNode) wantLog(text string) {
+func (n *worldNode) wantLog(text string) {
 	t := n.world.t
 	t.Helper()
 	must(t, lab.Eventually(t.Context(), soon, n.name+"'s proxy says "+text, func(context.Context) error {
@@ -250,7 +250,7 @@ func (n *proxyNode) wantLog(text string) {
 }
 
 // clean removes a proxy's rules.
-func (n *proxyNode) clean() {
+func (n *worldNode) clean() {
 	n.world.t.Helper()
 	must(n.world.t, network.InNamespaces([]string{n.ns}, func() error { _, err := lab.CleanProxy(); return err }))
 }
