@@ -90,6 +90,9 @@ test-powercut: setup ## the power of a disk with images is cut at 150 moments of
 test-faults: setup ## 500 pulls from a registry of which a third of the answers goes wrong (BERTH_FAULTS_SEED=1: which)
 	@BERTH_FAULTS=500 integration/progress.sh test-faults $(GO) test -count=1 -timeout 60m -v -run '^TestPullsThroughFaults$$' ./images
 
+test-conntrack: setup ## a million tracked connections: changes of Services do not wait for those that are removed (32,768 in CI)
+	@BERTH_CONNTRACK_ENTRIES=1000000 integration/progress.sh test-conntrack $(GO) test -count=1 -timeout 30m -v -run '^TestK8s135323_AMillionEntries$$' ./proxy/conntrack
+
 test-proxy-differential: setup ## 2,500 random clusters: the proxy's model does with packets what kube-proxy's own rules do (150 in CI); its tables; its rules in the kernel
 	@read -r _ BERTH_KUBEPROXY < <(integration/tools/build.sh kubeproxy-tests); export BERTH_KUBEPROXY; \
 		export BERTH_CLUSTERS=$${BERTH_CLUSTERS:-2500} BERTH_WORLDS=$${BERTH_WORLDS:-50}; \
@@ -121,4 +124,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-proxy-differential fuzz bench bench-proxy lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential fuzz bench bench-proxy lint fmt install clean

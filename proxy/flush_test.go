@@ -56,7 +56,7 @@ func TestCVE_2025_54388_FlushedRulesAreBack(t *testing.T) {
 			}
 			defer p.Close()
 			entered <- fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
-			o.Programmer = p
+			o.Programmer, o.Conntrack = p, &recorder{}
 			Run(ctx, o)
 			return nil
 		})

@@ -22,11 +22,19 @@ type Source interface {
 	Take() *watch.Batch
 }
 
+// Conntrack removes connections that changes have made stale: a conntrack.Cleaner. It is told before the kernel is, and after.
+type Conntrack interface {
+	Will(*model.Delta)
+	WillAll(*model.State)
+	Done()
+}
+
 // Options are the parts of a proxy. All have to be there but Programmed and Loopback.
 type Options struct {
 	Model      *model.Model
 	Source     Source
 	Programmer program.Programmer
+	Conntrack  Conntrack
 	Health     *health.Health
 	Metrics    *health.Metrics
 	NodePorts  *health.NodePorts
@@ -108,9 +116,11 @@ func (r *runner) take(b *watch.Batch) {
 	switch full := !r.begun; {
 	case full:
 		r.begun = true
+		r.Conntrack.WillAll(r.Model.State())
 		report, err = r.Programmer.Sync(r.Model.State())
 		r.finish(full, begin, b, report, err)
 	case !d.Empty():
+		r.Conntrack.Will(&d)
 		report, err = r.Programmer.Apply(&d)
 		r.finish(full, begin, b, report, err)
 	}
@@ -159,6 +169,7 @@ func (r *runner) finish(full bool, begin time.Time, b *watch.Batch, report progr
 		r.Log.Info("Services are programmed again")
 	}
 	r.failed, r.retry, r.delay = "", nil, retryFirst
+	r.Conntrack.Done()
 	if r.Programmed != nil {
 		r.Programmed()
 		r.Programmed = nil

@@ -33,11 +33,18 @@ type recorder struct {
 	fail    error
 	hold    chan struct{} // closed lets calls go on
 	changed chan string
+	// entries is what connections' keeper is told, and what the kernel is.
+	entries []string
 }
+
+func (r *recorder) Will(*model.Delta)    { r.set(func() { r.entries = append(r.entries, "will") }) }
+func (r *recorder) WillAll(*model.State) { r.set(func() { r.entries = append(r.entries, "will all") }) }
+func (r *recorder) Done()                { r.set(func() { r.entries = append(r.entries, "done") }) }
 
 func (r *recorder) call(what string) (program.Report, error) {
 	r.mu.Lock()
 	r.calls = append(r.calls, what)
+	r.entries = append(r.entries, what)
 	hold, err := r.hold, r.fail
 	r.mu.Unlock()
 	if hold != nil {
@@ -127,7 +134,7 @@ func newProxy(t *testing.T) (*recorder, *source, Options, chan *eventsv1.Event) 
 	log, events := slog.New(slog.DiscardHandler), make(chan *eventsv1.Event, 10)
 	rec, src := &recorder{changed: make(chan string, 1)}, &source{wake: make(chan struct{}, 10)}
 	o := Options{
-		Model: m, Source: src, Programmer: rec, Period: time.Hour, Log: log,
+		Model: m, Source: src, Programmer: rec, Conntrack: rec, Period: time.Hour, Log: log,
 		Health: health.New(time.Minute, "IPv4"), Metrics: health.NewMetrics("IPv4"),
 		Events: health.NewEvents("n", func(_ context.Context, e *eventsv1.Event) error { events <- e; return nil }, log),
 	}
@@ -173,6 +180,12 @@ func TestFailuresAreTriedAgain(t *testing.T) {
 	rec.wait(t, "sync a", "verify", "apply b", "verify")
 	rec.changed <- "somebody"
 	rec.wait(t, "sync a", "verify", "apply b", "verify", "verify")
+	// Connections are looked at when the kernel has what was to be, and not before.
+	var entries string
+	rec.set(func() { entries = strings.Join(rec.entries, "; ") })
+	if want := "will all; sync a; verify; will; apply b; verify; done; verify"; !strings.HasPrefix(entries, want) {
+		t.Errorf("got  %s\nwant %s", entries, want)
+	}
 }
 
 func TestProblemsAreEvents(t *testing.T) {
@@ -213,39 +226,84 @@ func TestSlicesAndTheNodeReachTheModel(t *testing.T) {
 
 func TestSetConntrack(t *testing.T) {
 	root := t.TempDir()
-	dir := filepath.Join(root, "net/netfilter")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	write := func(name, text string) {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+	for _, dir := range []string{"proc/sys/net/netfilter", "sys/module/nf_conntrack/parameters", "sys/devices/system/cpu"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	read := func(name string) string {
-		text, _ := os.ReadFile(filepath.Join(dir, name))
-		return strings.TrimSpace(string(text))
+	const hashsize, online = "../../../../sys/module/nf_conntrack/parameters/hashsize", "../../../../sys/devices/system/cpu/online"
+	file := func(name string) string { return filepath.Join(root, "proc/sys/net/netfilter", name) }
+	write := func(name, text string) {
+		if err := os.WriteFile(file(name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(name, text string) {
+		t.Helper()
+		if got, _ := os.ReadFile(file(name)); strings.TrimSpace(string(got)) != text {
+			t.Errorf("%s: %q, want %q", name, got, text)
+		}
 	}
 	c := config.Default().Conntrack
+	set := func() {
+		t.Helper()
+		if err := SetConntrack(root, &c, slog.New(slog.DiscardHandler)); err != nil {
+			t.Error(err)
+		}
+	}
+	write(online, "0-3,8-11\n")
 	write("nf_conntrack_max", "1\n")
-	if err := SetConntrack(root, &c); err != nil {
-		t.Fatal(err)
-	}
-	if read("nf_conntrack_max") == "1" || read("nf_conntrack_tcp_timeout_established") != "86400" || read("nf_conntrack_tcp_timeout_close_wait") != "3600" || read("nf_conntrack_udp_timeout") != "" {
-		t.Errorf("max %s, established %s", read("nf_conntrack_max"), read("nf_conntrack_tcp_timeout_established"))
-	}
+	write(hashsize, "1\n")
+	set()
+	want("nf_conntrack_max", "262144")
+	want(hashsize, "65536")
+	want("nf_conntrack_tcp_timeout_established", "86400")
+	want("nf_conntrack_tcp_timeout_close_wait", "3600")
+	want("nf_conntrack_udp_timeout", "")
+	want("nf_conntrack_tcp_be_liberal", "")
+
+	// What is large stays, and so does a table that has room.
 	write("nf_conntrack_max", "999999999\n")
-	if err := SetConntrack(root, &c); err != nil || read("nf_conntrack_max") != "999999999" {
-		t.Errorf("it was made smaller: %s %v", read("nf_conntrack_max"), err)
-	}
+	write(hashsize, "99999\n")
+	set()
+	want("nf_conntrack_max", "999999999")
+	want(hashsize, "99999")
+
+	// A machine with many processors tracks a million, one with few the minimum.
+	write("nf_conntrack_max", "1\n")
+	write(online, "0-255\n")
+	set()
+	want("nf_conntrack_max", "1048576")
+	want(hashsize, "262144")
+	write("nf_conntrack_max", "1\n")
+	write(online, "0\n")
+	set()
+	want("nf_conntrack_max", "131072")
+
 	zero := int32(0)
 	write("nf_conntrack_max", "5\n")
-	if err := SetConntrack(root, &v1alpha1.KubeProxyConntrackConfiguration{
+	write("nf_conntrack_tcp_timeout_established", "7\n")
+	c = v1alpha1.KubeProxyConntrackConfiguration{
 		MaxPerCore: &zero, Min: &zero, TCPEstablishedTimeout: &metav1.Duration{}, TCPCloseWaitTimeout: &metav1.Duration{},
-	}); err != nil || read("nf_conntrack_max") != "5" {
+		TCPBeLiberal: true, UDPTimeout: metav1.Duration{Duration: 30 * time.Second}, UDPStreamTimeout: metav1.Duration{Duration: 2 * time.Minute},
+	}
+	set()
+	want("nf_conntrack_max", "5")
+	want("nf_conntrack_tcp_timeout_established", "7")
+	want("nf_conntrack_tcp_be_liberal", "1")
+	want("nf_conntrack_udp_timeout", "30")
+	want("nf_conntrack_udp_timeout_stream", "120")
+
+	// One that is refused does not keep the rest from being set.
+	if err := os.Remove(file("nf_conntrack_udp_timeout")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(file("nf_conntrack_udp_timeout"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c.UDPStreamTimeout.Duration = time.Minute
+	if err := SetConntrack(root, &c, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "nf_conntrack_udp_timeout to 30") {
 		t.Error(err)
 	}
-	if err := SetConntrack(filepath.Join(root, "none"), &c); err == nil || !strings.Contains(err.Error(), "net.netfilter.nf_conntrack_max") {
-		t.Error(err)
-	}
+	want("nf_conntrack_udp_timeout_stream", "60")
 }

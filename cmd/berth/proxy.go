@@ -18,6 +18,7 @@ import (
 	"github.com/berth-run/berth/internal/version"
 	"github.com/berth-run/berth/proxy"
 	"github.com/berth-run/berth/proxy/config"
+	"github.com/berth-run/berth/proxy/conntrack"
 	"github.com/berth-run/berth/proxy/health"
 	"github.com/berth-run/berth/proxy/loopback"
 	"github.com/berth-run/berth/proxy/model"
@@ -130,6 +131,8 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 			Listening: o.Metrics.LoopbackListening, Refused: o.Metrics.LoopbackRefused,
 		})
 	}
+	cleaner := conntrack.New(conntrack.Options{Log: log, Swept: o.Metrics.ConntrackSwept})
+	o.Conntrack = cleaner
 	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed, Log: log}
 	w := watch.New(client, watch.Options{Node: node, Log: log, Queued: o.Queued})
 	o.Source = w
@@ -137,6 +140,7 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 		func(ctx context.Context) error { w.Run(ctx); return nil },
 		func(ctx context.Context) error { o.Events.Run(ctx); return nil },
 		func(ctx context.Context) error { proxy.Run(ctx, o); return nil },
+		func(ctx context.Context) error { cleaner.Run(ctx); return nil },
 		func(ctx context.Context) error { return serveHealth(ctx, c, &o, log) },
 		func(ctx context.Context) error { return serveMetrics(ctx, kernel.mode, c, &o, log) },
 	)
@@ -178,7 +182,7 @@ func serveMetrics(ctx context.Context, mode string, c *config.Config, o *proxy.O
 
 // prepareHost sets what is the host's. None of it keeps Services from being reached.
 func prepareHost(c *config.Config, log *slog.Logger) {
-	if err := proxy.SetConntrack("/proc/sys", &c.Proxy.Conntrack); err != nil {
+	if err := proxy.SetConntrack("/", &c.Proxy.Conntrack, log); err != nil {
 		log.Warn("conntrack is not as configured", "error", err)
 	}
 	score := strconv.Itoa(int(*c.Proxy.OOMScoreAdj))

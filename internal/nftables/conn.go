@@ -218,3 +218,11 @@ func (c *Conn) Get(kind, flags uint16, family byte, put func(*Buffer), each func
 	}
 	return nil
 }
+
+// WaitForPackets waits until each packet that is in the kernel's hooks by now has left them, and so is done with rules that are
+// no more: MEMBARRIER_CMD_GLOBAL is synchronize_rcu (membarrier(2)), and hooks run as its readers. Where it is refused
+// (nohz_full) nothing is waited for.
+func WaitForPackets() {
+	const global = 1
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
+}

@@ -7,6 +7,9 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/conntrack"
 )
 
 // A connection of UDP is what the kernel has seen of one lately, and what it goes on to do with it: one that began before a
@@ -41,15 +44,45 @@ func (s staleFlows) forget(v6 bool) (err error) {
 			ports[port] = true
 		}
 	}
-	stale, err := connectionsOf(v6, slices.Sorted(maps.Keys(ports)), func(c connection) bool { return s.stale(c.port, c.to, c.with) })
+	conn, err := conntrack.Open()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stale, err := connectionsOf(conn, v6, slices.Sorted(maps.Keys(ports)), s.staleEntry)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, c := range stale {
-		errs = append(errs, forgetConnection(v6, c))
+	for _, key := range stale {
+		_, err := conn.Delete(key)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// connectionsOf are the connections of UDP of a family, to some ports, that pick wants. A node may track a million connections,
+// and a pod asks about a few of them: the kernel is told which.
+func connectionsOf(conn *conntrack.Conn, v6 bool, ports []uint16, pick func(*conntrack.Entry) bool) (all []conntrack.Key, err error) {
+	const few = 8 // as often the table is walked, rather than told as a whole
+	if len(ports) > few {
+		ports = []uint16{0}
+	}
+	family := uint8(unix.AF_INET)
+	if v6 {
+		family = unix.AF_INET6
+	}
+	for _, port := range ports {
+		if err := conn.Each(conntrack.Filter{Family: family, Protocol: uint8(UDP), Port: port}, func(e *conntrack.Entry) bool {
+			if pick(e) {
+				all = append(all, e.Key())
+			}
+			return true
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 // udpFlows are what entries of a family say of ports of UDP, by the ports.
@@ -67,6 +100,10 @@ func udpFlows(all []entry, v6 bool) map[uint16][]flow {
 type staleFlows struct {
 	gone, come map[uint16][]flow
 	node       map[netip.Addr]bool
+}
+
+func (s staleFlows) staleEntry(e *conntrack.Entry) bool {
+	return s.stale(e.Original.Dst.Port(), e.Original.Dst.Addr(), e.Reply.Src.Addr())
 }
 
 // stale says whether a connection is to be forgotten that goes to a port of an address, and leads to another.

@@ -26,6 +26,8 @@ type Metrics struct {
 	endpointsPending, servicesPending        prometheus.Gauge
 	endpointsTotal, servicesTotal            prometheus.Counter
 	problems                                 *prometheus.CounterVec
+	conntrack                                *prometheus.HistogramVec
+	conntrackRemoved                         *prometheus.CounterVec
 	elements, transactions                   prometheus.Counter
 	services, ports, frontends, endpointsNow prometheus.Gauge
 
@@ -57,6 +59,8 @@ func NewMetrics(families ...string) *Metrics {
 	m.counters("sync_proxy_rules_nftables_cleanup_failures_total", "Always 0: nothing is cleaned up apart", family)
 	m.loopbackListeners = m.gauges("nftables_localhost_nodeport_listeners", "Node ports that are listened at on loopback", family)
 	m.loopbackFailures = m.counters("nftables_localhost_nodeport_listener_creation_failures_total", "Node ports that could not be listened at on loopback", family)
+	m.conntrack = m.histogram("conntrack_reconciler_sync_duration_seconds", "How long the kernel's table of connections was looked through for stale ones", sync, family)
+	m.conntrackRemoved = m.counters("conntrack_reconciler_deleted_entries_total", "Stale connections that were removed from it", family)
 	m.healthz = m.counters("proxy_healthz_total", "Answers of /healthz", []string{"code"})
 	m.livez = m.counters("proxy_livez_total", "Answers of /livez", []string{"code"})
 	m.endpointsPending = m.gauge(prefix+"sync_proxy_rules_endpoint_changes_pending", "Changes of slices that wait to be programmed")
@@ -215,6 +219,12 @@ func (m *Metrics) Failed() {
 	for _, f := range m.families {
 		m.failures.WithLabelValues(f).Inc()
 	}
+}
+
+// ConntrackSwept notes that the table of connections was looked through.
+func (m *Metrics) ConntrackSwept(f model.Family, took time.Duration, removed int) {
+	m.conntrack.WithLabelValues(f.String()).Observe(took.Seconds())
+	m.conntrackRemoved.WithLabelValues(f.String()).Add(float64(removed))
 }
 
 // Problem notes a part of an object that was left out.

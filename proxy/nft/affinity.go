@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/model"
 )
 
@@ -37,7 +38,7 @@ func losesClients(c model.Change) bool {
 func (p *Programmer) purge() error {
 	// Also without any such Service there may be clients of former ones, which would come back with them.
 	if len(p.params[model.IPv4].timeouts)+len(p.params[model.IPv6].timeouts) > 0 {
-		waitForPackets()
+		nftables.WaitForPackets()
 	}
 	allowed := p.allowed()
 	var err error
@@ -101,11 +102,4 @@ func (p *Programmer) allowed() map[client]struct{} {
 		}
 	}
 	return all
-}
-
-// waitForPackets waits until each packet that is in the kernel's hooks by now has left them: MEMBARRIER_CMD_GLOBAL is
-// synchronize_rcu (membarrier(2)), and hooks run as its readers. Where it is refused (nohz_full) nothing is waited for.
-func waitForPackets() {
-	const global = 1
-	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
 }
