@@ -64,11 +64,10 @@ func (p *Programmer) flushed(f model.Family) bool {
 		})
 		return lost
 	}
-	if !lost(mangle) {
-		return false
+	for end := time.Now().Add(flushTimeout); lost(mangle); time.Sleep(flushPoll) {
+		if lost(nat) && lost(filter) || time.Now().After(end) {
+			return true
+		}
 	}
-	for end := time.Now().Add(flushTimeout); time.Now().Before(end) && !(lost(nat) && lost(filter)); {
-		time.Sleep(flushPoll)
-	}
-	return true
+	return false // it is there, or has been mended meanwhile
 }

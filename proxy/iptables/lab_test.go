@@ -74,9 +74,9 @@ func TestPackets(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) { nodetest.Packets(t, opener(backend)) })
 }
 
-// What the kernel does to packets is what the model says. BERTH_WORLDS is how many random ones there are.
+// What the kernel does to packets is what the model says. BERTH_WORLDS is how many random ones there are, of the same as in package nft.
 func TestKernelDoesWhatTheModelSays(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) { nodetest.DoesWhatTheModelSays(t, opener(backend)) })
+	eachBackend(t, func(t *testing.T, backend string) { nodetest.DoesWhatTheModelSays(t, opener(backend), 3) })
 }
 
 func sorted(text string) string {

@@ -14,4 +14,4 @@ func open(t testing.TB, s *nodetest.Space) program.Programmer {
 func TestPackets(t *testing.T) { nodetest.Packets(t, open) }
 
 // What the kernel does to packets is what the model says. BERTH_WORLDS is how many random ones there are.
-func TestKernelDoesWhatTheModelSays(t *testing.T) { nodetest.DoesWhatTheModelSays(t, open) }
+func TestKernelDoesWhatTheModelSays(t *testing.T) { nodetest.DoesWhatTheModelSays(t, open, 6) }

@@ -21,11 +21,11 @@ import (
 )
 
 // DoesWhatTheModelSays tests that what becomes of packets is what the model says, for random Services, slices and
-// configurations, at first and after changes. BERTH_WORLDS is how many there are; 6 if it is not set.
-func DoesWhatTheModelSays(t *testing.T, open Open) {
+// configurations, at first and after changes. BERTH_WORLDS is how many there are, if it is set.
+func DoesWhatTheModelSays(t *testing.T, open Open, worlds int) {
 	l := newBench(t, open, 4)
 	InWorlds(t, l.Lab, Worlds{
-		Number: WorldsWanted(6),
+		Number: WorldsWanted(worlds),
 		Limit:  program.AbilitiesOf(l.programmer).Limit,
 		Program: func(c *Cluster) error {
 			var err error

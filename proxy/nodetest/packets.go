@@ -3,6 +3,7 @@ package nodetest
 import (
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -91,10 +92,12 @@ func testClusterIP(t *testing.T, open Open) {
 				}
 			}
 			// Another port, and an address that no Service has.
+			var all sync.WaitGroup
 			for _, from := range []*Space{l.Pods[2], l.Client, l.Node} {
-				l.Want(from, network, At(f.Cluster, 81), Refused)
-				l.Want(from, network, At(f.Other, 80), Silence)
+				all.Go(func() { l.Want(from, network, At(f.Cluster, 81), Refused) })
+				all.Go(func() { l.Want(from, network, At(f.Other, 80), Silence) })
 			}
+			all.Wait()
 		}
 	})
 }
@@ -109,15 +112,17 @@ func testNoEndpoints(t *testing.T, open Open) {
 			}
 		}
 		l.sync(NewState(ServiceOf("empty", PortOf(model.TCP, nil, frontends...), PortOf(model.UDP, nil, frontends...))))
+		var all sync.WaitGroup
 		for _, network := range []string{f.TCP, f.UDP} {
 			for _, from := range []*Space{l.Client, l.Pods[0], l.Node} {
 				for port, answer := range map[int]string{80: Refused, 90: Silence} {
-					l.Want(from, network, At(f.Cluster, port), answer)
-					l.Want(from, network, At(f.LoadIP, port), answer)
-					l.Want(from, network, At(f.Node, 30000+port), answer)
+					for _, to := range []string{At(f.Cluster, port), At(f.LoadIP, port), At(f.Node, 30000+port)} {
+						all.Go(func() { l.Want(from, network, to, answer) })
+					}
 				}
 			}
 		}
+		all.Wait()
 	})
 }
 
@@ -245,17 +250,21 @@ func testSourceRanges(t *testing.T, open Open) {
 			next := build(step.sources...)
 			l.apply(s, now, next)
 			now = next
+			var all sync.WaitGroup
 			for _, network := range []string{f.TCP, f.UDP} {
-				d := Quiet
-				if step.client {
-					d = Patience
-				}
-				got := l.Client.AskFor(d, network, At(f.LoadIP, 80))
-				if want := step.client; want != strings.HasPrefix(got, "pod1 ") || !want && got != Silence {
-					t.Errorf("%s from %v: %q", network, step.sources, got)
-				}
+				all.Go(func() {
+					d := Quiet
+					if step.client {
+						d = Patience
+					}
+					got := l.Client.AskFor(d, network, At(f.LoadIP, 80))
+					if want := step.client; want != strings.HasPrefix(got, "pod1 ") || !want && got != Silence {
+						t.Errorf("%s from %v: %q", network, step.sources, got)
+					}
+				})
 			}
-			l.Want(l.Pods[1], f.TCP, At(f.LoadIP, 80), Silence)
+			all.Go(func() { l.Want(l.Pods[1], f.TCP, At(f.LoadIP, 80), Silence) })
+			all.Wait()
 			l.Want(l.Pods[1], f.TCP, At(f.Cluster, 80), "pod1 "+f.PodIP(2))
 		}
 		if r, err := l.programmer.Verify(); err != nil || r != (program.Report{}) {
