@@ -112,7 +112,7 @@ func TestKubeProxyDoesTheSame(t *testing.T) {
 	for _, d := range total.list {
 		t.Errorf("%s", d)
 	}
-	for _, fate := range []string{"forward", "reject", "drop", "pass", "masquerade", "hairpin", "affinity", "short circuit", "restricted"} {
+	for _, fate := range []string{"forward", "reject", "drop", "pass", "masquerade", "hairpin", "affinity", "short circuit", "restricted", "ending"} {
 		if total.fates[fate] < total.states {
 			t.Errorf("%d packets had to do with %s: too few", total.fates[fate], fate)
 		}
@@ -248,7 +248,7 @@ func (c *compared) compare(k *kubeproxy.Oracle, r chance, s *State, world *objec
 		if p.pinned != "" {
 			c.pinned++
 		}
-		c.count(&v)
+		c.count(&v, world.ends(&v))
 		if ours == theirs {
 			continue
 		}
@@ -269,7 +269,7 @@ func (c *compared) compare(k *kubeproxy.Oracle, r chance, s *State, world *objec
 }
 
 // count notes what a packet had to do with.
-func (c *compared) count(v *Verdict) {
+func (c *compared) count(v *Verdict, ends bool) {
 	c.fates[v.Action.String()]++
 	if v.Frontend == nil {
 		return
@@ -294,6 +294,9 @@ func (c *compared) count(v *Verdict) {
 		if !v.Masquerade && v.Masquerades(e) {
 			c.fates["hairpin"]++
 		}
+	}
+	if ends {
+		c.fates["ending"]++
 	}
 }
 

@@ -96,6 +96,12 @@ func (o *objects) valid() *objects {
 		s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool {
 			return strings.Contains(e.Addresses[0], ":") != (s.AddressType == discoveryv1.AddressTypeIPv6)
 		})
+		if s.Labels[discoveryv1.LabelServiceName] == "dns" {
+			// Of one Service none is ready, so that those that end are asked for.
+			for i := range s.Endpoints {
+				s.Endpoints[i].Conditions.Ready = ptr(false)
+			}
+		}
 		s.Name = s.Labels[discoveryv1.LabelServiceName] + "." + strings.ToLower(string(s.AddressType)) + "." + s.Name
 		out.slices[types.NamespacedName{Namespace: name.Namespace, Name: s.Name}] = s
 	}
@@ -260,6 +266,23 @@ func (o *objects) slicesOf(service types.NamespacedName) string {
 		}
 	}
 	return b.String()
+}
+
+// ends is whether the first endpoint of a verdict is one that is not ready: none is then.
+func (o *objects) ends(v *Verdict) bool {
+	if v.Action != Forward {
+		return false
+	}
+	for _, s := range o.slices {
+		if s.Namespace == v.Service.Namespace && s.Labels[discoveryv1.LabelServiceName] == v.Service.Name {
+			for _, e := range s.Endpoints {
+				if e.Addresses[0] == v.Endpoints[0].Addr.String() {
+					return e.Conditions.Ready != nil && !*e.Conditions.Ready
+				}
+			}
+		}
+	}
+	return false
 }
 
 // scattered is whether an address is an endpoint of this node in one slice, and none in another.
