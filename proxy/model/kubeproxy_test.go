@@ -218,13 +218,13 @@ func (c *compared) compare(k *kubeproxy.Oracle, r chance, s *State, world *objec
 			p := r.from(to)
 			packets = append(packets, asked{p, ""})
 			v := Decide(s, p)
-			if v.Action == Forward && r.in(3) {
+			if len(v.Endpoints) > 0 && r.in(3) {
 				// An endpoint's own.
 				back := p
 				back.Src, back.SrcLocal, back.Interface = v.Endpoints[r.IntN(len(v.Endpoints))].Addr, false, one(r, "cni0", "veth12")
 				packets = append(packets, asked{back, ""})
 			}
-			if v.Action == Forward && v.Port.Affinity > 0 && r.in(2) {
+			if len(v.Endpoints) > 0 && v.Port.Affinity > 0 && r.in(2) {
 				// The client was sent to an endpoint before, by the same port of the Service, at whichever address.
 				all := slices.Concat(v.Port.Cluster, v.Port.Local)
 				packets = append(packets, asked{p, all[r.IntN(len(all))].AddrPort().String()})

@@ -270,7 +270,7 @@ func (o *objects) slicesOf(service types.NamespacedName) string {
 
 // ends is whether the first endpoint of a verdict is one that is not ready: none is then.
 func (o *objects) ends(v *Verdict) bool {
-	if v.Action != Forward {
+	if len(v.Endpoints) == 0 {
 		return false
 	}
 	for _, s := range o.slices {
