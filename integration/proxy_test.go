@@ -7,10 +7,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/berth-run/berth/integration/lab"
 	"github.com/berth-run/berth/proxy"
+	"github.com/berth-run/berth/proxy/explain"
 	"github.com/berth-run/berth/proxy/health"
 	"github.com/berth-run/berth/proxy/model"
 	"github.com/berth-run/berth/proxy/nft"
@@ -64,6 +67,67 @@ func TestProxyFollowsTheAPIServer(t *testing.T) {
 	createService(t, cp, "back", "10.93.0.53", "")
 	createSlice(t, cp, "back", "10.1.0.3")
 	p.until("what has changed since", has("10.93.0.53 . tcp . 80"), has("10.1.0.3"), hasNot("10.93.0.50"), has("10.93.0.52 . tcp . 80"))
+}
+
+// TestExplainAndCountersOfAProxy has a proxy beside a real API server asked what it does, while objects come and go, and counted for.
+func TestExplainAndCountersOfAProxy(t *testing.T) {
+	cp, err := lab.StartControlPlane(t.Context(), tools)
+	must(t, err)
+	t.Cleanup(func() { must(t, cp.Close()) })
+	must(t, cp.Create(t.Context(), "/api/v1/nodes", "apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\n"))
+	createService(t, cp, "web", "10.93.0.50", "")
+	createSlice(t, cp, "web", "10.1.0.1")
+	createService(t, cp, "empty", "10.93.0.51", "")
+	p := startProxy(t, cp.Kubeconfig)
+	p.until("the Services", has("10.93.0.50 . tcp . 80"), has("10.93.0.51 . tcp . 80"))
+	p.explains("10.93.0.50:80", "ClusterIP of default/web", "forwarded", "10.1.0.1:8080", "100.0%", "kernel as it should be")
+	p.explains("default/empty", "REJECTED: the Service has no endpoint anywhere", "none in any EndpointSlice", "kernel as it should be")
+	p.explains("10.93.0.99:80", "no Service's", "DROPPED: no Service has the cluster IP")
+	p.explains("", "node node-1", "rejecting default/empty ClusterIP 10.93.0.51:80/tcp", "kernel as it should be")
+
+	p.inside("ip", "link", "set", "lo", "up")
+	p.inside("ip", "route", "add", "default", "dev", "lo")
+	for range 2 {
+		// What answers is the proxy's rule.
+		p.inside("bash", "-c", "! (exec 3<>/dev/tcp/10.93.0.51/80) 2>/dev/null")
+	}
+	time.Sleep(2 * time.Second) // counters are read no more often
+	p.explains("default/empty", "2 connections, 2 packets refused (no-endpoints)")
+	createSlice(t, cp, "empty", "10.1.0.2")
+	p.until("an endpoint", has("10.1.0.2 . 8080"))
+	time.Sleep(2 * time.Second)
+	p.explains("default/empty", "forwarded", "10.1.0.2:8080", "2 connections, 2 packets refused (no-endpoints)", "kernel as it should be")
+	metrics := httptest.NewRecorder()
+	p.metrics.Handler().ServeHTTP(metrics, httptest.NewRequest("GET", "/metrics", nil))
+	want := `berth_proxy_service_refused_packets_total{action="reject",ip_family="IPv4",namespace="default",port="",protocol="tcp",reason="no-endpoints",service="empty"} 2`
+	if !strings.Contains(metrics.Body.String(), want) {
+		t.Errorf("no %s in %s", want, metrics.Body)
+	}
+}
+
+// explains waits until the proxy says all of some words.
+func (p *proxied) explains(target string, words ...string) {
+	p.t.Helper()
+	text := ""
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		a, err := explain.Ask(p.t.Context(), p.socket, explain.Question{Target: target})
+		must(p.t, err)
+		var b strings.Builder
+		must(p.t, a.Text(&b))
+		text = strings.Join(strings.Fields(b.String()), " ")
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(text, w) }) {
+			return
+		}
+	}
+	p.t.Errorf("%s: want %q in:\n%s", target, words, text)
+}
+
+// inside runs a program in the proxy's namespace.
+func (p *proxied) inside(args ...string) {
+	p.t.Helper()
+	if out, err := exec.Command("nsenter", append([]string{"--net=" + p.namespace}, args...)...).CombinedOutput(); err != nil {
+		p.t.Fatalf("%q: %v: %s", args, err, out)
+	}
 }
 
 // proxyRights has the API server take the manifest of examples/proxy, and is a kubeconfig with its service account's rights.
@@ -129,6 +193,8 @@ func createSlice(t *testing.T, cp *lab.ControlPlane, service, ip string) {
 type proxied struct {
 	t         *testing.T
 	namespace string
+	socket    string
+	metrics   *health.Metrics
 }
 
 // startProxy runs the parts of `berth proxy` on a thread in a namespace of its own; the API server is reached from this one.
@@ -140,7 +206,7 @@ func startProxy(t *testing.T, kubeconfig string) *proxied {
 	m, err := model.New(model.Config{NodeName: "node-1", IPv4: true})
 	must(t, err)
 	o := proxy.Options{
-		Model: m, Period: 30 * time.Second, Log: log,
+		Model: m, Look: &sync.Mutex{}, Period: 30 * time.Second, Log: log,
 		Health: health.New(time.Minute, "IPv4"), Metrics: health.NewMetrics("IPv4"), Events: health.NewEvents("node-1", client.CreateEvent, log),
 	}
 	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed}
@@ -152,6 +218,8 @@ func startProxy(t *testing.T, kubeconfig string) *proxied {
 	all.Go(func() { o.Events.Run(ctx) })
 	ready := make(chan error, 1)
 	namespace := ""
+	explains := &explain.Server{Model: m, Look: o.Look, Mode: "nftables", Healthy: o.Health.Healthy, Host: explain.Node{}}
+	socket := filepath.Join(t.TempDir(), "s", "proxy.sock")
 	all.Go(func() {
 		runtime.LockOSThread() // never unlocked: the thread ends here, and its namespace with it
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -159,17 +227,36 @@ func startProxy(t *testing.T, kubeconfig string) *proxied {
 			return
 		}
 		namespace = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
-		programmer, err := nft.Open(nft.Options{Log: log})
-		ready <- err
+		programmer, err := nft.Open(nft.Options{Log: log, Counters: true})
 		if err == nil {
 			o.Programmer = programmer
+			o.Metrics.Counters(programmer.Counters().Read)
+			explains.Inspector, explains.Counters = programmer.Inspector(), programmer.Counters().Read
+		}
+		ready <- err
+		if err == nil {
 			proxy.Run(ctx, o)
 			_ = programmer.Close()
 		}
 	})
 	t.Cleanup(func() { stop(); all.Wait() })
 	must(t, <-ready)
-	return &proxied{t: t, namespace: namespace}
+	served := make(chan error, 1)
+	all.Go(func() { served <- explains.Serve(ctx, socket, log) })
+	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		select {
+		case err := <-served:
+			t.Fatal(err)
+		default:
+		}
+		if time.Since(begin) > 20*time.Second {
+			t.Fatal("nobody can ask the proxy")
+		}
+	}
+	return &proxied{t: t, namespace: namespace, socket: socket, metrics: o.Metrics}
 }
 
 // nft runs the program in the proxy's namespace.

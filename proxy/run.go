@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -29,9 +30,11 @@ type Conntrack interface {
 	Done()
 }
 
-// Options are the parts of a proxy. All have to be there but Programmed and Loopback.
+// Options are the parts of a proxy. All have to be there but Look, Programmed and Loopback.
 type Options struct {
-	Model      *model.Model
+	Model *model.Model
+	// Look is locked while the Model changes, for those who look at it from elsewhere; it may be nil.
+	Look       sync.Locker
 	Source     Source
 	Programmer program.Programmer
 	Conntrack  Conntrack
@@ -108,8 +111,7 @@ func (r *runner) take(b *watch.Batch) {
 	if node, ok := b.Node(); ok {
 		r.Health.SetNode(node)
 	}
-	b.Apply(r.Model)
-	d := r.Model.Commit()
+	d := r.commit(b)
 	r.tell(d.Problems)
 	var report program.Report
 	var err error
@@ -132,6 +134,16 @@ func (r *runner) take(b *watch.Batch) {
 	r.NodePorts.Apply(&d)
 	r.Loopback.Apply(&d)
 	r.Metrics.Counts(r.Model.State().Counts())
+}
+
+// commit has the model know what has changed.
+func (r *runner) commit(b *watch.Batch) model.Delta {
+	if r.Look != nil {
+		r.Look.Lock()
+		defer r.Look.Unlock()
+	}
+	b.Apply(r.Model)
+	return r.Model.Commit()
 }
 
 // verify compares all with the kernel.

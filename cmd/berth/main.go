@@ -19,6 +19,8 @@ import (
 const (
 	exitFailure = 1
 	exitUsage   = 2 // what was asked for makes no sense; nothing was done
+	exitDiffers = 3 // explain: the kernel has something else than it should have
+	exitNobody  = 4 // explain: no Service has what was asked for
 )
 
 func main() {
@@ -48,7 +50,7 @@ func command() *cobra.Command {
 		SilenceErrors: true, // main says them, once
 	}
 	root.SetVersionTemplate("berth {{.Version}}\n")
-	root.AddCommand(serveCommand(), proxyCommand(), imagesCommand(), registryCommand(), versionCommand())
+	root.AddCommand(serveCommand(), proxyCommand(), explainCommand(), imagesCommand(), registryCommand(), versionCommand())
 	markFailures(root)
 	return root
 }
@@ -64,6 +66,15 @@ type usageError struct{ error }
 
 // errTold says that what went wrong has been written already.
 var errTold = errors.New("told")
+
+// statusError is an answer that is told already, and an exit status of its own.
+type statusError struct{ code int }
+
+// Error is for callers that do not look at the code.
+func (e *statusError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+// Is has it be one of those that were told.
+func (e *statusError) Is(err error) bool { return err == errTold }
 
 func usage(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
@@ -86,6 +97,9 @@ func markFailures(cmd *cobra.Command) {
 }
 
 func exitCode(err error) int {
+	if e, ok := errors.AsType[*statusError](err); ok {
+		return e.code
+	}
 	if _, ok := errors.AsType[*failure](err); ok {
 		return exitFailure
 	}

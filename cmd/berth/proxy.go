@@ -19,6 +19,7 @@ import (
 	"github.com/berth-run/berth/proxy"
 	"github.com/berth-run/berth/proxy/config"
 	"github.com/berth-run/berth/proxy/conntrack"
+	"github.com/berth-run/berth/proxy/explain"
 	"github.com/berth-run/berth/proxy/health"
 	"github.com/berth-run/berth/proxy/loopback"
 	"github.com/berth-run/berth/proxy/model"
@@ -66,10 +67,12 @@ func proxyCommand() *cobra.Command {
 // proxyFlags are berth's own, which count beside --config, too.
 type proxyFlags struct {
 	counters bool
+	socket   string
 }
 
 func (f *proxyFlags) add(set *pflag.FlagSet) {
 	set.BoolVar(&f.counters, "service-counters", true, "count new connections, rejections and drops of each Service's port, for /metrics (mode nftables)")
+	set.StringVar(&f.socket, "socket", explain.Socket, "`path` of the socket that berth explain asks at; empty for none")
 }
 
 // cleanProxy says what it has removed, also where it could not remove the rest.
@@ -118,9 +121,12 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	defer stop()
 	log.Info("berth proxy starts", "node", node, "mode", kernel.mode, "families", strings.Join(families, " "), "version", version.String())
 	o := proxy.Options{
-		Model: m, Programmer: kernel, Programmed: kernel.alone, Period: c.SyncPeriod(), Log: log,
+		Model: m, Look: &sync.Mutex{}, Programmer: kernel, Programmed: kernel.alone, Period: c.SyncPeriod(), Log: log,
 		Health: health.New(2*c.SyncPeriod(), families...), Metrics: health.NewMetrics(families...),
 		Events: health.NewEvents(node, client.CreateEvent, log),
+	}
+	explains := &explain.Server{
+		Model: m, Look: o.Look, Mode: kernel.mode, Inspector: kernel.inspector, Counters: kernel.counted, Healthy: o.Health.Healthy, Host: explain.Node{},
 	}
 	if kernel.counted != nil {
 		o.Metrics.Counters(kernel.counted)
@@ -143,6 +149,7 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 		func(ctx context.Context) error { cleaner.Run(ctx); return nil },
 		func(ctx context.Context) error { return serveHealth(ctx, c, &o, log) },
 		func(ctx context.Context) error { return serveMetrics(ctx, kernel.mode, c, &o, log) },
+		func(ctx context.Context) error { serveExplain(ctx, own.socket, explains, log); return nil },
 	)
 	log.Info("berth proxy stops, its rules stay")
 	return errors.Join(err, kernel.Close())
@@ -178,6 +185,16 @@ func serveMetrics(ctx context.Context, mode string, c *config.Config, o *proxy.O
 	}
 	pages := health.Pages{Metrics: o.Metrics, Mode: mode, Config: c.Proxy, Profiling: c.Proxy.EnableProfiling}
 	return health.Serve(ctx, "metrics", c.Proxy.MetricsBindAddress, pages.Handler(), c.Proxy.BindAddressHardFail, log)
+}
+
+// serveExplain answers questions. Services are reached without it.
+func serveExplain(ctx context.Context, at string, s *explain.Server, log *slog.Logger) {
+	if at == "" {
+		return
+	}
+	if err := s.Serve(ctx, at, log); err != nil {
+		log.Warn("berth explain cannot ask this proxy", "error", err)
+	}
 }
 
 // prepareHost sets what is the host's. None of it keeps Services from being reached.

@@ -24,6 +24,8 @@ type kernel struct {
 	families []string
 	// counted has what the kernel has counted for Services; nil if it does not.
 	counted func() (map[program.Counted]program.Count, error)
+	// inspector reads what the kernel has; nil if the mode has none.
+	inspector program.Inspector
 	// alone removes the rules of the other mode, once all is programmed.
 	alone func()
 }
@@ -69,6 +71,7 @@ func openNFTables(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel,
 	if counters := p.Counters(); counters != nil {
 		k.counted = counters.Read
 	}
+	k.inspector = p.Inspector()
 	k.alone = func() { tellRemoved(log, iptables.Remove) }
 	return k, nil
 }

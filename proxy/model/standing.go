@@ -140,3 +140,6 @@ func (v *view) why(c *candidate, used bool) string {
 	}
 	return "ready, but the Service's port has no use for it under this policy"
 }
+
+// Node is the name of the node, and its zone, which is empty if it has none.
+func (m *Model) Node() (name, zone string) { return m.config.NodeName, m.circumstances.zone }

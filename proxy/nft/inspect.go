@@ -346,9 +346,9 @@ func (i *Inspector) elements(v *view, where string, l *layout, s setID, to *find
 		if _, ok := wanted[k]; !ok {
 			to.add(where, foreign, "", set.show(l.layer, k, have[k]))
 		}
-		if !v.scope.All() {
+		if ranges := s.ofIntervals() && s != sources; !v.scope.All() && !ranges { // ranges go for all Services
 			line := fmt.Sprintf("%s %s: %s", l.layer, set.name, set.show(l.layer, k, have[k]))
-			if n, ok := counted[k]; ok && (!s.ofIntervals() || k.content()[k.size-1] == 0) {
+			if n, ok := counted[k]; ok {
 				line += fmt.Sprintf(" counter packets %d bytes %d", n.Packets, n.Bytes)
 			}
 			to.Have = append(to.Have, line)

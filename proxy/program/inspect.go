@@ -37,7 +37,8 @@ func (s *Scope) All() bool { return len(s.Services) == 0 && len(s.At) == 0 }
 type Inspection struct {
 	// Elements is how many elements were compared, beside all rules.
 	Elements int
-	// Have is what the kernel has of the Scope, as nft would show it, with counts; not for the Scope of all there is.
+	// Have is what the kernel has of the Scope, as nft would show it, with counts; not what goes for all Services, and
+	// nothing for the Scope of all there is.
 	Have []string
 	// Differences are what is not as it should be.
 	Differences []Difference
