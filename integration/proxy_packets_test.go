@@ -3,7 +3,6 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +24,7 @@ import (
 // TestProxyPackets has packets go through what two proxies have made of Services, and holds what becomes of them to what the API says of
 // Services: not to the proxy's own idea of it. Each mode has the same table.
 func TestProxyPackets(t *testing.T) {
+	t.Parallel() // with TestProxyThroughFaults: both wait for most of their time
 	w := newProxyWorld(t)
 	for _, s := range services {
 		w.serve(s)
@@ -34,14 +33,13 @@ func TestProxyPackets(t *testing.T) {
 	for _, mode := range []string{"nftables", "iptables"} {
 		t.Run(mode, func(t *testing.T) {
 			w := w.on(t)
-			w.wantMode(mode)
 			for _, n := range w.nodes {
 				n.start(mode)
 			}
 			// These have to wait for time to pass, and do so beside the others.
 			var beside sync.WaitGroup
 			beside.Go(func() { w.affinity(byName("sticky")) })
-			w.checkAll(mode, promises)
+			w.checkAll(promises)
 			w.healthChecks()
 			beside.Wait()
 			if !t.Failed() {
@@ -55,24 +53,6 @@ func TestProxyPackets(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// wantMode skips a mode that berth has not.
-func (w *proxyWorld) wantMode(mode string) {
-	w.t.Helper()
-	n := w.nodes[0]
-	n.launch("--proxy-mode", mode)
-	select {
-	case <-n.proxy.Done():
-		log, err := os.ReadFile(n.log)
-		must(w.t, err)
-		if bytes.Contains(log, []byte("berth has nftables alone")) {
-			w.t.Skipf("berth proxy has no mode %s yet", mode)
-		}
-		w.t.Fatalf("berth proxy has ended: %s", log)
-	case <-time.After(100 * time.Millisecond):
-		must(w.t, n.proxy.Stop())
 	}
 }
 
@@ -142,105 +122,104 @@ type promise struct {
 	want              string // names of who answers, with a port where it is another than 8080; or rejected, silence, unreachable
 	source            string // own: the client's address is seen, also by way of a load balancer; other: it is not; "" says nothing
 	over              string // networks, if not all
-	iptables          string // want, in the mode iptables, if it is another one
 }
 
 var promises = []promise{
 	// A cluster IP leads to all ready endpoints, from pods with their own source; what is not of the cluster is let in, too, and comes
 	// back by the node. An endpoint that asks itself is answered.
-	{"web", "a2 b2 a1 b1", "cluster:80", "a1 b1", "own", "", ""},
-	{"web", "node-1 node-2", "cluster:80", "a1 b1", "", "", ""},
-	{"web", "out1 out2", "cluster:80", "a1 b1", "other", "", ""},
-	{"web", "a2 node-1 out1", "cluster:81", rejected, "", "", silence},
-	{"web", "a2 out1", "unused:80", silence, "", "tcp udp", silence}, // KEP-3866
-	{"ports", "b2 out2 node-2", "cluster:80", "a1", "", "tcp", ""},
-	{"ports", "b2 out2 node-2", "cluster:53", "a1:5353", "", "udp", ""},
-	{"ports", "b2 out2 node-2", "cluster:53", "a1:8081", "", "tcp", ""},
-	{"four", "a2 out1", "cluster:80", "a1 b1", "", "", ""},
-	{"six", "a2 out1", "cluster:80", "a1 b1", "", "", ""},
+	{"web", "a2 b2 a1 b1", "cluster:80", "a1 b1", "own", ""},
+	{"web", "node-1 node-2", "cluster:80", "a1 b1", "", ""},
+	{"web", "out1 out2", "cluster:80", "a1 b1", "other", ""},
+	{"web", "a2 node-1 out1", "cluster:81", rejected, "", ""},
+	{"web", "a2 out1", "unused:80", silence, "", "tcp udp"}, // KEP-3866
+	{"ports", "b2 out2 node-2", "cluster:80", "a1", "", "tcp"},
+	{"ports", "b2 out2 node-2", "cluster:53", "a1:5353", "", "udp"},
+	{"ports", "b2 out2 node-2", "cluster:53", "a1:8081", "", "tcp"},
+	{"four", "a2 out1", "cluster:80", "a1 b1", "", ""},
+	{"six", "a2 out1", "cluster:80", "a1 b1", "", ""},
 
-	{"node-port", "out1 a2 node-1", "node-1:port", "a1 b1", "", "", ""},
-	{"node-port", "out1 b2 node-2", "node-2:port", "a1 b1", "", "", ""},
-	{"node-port", "out1 out2", "node-2:port", "a1 b1", "other", "", ""},
-	{"node-port", "out1 a2", "node-1:30999", rejected, "", "tcp udp", ""},
-	{"node-port", "a1 b2", "cluster:80", "a1 b1", "own", "", ""},
+	{"node-port", "out1 a2 node-1", "node-1:port", "a1 b1", "", ""},
+	{"node-port", "out1 b2 node-2", "node-2:port", "a1 b1", "", ""},
+	{"node-port", "out1 out2", "node-2:port", "a1 b1", "other", ""},
+	{"node-port", "out1 a2", "node-1:30999", rejected, "", "tcp udp"},
+	{"node-port", "a1 b2", "cluster:80", "a1 b1", "own", ""},
 
-	{"load", "out1 out2 a1 a2 b2 node-1 node-2", "load:80", "a1 b1", "", "", ""},
-	{"load", "out1 out2 a1 a2 b2 node-1 node-2", "external:80", "a1 b1", "", "", ""},
-	{"load", "out1 out2", "load:80", "a1 b1", "other", "", ""},
-	{"load", "out1 a2", "node-2:port", "a1 b1", "", "", ""},
-	{"load", "out1 a2", "load:81", unreachable, "", "tcp", ""},
+	{"load", "out1 out2 a1 a2 b2 node-1 node-2", "load:80", "a1 b1", "", ""},
+	{"load", "out1 out2 a1 a2 b2 node-1 node-2", "external:80", "a1 b1", "", ""},
+	{"load", "out1 out2", "load:80", "a1 b1", "other", ""},
+	{"load", "out1 a2", "node-2:port", "a1 b1", "", ""},
+	{"load", "out1 a2", "load:81", unreachable, "", "tcp"},
 	// What a load balancer that is a proxy has for an address is no node's.
-	{"proxied", "out1 a2 node-1", "load:80", unreachable, "", "tcp", ""},
-	{"proxied", "out1 a2", "node-1:port", "a1 b1", "", "", ""},
-	{"no-node-port", "out1 a2 node-2", "load:80", "a1 b1", "", "", ""},
-	{"no-node-port", "out1 a2", "node-1:port", rejected, "", "tcp udp", ""},
+	{"proxied", "out1 a2 node-1", "load:80", unreachable, "", "tcp"},
+	{"proxied", "out1 a2", "node-1:port", "a1 b1", "", ""},
+	{"no-node-port", "out1 a2 node-2", "load:80", "a1 b1", "", ""},
+	{"no-node-port", "out1 a2", "node-1:port", rejected, "", "tcp udp"},
 
 	// loadBalancerSourceRanges are for the load balancer's addresses alone.
-	{"ranges", "out1", "load:80", "a1 b1", "", "", ""},
-	{"ranges", "out2 a2 b1 node-1", "load:80", silence, "", "", ""},
-	{"ranges", "out2 a2", "node-2:port", "a1 b1", "", "", ""},
-	{"ranges", "out2 a2", "cluster:80", "a1 b1", "", "", ""},
+	{"ranges", "out1", "load:80", "a1 b1", "", ""},
+	{"ranges", "out2 a2 b1 node-1", "load:80", silence, "", ""},
+	{"ranges", "out2 a2", "node-2:port", "a1 b1", "", ""},
+	{"ranges", "out2 a2", "cluster:80", "a1 b1", "", ""},
 
 	// externalTrafficPolicy Local keeps the client's source, and stays on the node. The node and its pods are not outside.
-	{"local", "out1", "load:80", "a1", "own", "", ""},
-	{"local", "out1", "external:80", "a1", "own", "", ""},
-	{"local", "out1 out2", "node-1:port", "a1", "own", "", ""},
-	{"local", "out2", "load:80", silence, "", "", ""},
-	{"local", "out2", "external:80", silence, "", "", ""},
-	{"local", "out1 out2", "node-2:port", silence, "", "", ""},
-	{"local", "a2 b1 b2", "load:80", "a1", "own", "", ""},
-	{"local", "a1 node-1 node-2", "load:80", "a1", "", "", ""},
-	{"local", "out2 b2 node-2", "cluster:80", "a1", "", "", ""},
-	{"local-both", "out1", "load:80", "a1 a2", "own", "", ""},
-	{"local-both", "out2", "load:80", "b1", "own", "", ""},
-	{"local-both", "out1", "node-2:port", "b1", "own", "", ""},
-	{"local-both", "out2", "node-1:port", "a1 a2", "own", "", ""},
-	{"local-both", "a1 b2", "load:80", "a1 a2 b1", "own", "", ""},
-	{"local-both", "node-2", "load:80", "a1 a2 b1", "", "", ""},
-	{"local-ending", "out1", "load:80", "a1", "own", "", ""},
-	{"local-ending", "out2", "load:80", "b1", "own", "", ""},
-	{"local-ending", "a2 b2 node-1", "cluster:80", "b1", "", "", ""},
+	{"local", "out1", "load:80", "a1", "own", ""},
+	{"local", "out1", "external:80", "a1", "own", ""},
+	{"local", "out1 out2", "node-1:port", "a1", "own", ""},
+	{"local", "out2", "load:80", silence, "", ""},
+	{"local", "out2", "external:80", silence, "", ""},
+	{"local", "out1 out2", "node-2:port", silence, "", ""},
+	{"local", "a2 b1 b2", "load:80", "a1", "own", ""},
+	{"local", "a1 node-1 node-2", "load:80", "a1", "", ""},
+	{"local", "out2 b2 node-2", "cluster:80", "a1", "", ""},
+	{"local-both", "out1", "load:80", "a1 a2", "own", ""},
+	{"local-both", "out2", "load:80", "b1", "own", ""},
+	{"local-both", "out1", "node-2:port", "b1", "own", ""},
+	{"local-both", "out2", "node-1:port", "a1 a2", "own", ""},
+	{"local-both", "a1 b2", "load:80", "a1 a2 b1", "own", ""},
+	{"local-both", "node-2", "load:80", "a1 a2 b1", "", ""},
+	{"local-ending", "out1", "load:80", "a1", "own", ""},
+	{"local-ending", "out2", "load:80", "b1", "own", ""},
+	{"local-ending", "a2 b2 node-1", "cluster:80", "b1", "", ""},
 
 	// internalTrafficPolicy Local stays on the node of whoever asks.
-	{"inside", "a1 a2", "cluster:80", "a1", "own", "", ""},
-	{"inside", "b1 b2", "cluster:80", "b1", "own", "", ""},
-	{"inside", "node-1 out1", "cluster:80", "a1", "", "", ""},
-	{"inside", "node-2 out2", "cluster:80", "b1", "", "", ""},
-	{"inside-one", "a1 a2 node-1", "cluster:80", "a1", "", "", ""},
-	{"inside-one", "b2 node-2 out2", "cluster:80", silence, "", "", ""},
-	{"inside-one", "out1 out2", "node-2:port", "a1", "", "", ""},
+	{"inside", "a1 a2", "cluster:80", "a1", "own", ""},
+	{"inside", "b1 b2", "cluster:80", "b1", "own", ""},
+	{"inside", "node-1 out1", "cluster:80", "a1", "", ""},
+	{"inside", "node-2 out2", "cluster:80", "b1", "", ""},
+	{"inside-one", "a1 a2 node-1", "cluster:80", "a1", "", ""},
+	{"inside-one", "b2 node-2 out2", "cluster:80", silence, "", ""},
+	{"inside-one", "out1 out2", "node-2:port", "a1", "", ""},
 
 	// A Service without endpoints says so at once, wherever it is asked, also where the policy is Local.
-	{"empty", "out1 a2 node-1 node-2", "cluster:80", rejected, "", "", ""},
-	{"empty", "out1 a2 node-1 node-2", "load:80", rejected, "", "", ""},
-	{"empty", "out1 a2 node-1 node-2", "external:80", rejected, "", "", ""},
-	{"empty", "out1 out2 a2 node-1", "node-2:port", rejected, "", "", ""},
-	{"empty-local", "out1 a2 node-2", "cluster:80", rejected, "", "", ""},
-	{"empty-local", "out1 a2 node-2", "load:80", rejected, "", "", ""},
-	{"empty-local", "out1 a2 node-2", "node-1:port", rejected, "", "", ""},
+	{"empty", "out1 a2 node-1 node-2", "cluster:80", rejected, "", ""},
+	{"empty", "out1 a2 node-1 node-2", "load:80", rejected, "", ""},
+	{"empty", "out1 a2 node-1 node-2", "external:80", rejected, "", ""},
+	{"empty", "out1 out2 a2 node-1", "node-2:port", rejected, "", ""},
+	{"empty-local", "out1 a2 node-2", "cluster:80", rejected, "", ""},
+	{"empty-local", "out1 a2 node-2", "load:80", rejected, "", ""},
+	{"empty-local", "out1 a2 node-2", "node-1:port", rejected, "", ""},
 
 	// Hints count if all endpoints have them and one is for this zone.
-	{"zones", "a2 node-1 out1", "cluster:80", "a1", "", "", ""},
-	{"zones", "b2 node-2 out2", "cluster:80", "b1", "", "", ""},
-	{"zones", "out2", "node-1:port", "a1", "", "", ""},
-	{"half-hinted", "a2 b2", "cluster:80", "a1 b1", "", "", ""},
-	{"other-zone", "a2 b2", "cluster:80", "a1 b1", "", "", ""},
-	{"nodes", "a2 node-1", "cluster:80", "a1", "", "", ""},
-	{"nodes", "b2 node-2", "cluster:80", "b1", "", "", ""},
+	{"zones", "a2 node-1 out1", "cluster:80", "a1", "", ""},
+	{"zones", "b2 node-2 out2", "cluster:80", "b1", "", ""},
+	{"zones", "out2", "node-1:port", "a1", "", ""},
+	{"half-hinted", "a2 b2", "cluster:80", "a1 b1", "", ""},
+	{"other-zone", "a2 b2", "cluster:80", "a1 b1", "", ""},
+	{"nodes", "a2 node-1", "cluster:80", "a1", "", ""},
+	{"nodes", "b2 node-2", "cluster:80", "b1", "", ""},
 
 	// What ends serves on as long as nothing else does (KEP-1669).
-	{"ending", "a2 b2 out1", "cluster:80", "a1", "", "", ""},
-	{"all-ending", "a2 b2 out1", "cluster:80", "a1", "", "", ""},
-	{"ended", "a2 b2 out1 node-2", "cluster:80", rejected, "", "", ""},
+	{"ending", "a2 b2 out1", "cluster:80", "a1", "", ""},
+	{"all-ending", "a2 b2 out1", "cluster:80", "a1", "", ""},
+	{"ended", "a2 b2 out1 node-2", "cluster:80", rejected, "", ""},
 
 	// These are not this proxy's.
-	{"headless", "a2 b2", "a1:8080", "a1", "own", "", ""},
-	{"others", "a2 out1", "cluster:80", silence, "", "tcp", silence},
+	{"headless", "a2 b2", "a1:8080", "a1", "own", ""},
+	{"others", "a2 out1", "cluster:80", silence, "", "tcp"},
 
-	{"host", "a2 b2 node-1 node-2 out1 out2", "cluster:80", "node-1:8090", "", "tcp udp", ""},
-	{"host", "out1 out2 a1 b1", "node-2:port", "node-1:8090", "", "tcp udp", ""},
-	{"host", "out1 a1 node-2", "node-1:port", "node-1:8090", "", "tcp udp", ""},
+	{"host", "a2 b2 node-1 node-2 out1 out2", "cluster:80", "node-1:8090", "", "tcp udp"},
+	{"host", "out1 out2 a1 b1", "node-2:port", "node-1:8090", "", "tcp udp"},
+	{"host", "out1 a1 node-2", "node-1:port", "node-1:8090", "", "tcp udp"},
 }
 
 // address is where a promise's client asks, in a family.
@@ -265,21 +244,21 @@ func (p *promise) address(w *proxyWorld, s *service, family int) string {
 }
 
 // checkAll checks all rows at once.
-func (w *proxyWorld) checkAll(mode string, rows []promise) {
+func (w *proxyWorld) checkAll(rows []promise) {
 	w.t.Helper()
 	began := time.Now()
-	asked, wrong := w.differences(mode, rows)
+	asked, wrong := w.differences(rows)
 	for _, line := range wrong {
 		w.t.Error(line)
 	}
-	w.t.Logf("%s: %d rows, %d questions, in %v", mode, len(rows), asked, time.Since(began).Round(time.Millisecond))
+	w.t.Logf("%d rows, %d questions, in %v", len(rows), asked, time.Since(began).Round(time.Millisecond))
 }
 
 // eventually waits until what is promised holds.
 func (w *proxyWorld) eventually(rows ...promise) {
 	w.t.Helper()
 	must(w.t, lab.Eventually(w.t.Context(), soon, fmt.Sprint(rows), func(context.Context) error {
-		if _, wrong := w.differences("", rows); len(wrong) > 0 {
+		if _, wrong := w.differences(rows); len(wrong) > 0 {
 			return errors.New(strings.Join(wrong, "; "))
 		}
 		return nil
@@ -287,15 +266,12 @@ func (w *proxyWorld) eventually(rows ...promise) {
 }
 
 // differences checks all rows at once, and says how many questions were asked, and what is not as promised.
-func (w *proxyWorld) differences(mode string, rows []promise) (asked int64, wrong []string) {
+func (w *proxyWorld) differences(rows []promise) (asked int64, wrong []string) {
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	turn := make(chan struct{}, 48)
 	for _, p := range rows {
 		s := byName(p.service)
-		if mode == "iptables" && p.iptables != "" {
-			p.want = p.iptables
-		}
 		if p.over == "" {
 			p.over = "tcp udp sctp"
 		}

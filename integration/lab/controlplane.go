@@ -172,6 +172,15 @@ func (cp *ControlPlane) StartAPIServer(ctx context.Context) (err error) {
 	})
 }
 
+// StartEmpty ends both programs, and starts them again with nothing of what was stored: the control plane of a cluster whose etcd was
+// lost. Revisions begin anew.
+func (cp *ControlPlane) StartEmpty(ctx context.Context) error {
+	if err := errors.Join(cp.KillAPIServer(), cp.etcd.Kill(), os.RemoveAll(filepath.Join(cp.Dir, "etcd"))); err != nil {
+		return err
+	}
+	return cp.start(ctx)
+}
+
 // Close ends both programs and removes their files. Nothing of what they stored is wanted: they are killed.
 func (cp *ControlPlane) Close() error {
 	cp.client.CloseIdleConnections()

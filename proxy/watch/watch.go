@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"reflect"
 	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -33,6 +34,7 @@ type Watcher struct {
 
 	mu     sync.Mutex
 	failed [kinds]bool // the last answer was an error
+	ended  [kinds]bool // the last connection ended without an answer
 	silent bool        // that was told
 }
 
@@ -70,6 +72,10 @@ func (w *Watcher) Wake() <-chan struct{} { return w.queue.wake }
 // Take returns what has changed since the last call of Next or Take; nil if there is nothing, or not all was listed yet.
 func (w *Watcher) Take() *Batch { return w.queue.take() }
 
+// noAnswer is what the client makes of a connection that ends, or times out, before it is answered: a watch without an error that is
+// over at once.
+var noAnswer = reflect.TypeOf(watch.NewEmptyWatch())
+
 // listWatch asks for a kind, and notes whether it was answered.
 func (w *Watcher) listWatch(kind Kind) cache.ListerWatcher {
 	src := &w.sources[kind]
@@ -88,7 +94,11 @@ func (w *Watcher) listWatch(kind Kind) cache.ListerWatcher {
 			o = selected(o)
 			o.Watch = true
 			events, err := src.client.Get().Resource(src.resource).VersionedParams(&o, metav1.ParameterCodec).Watch(ctx)
-			w.answered(ctx, kind, err)
+			answer := err
+			if err == nil && reflect.TypeOf(events) == noAnswer {
+				answer = io.EOF
+			}
+			w.answered(ctx, kind, answer)
 			if err != nil && o.SendInitialEvents != nil && utilnet.IsConnectionRefused(err) {
 				// The client would wait for up to half a minute, and for no context. For another error it lists, and waits for both.
 				err = errors.New(err.Error())
@@ -113,6 +123,12 @@ func (w *Watcher) answered(ctx context.Context, kind Kind, err error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	// A server that stops ends connections. One that does so again and again is a load balancer without a server behind it.
+	again := w.ended[kind]
+	w.ended[kind] = errors.Is(err, io.EOF)
+	if w.ended[kind] && !again {
+		return
+	}
 	w.failed[kind] = err != nil
 	any := false
 	for _, f := range w.failed {
@@ -135,5 +151,5 @@ func (w *Watcher) answered(ctx context.Context, kind Kind, err error) {
 // retried are errors that are part of how lists and watches work: the client asks anew in another way, at once.
 func retried(err error) bool {
 	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) || apierrors.IsTooManyRequests(err) ||
-		apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge) || errors.Is(err, io.EOF)
+		apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge)
 }

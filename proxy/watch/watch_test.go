@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -513,6 +514,48 @@ func TestRunEndsWhileNobodyAnswers(t *testing.T) {
 	case <-done:
 	case <-time.After(500 * time.Millisecond):
 		t.Fatal("it does not end")
+	}
+}
+
+// logged is a log that a test waits for.
+type logged chan string
+
+func (l logged) Write(line []byte) (int, error) {
+	l <- string(line)
+	return len(line), nil
+}
+
+// A load balancer whose servers are gone takes connections and ends them: that is an outage like another, and told.
+func TestABalancerWithoutServersIsTold(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t)
+	a.breakWith(func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return false
+		}
+		_ = conn.Close()
+		return true
+	})
+	log := make(logged, 100)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		New(c, Options{Node: "node-1", Log: slog.New(slog.NewTextHandler(log, nil))}).Run(ctx)
+	}()
+	defer func() { stop(); <-done }()
+	for _, want := range []string{"Services stay as they are", "tells what has changed again"} {
+		select {
+		case line := <-log:
+			if !strings.Contains(line, want) {
+				t.Errorf("%s, want %s", line, want)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("nobody says %s", want)
+		}
+		a.breakWith(nil)
 	}
 }
 
