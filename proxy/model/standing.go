@@ -30,7 +30,7 @@ func (m *Model) Standings(service types.NamespacedName, p *Port, policy Policy) 
 		return nil, ""
 	}
 	from := indexSlices(nil, e.slices)
-	from.weights = e.spec.weights
+	from.weights, from.even = e.spec.weights, e.spec.even
 	all := gather(nil, &from, portKey{p.Family, p.Protocol, unique.Make(p.Name)})
 	used := p.Cluster
 	if policy == Local {

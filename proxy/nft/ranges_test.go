@@ -36,6 +36,11 @@ func TestPortRanges(t *testing.T) {
 			s.HairpinList = append(s.HairpinList, nodetest.HairpinOf(p, nodetest.At(f.PodIP(1), 0)))
 		}
 		l.sync(s)
+		// What rules keep in a packet's priority meanwhile is gone when it leaves.
+		l.Node.Run("nft", `table inet test {
+			counter left { }
+			chain c { type filter hook postrouting priority 300; meta priority >= 65536 counter name left; }
+		}`)
 		for _, network := range []string{f.TCP, f.UDP} {
 			for _, port := range []int{10000, 15000, 20000} {
 				for _, ip := range []string{f.Cluster, f.LoadIP} {
@@ -63,6 +68,9 @@ func TestPortRanges(t *testing.T) {
 			if a := l.Pods[2].Ask(network, nodetest.At(f.Cluster, 10001)); !strings.HasPrefix(a, "pod") {
 				t.Errorf("%s: a port of its own in the range: %q", network, a)
 			}
+		}
+		if out := l.Node.Run("nft", "list", "counter", "inet", "test", "left"); !strings.Contains(out, "packets 0 ") {
+			t.Errorf("packets leave with a group's number for a priority: %s", out)
 		}
 		apply := func(next *model.Service) {
 			l.apply(s, was, next)
