@@ -8,6 +8,7 @@ import (
 
 	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/iptables"
+	"github.com/berth-run/berth/proxy/ipvs"
 	"github.com/berth-run/berth/proxy/nft"
 )
 
@@ -20,7 +21,8 @@ const kubeProxyTable = "kube-proxy"
 func Cleanup() ([]string, error) {
 	removed, err := RemoveNFTables()
 	chains, err2 := iptables.Remove()
-	return append(removed, chains...), errors.Join(err, err2)
+	others, err3 := ipvs.Remove() // its sets can go when no rule has them
+	return append(append(removed, chains...), others...), errors.Join(err, err2, err3)
 }
 
 // RemoveNFTables is Cleanup for mode nftables alone.

@@ -59,6 +59,9 @@ func proxyCommand() *cobra.Command {
 			}
 			return os.WriteFile(flags.WriteConfigTo, text, 0o644)
 		}
+		if flags.InitOnly {
+			return initProxy(c, &own)
+		}
 		return runProxy(cmd.Context(), c, &own)
 	}
 	return cmd
@@ -73,6 +76,18 @@ type proxyFlags struct {
 func (f *proxyFlags) add(set *pflag.FlagSet) {
 	set.BoolVar(&f.counters, "service-counters", true, "count new connections, rejections and drops of each Service's port, for /metrics (mode nftables)")
 	set.StringVar(&f.socket, "socket", explain.Socket, "`path` of the socket that berth explain asks at; empty for none")
+}
+
+// initProxy does what may want more rights than a proxy has: sysctls, which a container without privileges finds read-only, and having
+// the kernel load its modules. The sysctl route_localnet of mode iptables is not among them: before there are rules it would open the
+// node's loopback to its neighbours.
+func initProxy(c *config.Config, own *proxyFlags) error {
+	log := proxyLogger(c)
+	kernel, err := openKernel(c, own, log)
+	if err != nil {
+		return err
+	}
+	return errors.Join(kernel.Close(), proxy.SetConntrack("/", &c.Proxy.Conntrack, log))
 }
 
 // cleanProxy says what it has removed, also where it could not remove the rest.

@@ -97,9 +97,10 @@ func (c *Config) MasqueradeAll() bool {
 // loopbackGate is kube-proxy's feature gate for node ports at loopback addresses in mode nftables (KEP-6032).
 const loopbackGate = "KubeProxyNFTablesLocalhostNodePorts"
 
-// LoopbackNodePorts is whether node ports are to be listened at, at 127.0.0.1 and ::1; in mode iptables, which has a rule, they are not. They are where nodePortAddresses names loopback addresses, by
-// localhost or a CIDR of them alone, and the feature gate is not turned off; at 127.0.0.1 also where no mode is given and
-// iptables.localhostNodePorts is, which is how kube-proxy's mode iptables is asked.
+// LoopbackNodePorts is whether node ports are to be listened at, at 127.0.0.1 and ::1; in mode iptables, which has a rule, they are not.
+// They are where nodePortAddresses names loopback addresses, by localhost or a CIDR of them alone, and the feature gate is not
+// turned off; at 127.0.0.1 also where no mode is given and iptables.localhostNodePorts is, which is how kube-proxy's mode iptables is
+// asked.
 func (c *Config) LoopbackNodePorts() (ipv4, ipv6 bool) {
 	if on, ok := c.Proxy.FeatureGates[loopbackGate]; c.Proxy.Mode == IPTables || ok && !on {
 		return false, false

@@ -116,6 +116,40 @@ func TestModesDefaults(t *testing.T) {
 	}
 }
 
+// Each flag of kube-proxy 1.37 is taken (cmd/kube-proxy/app/options.go, component-base's of logs), but for the program's own: help and version.
+func TestKubeProxysFlagsAreTaken(t *testing.T) {
+	for _, args := range []string{
+		"config=f", "write-config-to=f", "cleanup", "feature-gates=A=true", "kubeconfig=f", "master=https://h", "kube-api-content-type=t", "kube-api-burst=1",
+		"kube-api-qps=1", "hostname-override=n", "bind-address=10.0.0.1", "healthz-bind-address=0.0.0.0:1", "metrics-bind-address=0.0.0.0:1", "bind-address-hard-fail",
+		"profiling", "show-hidden-metrics-for-version=1.36", "init-only", "proxy-mode=nftables", "iptables-masquerade-bit=1", "masquerade-all",
+		"iptables-localhost-nodeports", "iptables-sync-period=1m", "iptables-min-sync-period=1s", "ipvs-sync-period=1m", "ipvs-min-sync-period=1s",
+		"ipvs-scheduler=rr", "ipvs-exclude-cidrs=10.0.0.0/8", "ipvs-strict-arp", "ipvs-tcp-timeout=1s", "ipvs-tcpfin-timeout=1s", "ipvs-udp-timeout=1s",
+		"detect-local-mode=NodeCIDR", "pod-bridge-interface=b", "pod-interface-name-prefix=p", "cluster-cidr=10.0.0.0/8", "nodeport-addresses=primary",
+		"oom-score-adj=0", "conntrack-max-per-core=1", "conntrack-min=1", "conntrack-tcp-timeout-established=1s", "conntrack-tcp-timeout-close-wait=1s",
+		"conntrack-tcp-be-liberal", "conntrack-udp-timeout=1s", "conntrack-udp-timeout-stream=1s", "config-sync-period=1m", "healthz-port=1", "metrics-port=1",
+		"logging-format=json", "log-flush-frequency=1s", "v=2", "vmodule=a=1", "log-text-split-stream", "log-text-info-buffer-size=1Ki",
+		"log-json-split-stream", "log-json-info-buffer-size=1Ki",
+	} {
+		set := pflag.NewFlagSet("proxy", pflag.ContinueOnError)
+		var f Flags
+		f.Add(set)
+		if err := set.Parse([]string{"--" + args}); err != nil {
+			t.Errorf("--%s: %v", args, err)
+			continue
+		}
+		if strings.HasPrefix(args, "config=") {
+			continue
+		}
+		if _, err := f.Load(); err != nil {
+			t.Errorf("--%s: %v", args, err)
+		}
+		name, _, _ := strings.Cut(args, "=")
+		if !strings.Contains(set.FlagUsages(), "--"+name) && set.Lookup(name).Deprecated == "" {
+			t.Errorf("--%s is not told by --help", name)
+		}
+	}
+}
+
 func TestLoopbackNodePortsWhereTheyAreAskedFor(t *testing.T) {
 	for _, tc := range []struct {
 		content    string

@@ -17,6 +17,8 @@ import (
 type Flags struct {
 	// Cleanup asks for removal of rules instead of a proxy.
 	Cleanup bool
+	// InitOnly asks for what wants more rights than a proxy has, instead of one.
+	InitOnly bool
 	// WriteConfigTo is a file to write the configuration to instead.
 	WriteConfigTo string
 
@@ -43,12 +45,20 @@ func (f *Flags) Add(set *pflag.FlagSet) {
 	c := f.c
 	set.StringVar(&f.file, "config", "", "`file` with a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as in kubeadm's ConfigMap")
 	set.StringVar(&f.WriteConfigTo, "write-config-to", "", "`file` to write the configuration in force to, and end")
+	set.BoolVar(&f.InitOnly, "init-only", false, "set what only root may, and end: the proxy needs CAP_NET_ADMIN alone then, and no /proc/sys that it can write to")
 	set.BoolVar(&f.Cleanup, "cleanup", false, "remove the rules of berth and of a former kube-proxy, and end")
 	set.StringVar(&f.hostname, "hostname-override", "", "`name` of the Node this is (default the host's name)")
 	set.StringVar(&f.master, "master", "", "`address` of the API server, instead of the kubeconfig's")
 	set.Uint32VarP(&f.verbosity, "v", "v", 0, "`level` of what is logged: 4 and more is debug")
 	f.paths["logging.format"], f.paths["logging.verbosity"] = "logging-format", "v"
 	set.StringVar(&c.Logging.Format, "logging-format", c.Logging.Format, "`format` of logs: text or json")
+	const noEffect = "no effect"
+	set.DurationVar(&c.Logging.FlushFrequency.Duration.Duration, "log-flush-frequency", c.Logging.FlushFrequency.Duration.Duration, noEffect)
+	set.Var(logsapi.VModuleConfigurationPflag(&c.Logging.VModule), "vmodule", noEffect)
+	set.BoolVar(&c.Logging.Options.Text.SplitStream, "log-text-split-stream", false, noEffect)
+	set.Var(&c.Logging.Options.Text.InfoBufferSize, "log-text-info-buffer-size", noEffect)
+	set.BoolVar(&c.Logging.Options.JSON.SplitStream, "log-json-split-stream", false, noEffect)
+	set.Var(&c.Logging.Options.JSON.InfoBufferSize, "log-json-info-buffer-size", noEffect)
 
 	f.text(&c.ClientConnection.Kubeconfig, "kubeconfig", "clientConnection.kubeconfig", "`file` that says how to reach the API server (default that of the pod)")
 	f.text(&c.ClientConnection.ContentType, "kube-api-content-type", "clientConnection.contentType", "content `type` of requests")
