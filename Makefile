@@ -12,6 +12,7 @@ DESTDIR ?=
 RUN ?= .
 # The same for the machine of integration/vm: with a shell as process 1, with systemd, and with SELinux instead of AppArmor.
 VM_RUN ?= ^(TestCritest|TestUserNamespaces|TestEachLimit|TestOOMKilled|TestPidsLimit|TestResize|TestFields|TestTraps|TestPodView|TestExecIsInItsContainersCgroups|TestKilledExecServerLeavesNothing)$$
+VM_PROXY_RUN ?= ^(TestAbilities|TestRestartChangesNothing|TestListingIsReadable)$$
 VM_SYSTEMD_RUN ?= ^TestSystemdDriver$$
 VM_SELINUX_RUN ?= ^(TestSELinux|TestCritestSELinux)$$
 
@@ -67,6 +68,9 @@ test-vm: build ## critest and others in a virtual machine: cgroup v2, AppArmor, 
 	@$(GO) test -c -tags integration -o bin/integration.test ./integration
 	@integration/progress.sh 'test-vm' integration/count.sh bin/test-vm.log \
 		integration/vm/run.sh -t 7200 integration/vm/tests.sh '$(VM_RUN)'
+	@for p in nft ipvs; do CGO_ENABLED=0 $(GO) test -c -o bin/$$p.test ./proxy/$$p; done
+	@integration/progress.sh 'test-vm of the proxy' integration/count.sh bin/test-vm-proxy.log \
+		integration/vm/run.sh -t 3600 integration/vm/proxy.sh '$(VM_PROXY_RUN)'
 	@integration/progress.sh 'test-vm with systemd' integration/count.sh bin/test-vm-systemd.log \
 		integration/vm/run.sh -s -t 3600 integration/vm/tests.sh '$(VM_SYSTEMD_RUN)'
 	@integration/progress.sh 'test-vm with SELinux' integration/count.sh bin/test-vm-selinux.log \
@@ -110,6 +114,11 @@ bench-proxy: build ## berth proxy beside kube-proxy 1.37 with a real API server,
 	@BERTH_TOOLS="kube-apiserver kubectl etcd kube-proxy" BERTH_BENCH_PROXY="$(SIZES)" integration/progress.sh bench-proxy \
 		$(GO) test -tags integration -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkServiceProxy$$' -benchtime 1x ./integration
 
+test-proxy-scale: build ## a node's proxy starts in a cluster of 250,000 endpoints in 5,000 Services, beside forwarded traffic (3 minutes)
+	@integration/tools/build.sh kube-apiserver kubectl etcd > /dev/null
+	@BERTH_TOOLS="kube-apiserver kubectl etcd" BERTH_PROXY_SCALE=1 integration/progress.sh test-proxy-scale \
+		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestProxyScale$$' ./integration
+
 lint: setup ## golangci-lint with the configuration of this repository
 	@read -r _ linter < <(integration/tools/build.sh golangci-lint); integration/progress.sh lint "$$linter" run
 
@@ -124,4 +133,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential fuzz bench bench-proxy lint fmt install clean
+.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy lint fmt install clean

@@ -172,8 +172,8 @@ func (n *proxyNode) until(vip netip.Addr, wanted func(answer string) bool, chang
 				took = time.Since(began)
 				return nil
 			}
-			if time.Since(began) > time.Minute {
-				return fmt.Errorf("a change of %s is not seen after a minute, it answers %q", vip, last)
+			if time.Since(began) > 5*time.Minute { // of a busy machine
+				return fmt.Errorf("a change of %s is not seen after five minutes, it answers %q", vip, last)
 			}
 		}
 	})

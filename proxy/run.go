@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -65,11 +66,13 @@ type runner struct {
 	failed string        // what was said of the last failure; empty while all is well
 	delay  time.Duration // until the next try
 	retry  <-chan time.Time
+	tidy   sync.WaitGroup // what gives memory of the first load back
 }
 
 // Run programs until the context ends. What is in the kernel then stays.
 func Run(ctx context.Context, o Options) {
 	r := &runner{Options: o, delay: retryFirst}
+	defer r.tidy.Wait()
 	defer r.NodePorts.Close()
 	defer r.Loopback.Close()
 	period, all := time.NewTicker(o.Period), time.NewTicker(verifyEvery)
@@ -121,6 +124,7 @@ func (r *runner) take(b *watch.Batch) {
 		r.Conntrack.WillAll(r.Model.State())
 		report, err = r.Programmer.Sync(r.Model.State())
 		r.finish(full, begin, b, report, err)
+		r.tidy.Go(debug.FreeOSMemory) // a load needs several times what is kept, and nothing like it comes again
 	case !d.Empty():
 		r.Conntrack.Will(&d)
 		report, err = r.Programmer.Apply(&d)
