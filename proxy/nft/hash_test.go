@@ -1,13 +1,9 @@
 package nft
 
 import (
-	"io"
 	"net"
 	"net/netip"
-	"strconv"
-	"strings"
 	"testing"
-	"time"
 
 	"github.com/berth-run/berth/proxy/model"
 	"github.com/berth-run/berth/proxy/nodetest"
@@ -16,22 +12,14 @@ import (
 // answered connects from an address and port, and says which port at the end answers.
 func (l *lab) answered(from *nodetest.Space, network string, src netip.AddrPort, to string) int {
 	l.T.Helper()
-	var b []byte
-	err := from.Do(func() error {
-		d := net.Dialer{Timeout: nodetest.Patience, LocalAddr: net.TCPAddrFromAddrPort(src)}
-		c, err := d.Dial(network, to)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(nodetest.Patience))
-		b, err = io.ReadAll(c)
+	var n int
+	err := from.Do(func() (err error) {
+		n, err = portAtEnd(net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(src)}, network, to)
 		return err
 	})
 	if err != nil {
 		l.T.Fatal(err)
 	}
-	n, _ := strconv.Atoi(strings.TrimSpace(string(b)))
 	return n
 }
 

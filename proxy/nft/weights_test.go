@@ -20,17 +20,7 @@ func (l *lab) tally(from *nodetest.Space, network, to string, times int) map[int
 	got := map[int]int{}
 	err := from.Do(func() error {
 		for range times {
-			c, err := net.DialTimeout(network, to, nodetest.Patience)
-			if err != nil {
-				return err
-			}
-			_ = c.SetDeadline(time.Now().Add(nodetest.Patience))
-			b, err := io.ReadAll(c)
-			c.Close()
-			if err != nil {
-				return err
-			}
-			n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+			n, err := portAtEnd(net.Dialer{}, network, to)
 			if err != nil {
 				return err
 			}
@@ -42,6 +32,22 @@ func (l *lab) tally(from *nodetest.Space, network, to string, times int) map[int
 		l.T.Fatal(err)
 	}
 	return got
+}
+
+// portAtEnd connects and says which port at the end answers. It is for the network namespace of the calling thread.
+func portAtEnd(d net.Dialer, network, to string) (int, error) {
+	d.Timeout = nodetest.Patience
+	c, err := d.Dial(network, to)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(nodetest.Patience))
+	b, err := io.ReadAll(c)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
 }
 
 // fits says whether counts are what comes of shares: Pearson's sum of squares over all but one is larger than unlikely once in

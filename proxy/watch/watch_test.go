@@ -576,8 +576,10 @@ func TestTrimKeepsWhatIsRead(t *testing.T) {
 	if got := b.Triggers(); len(got) != 1 || got[0].Year() != 2026 {
 		t.Error(got)
 	}
-	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "svc", Annotations: map[string]string{"other": "x", model.WeightsAnnotation: "*=2"}}}
-	if _, _ = trim(svc); len(svc.Annotations) != 1 || svc.Annotations[model.WeightsAnnotation] == "" {
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "svc", Annotations: map[string]string{
+		"other": "x", model.WeightsAnnotation: "*=2", model.HashAnnotation: "source", model.PortRangesAnnotation: "1-2",
+	}}}
+	if _, _ = trim(svc); len(svc.Annotations) != 3 || svc.Annotations["other"] != "" {
 		t.Errorf("%+v", svc)
 	}
 }
