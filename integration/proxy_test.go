@@ -22,6 +22,7 @@ import (
 
 	"github.com/berth-run/berth/integration/lab"
 	"github.com/berth-run/berth/proxy"
+	"github.com/berth-run/berth/proxy/conntrack"
 	"github.com/berth-run/berth/proxy/explain"
 	"github.com/berth-run/berth/proxy/health"
 	"github.com/berth-run/berth/proxy/model"
@@ -51,6 +52,12 @@ func TestProxyFollowsTheAPIServer(t *testing.T) {
 	createService(t, cp, "claims-2", "10.93.0.61", "", "externalIPs: [192.0.2.1]")
 	p.until("two that claim an address", has("10.93.0.60"), has("10.93.0.61"), has("192.0.2.1"))
 	wantEvent(t, cp, "PartLeftOut", "claims-2")
+	// What annotations ask for, and one that makes no sense.
+	createService(t, cp, "annotated", "10.93.0.54", `annotations: {berth.run/weights: "10.1.0.4=3", berth.run/port-ranges: 10000-20000}`)
+	createSlice(t, cp, "annotated", "10.1.0.4")
+	createService(t, cp, "mistaken", "10.93.0.55", `annotations: {berth.run/weights: much}`)
+	p.until("a range of ports", has("10.93.0.54 . tcp . 10000-20000"), has("10.1.0.4"), has("10.93.0.55 . tcp . 80"))
+	wantEvent(t, cp, "PartLeftOut", "mistaken")
 	// Of another program.
 	p.nft("flush", "table", "ip", nft.Table)
 	p.until("what another program has flushed", has("10.93.0.52 . tcp . 80"), has("10.1.0.1"))
@@ -83,6 +90,9 @@ func TestExplainAndCountersOfAProxy(t *testing.T) {
 	p.explains("10.93.0.50:80", "ClusterIP of default/web", "forwarded", "10.1.0.1:8080", "100.0%", "kernel as it should be")
 	p.explains("default/empty", "REJECTED: the Service has no endpoint anywhere", "none in any EndpointSlice", "kernel as it should be")
 	p.explains("10.93.0.99:80", "no Service's", "DROPPED: no Service has the cluster IP")
+	createService(t, cp, "annotated", "10.93.0.54", `annotations: {berth.run/consistent-hash: source, berth.run/port-ranges: 10000-20000}`)
+	createSlice(t, cp, "annotated", "10.1.0.4")
+	p.explains("10.93.0.54:15000", "default/annotated", "10.1.0.4", "kernel as it should be")
 	p.explains("", "node node-1", "rejecting default/empty ClusterIP 10.93.0.51:80/tcp", "kernel as it should be")
 
 	p.inside("ip", "link", "set", "lo", "up")
@@ -207,7 +217,8 @@ func startProxy(t *testing.T, kubeconfig string) *proxied {
 	must(t, err)
 	o := proxy.Options{
 		Model: m, Look: &sync.Mutex{}, Period: 30 * time.Second, Log: log,
-		Health: health.New(time.Minute, "IPv4"), Metrics: health.NewMetrics("IPv4"), Events: health.NewEvents("node-1", client.CreateEvent, log),
+		Conntrack: conntrack.New(conntrack.Options{Log: log}), // is told, and does not run: these tests open no connections of UDP
+		Health:    health.New(time.Minute, "IPv4"), Metrics: health.NewMetrics("IPv4"), Events: health.NewEvents("node-1", client.CreateEvent, log),
 	}
 	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed}
 	w := watch.New(client, watch.Options{Node: "node-1", Log: log, Queued: o.Queued})
