@@ -146,7 +146,7 @@ func theProcess(t *testing.T, cmdline string, parent int) int {
 
 func (s *security) shim(t *testing.T, p *securityPod) int {
 	t.Helper()
-	cmdline := "berth-shim shim " + filepath.Join(s.Run(), "pods", p.id)
+	cmdline := "berth-shim shim " + filepath.Join(s.Run(), "pods", p.id) + " lean"
 	if p.cfg.Linux.SecurityContext.NamespaceOptions.Pid == runtimeapi.NamespaceMode_POD {
 		cmdline += " shared-pid"
 	}

@@ -30,7 +30,9 @@ __attribute__((constructor(200))) static void berth_join_sandbox(void) {
 	char *at = getenv("_BERTH_JOIN");
 	if (at == NULL)
 		return;
-	for (char *end, *all = at; *at != '\0'; at = end) {
+	char *all = at;
+	size_t size = strlen(all);
+	for (char *end; *at != '\0'; at = end) {
 		end = at + strcspn(at, "\n");
 		int last = *end == '\0';
 		*end = '\0';
@@ -39,7 +41,7 @@ __attribute__((constructor(200))) static void berth_join_sandbox(void) {
 			_exit(1); // it would run without limits
 		}
 		if (last) {
-			*all = '\0';
+			memset(all, 0, size);
 			return;
 		}
 		end++;
