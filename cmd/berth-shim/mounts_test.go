@@ -56,8 +56,9 @@ func TestAttachedMounts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			defer unix.Close(fd)
-			trees = append(trees, os.NewFile(uintptr(fd), path))
+			tree := os.NewFile(uintptr(fd), path)
+			defer tree.Close()
+			trees = append(trees, tree)
 		}
 		if err := unix.Unmount(pod, 0); err != nil {
 			return err
