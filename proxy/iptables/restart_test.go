@@ -34,30 +34,7 @@ func child(backend string) error {
 	if err != nil {
 		return err
 	}
-	shape := func() *model.Service {
-		var pods []int
-		for range 1 + rand.IntN(10) {
-			pods = append(pods, 1+rand.IntN(2))
-		}
-		port := nodetest.PortOf(model.TCP, ip4.Pods(pods...), ip4.LoadBalancer(80), ip4.NodePort(30080))
-		if rand.IntN(3) == 0 {
-			port.Affinity = time.Hour
-		}
-		return nodetest.ServiceOf("web", port)
-	}
-	now := shape()
-	s := nodetest.Crowd(50+rand.IntN(50), 1+rand.IntN(3))
-	s.ServiceList = append(s.ServiceList, now)
-	if _, err := p.Sync(s); err != nil {
-		return err
-	}
-	for {
-		next := shape()
-		if _, err := p.Apply(s.Delta(now, next)); err != nil {
-			return err
-		}
-		now = next
-	}
+	return nodetest.Churn(p, 50, 10)
 }
 
 // some has Services of all kinds.

@@ -32,30 +32,7 @@ func child() error {
 	if err != nil {
 		return err
 	}
-	shape := func() *model.Service {
-		var backends []string
-		for range 1 + rand.IntN(30) {
-			backends = append(backends, nodetest.Pod4(1+rand.IntN(2)))
-		}
-		port := nodetest.PortOf(model.TCP, backends, nodetest.Families[0].LoadBalancer(80), nodetest.Families[0].NodePort(30080))
-		if rand.IntN(3) == 0 {
-			port.Affinity = time.Hour
-		}
-		return nodetest.ServiceOf("web", port)
-	}
-	now := shape()
-	s := nodetest.Crowd(500+rand.IntN(500), 1+rand.IntN(3))
-	s.ServiceList = append(s.ServiceList, now)
-	if _, err := p.Sync(s); err != nil {
-		return err
-	}
-	for {
-		next := shape()
-		if _, err := p.Apply(s.Delta(now, next)); err != nil {
-			return err
-		}
-		now = next
-	}
+	return nodetest.Churn(p, 500, 30)
 }
 
 // Fifty times the proxy is killed at a random moment, of a load or of changes, and started again: no connection that is
