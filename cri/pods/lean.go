@@ -65,11 +65,7 @@ func (l *leanMounts) enter() error {
 	if l == nil {
 		return nil
 	}
-	// No thread that shares its root and working directory with others can change its mounts.
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return os.NewSyscallError("unshare", err)
-	}
-	return os.NewSyscallError("setns", unix.Setns(int(l.ns.Fd()), unix.CLONE_NEWNS))
+	return shim.EnterMounts(l.ns)
 }
 
 // detachOthers takes all mounts but the essential ones out of the namespace of this thread. It looks again as long as it

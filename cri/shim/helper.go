@@ -103,21 +103,27 @@ var helperArgs = []string{"berth-shim", "create"}
 
 // forkExecIn starts a helper in a mount namespace, from a thread that goes there first.
 func forkExecIn(mounts *os.File, attr *syscall.ProcAttr) (pid int, err error) {
-	fd, err := fdOf(mounts)
-	if err != nil {
-		return 0, err
-	}
 	err = thread.Throwaway(func() (err error) {
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return os.NewSyscallError("unshare", err)
-		}
-		if err := unix.Setns(fd, unix.CLONE_NEWNS); err != nil {
-			return os.NewSyscallError("setns", err)
+		if err := EnterMounts(mounts); err != nil {
+			return err
 		}
 		pid, err = syscall.ForkExec(SelfExe, helperArgs, attr)
 		return err
 	})
 	return pid, err
+}
+
+// EnterMounts moves this thread, which has to be thrown away, into a mount namespace.
+func EnterMounts(ns *os.File) error {
+	fd, err := fdOf(ns)
+	if err != nil {
+		return err
+	}
+	// No thread that shares its root and working directory with others can change its mounts.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return os.NewSyscallError("unshare", err)
+	}
+	return os.NewSyscallError("setns", unix.Setns(fd, unix.CLONE_NEWNS))
 }
 
 // HelperRequest is what a helper is told: to create one container. The descriptors beside it are its stdin, stdout and
