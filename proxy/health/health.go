@@ -132,10 +132,12 @@ func (h *Health) Handler(m *Metrics) http.Handler {
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
 		a, good := h.answer(true)
 		m.healthz.WithLabelValues(reply(w, good, a)).Inc()
+		observe("proxy", "healthz", good)
 	})
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) {
 		a, good := h.answer(false)
 		m.livez.WithLabelValues(reply(w, good, a)).Inc()
+		observe("proxy", "livez", good)
 	})
 	return mux
 }

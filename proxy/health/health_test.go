@@ -258,6 +258,44 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// The answers of both addresses are counted by the names of component-base, until somebody takes the counts away.
+func TestHealthChecksAreSLIs(t *testing.T) {
+	m, h := NewMetrics("IPv4"), New(time.Minute, "IPv4")
+	pages, checks := (&Pages{Metrics: m}).Handler(), h.Handler(m)
+	ask := func(h http.Handler, method, path string) string {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+		return w.Body.String()
+	}
+	ask(pages, http.MethodDelete, "/metrics/slis")
+	ask(pages, http.MethodGet, "/healthz")
+	ask(checks, http.MethodGet, "/livez")
+	ask(checks, http.MethodGet, "/healthz") // there is no Node
+	h.SetNode(node(nil))
+	ask(checks, http.MethodGet, "/healthz")
+	ask(checks, http.MethodGet, "/healthz")
+	got := ask(pages, http.MethodGet, "/metrics/slis")
+	for _, want := range []string{
+		`kubernetes_healthcheck{name="ping",type="healthz"} 1`, `kubernetes_healthchecks_total{name="ping",status="success",type="healthz"} 1`,
+		`kubernetes_healthcheck{name="proxy",type="livez"} 1`, `kubernetes_healthchecks_total{name="proxy",status="success",type="livez"} 1`,
+		`kubernetes_healthcheck{name="proxy",type="healthz"} 1`, `kubernetes_healthchecks_total{name="proxy",status="success",type="healthz"} 2`,
+		`kubernetes_healthchecks_total{name="proxy",status="error",type="healthz"} 1`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in\n%s", want, got)
+		}
+	}
+	ask(pages, http.MethodDelete, "/metrics/slis")
+	if got := ask(pages, http.MethodGet, "/metrics/slis"); strings.Contains(got, "kubernetes_") {
+		t.Errorf("after a reset:\n%s", got)
+	}
+	h.SetNode(nil)
+	ask(checks, http.MethodGet, "/healthz")
+	if got := ask(pages, http.MethodGet, "/metrics/slis"); !strings.Contains(got, `kubernetes_healthcheck{name="proxy",type="healthz"} 0`) {
+		t.Errorf("a bad one:\n%s", got)
+	}
+}
+
 // CVE-2019-11248: /debug/pprof was served at a port that the network reaches, without being asked for.
 func TestCVE_2019_11248_NoProfilesUnlessAskedFor(t *testing.T) {
 	m := NewMetrics("IPv4")

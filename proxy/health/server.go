@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"time"
+
+	"k8s.io/component-base/metrics/prometheus/slis"
 )
 
 // retryListen is how long after a failure an address is tried again, as in kube-proxy.
@@ -70,19 +72,21 @@ type Pages struct {
 	Profiling bool
 }
 
-// Handler serves /metrics, /healthz (always ok, as kube-proxy has it at this address), /proxyMode, /configz.
+// Handler serves /metrics, /metrics/slis, /healthz (always ok, as kube-proxy has it at this address), /proxyMode, /configz.
 func (p *Pages) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", p.Metrics.Handler())
-	text := func(path, body string) {
+	slis.SLIMetricsWithReset{}.Install(mux)
+	text := func(path, body string, also func()) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+			also()
 			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 			w.Header().Set("X-Content-Type-Options", "nosniff")
 			_, _ = w.Write([]byte(body))
 		})
 	}
-	text("/healthz", "ok")
-	text("/proxyMode", p.Mode)
+	text("/healthz", "ok", func() { observe("ping", "healthz", true) })
+	text("/proxyMode", p.Mode, func() {})
 	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -95,4 +99,13 @@ func (p *Pages) Handler() http.Handler {
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
 	return mux
+}
+
+// observe counts a health check for /metrics/slis (KEP-3466). Its metrics are the process's, like all of component-base.
+func observe(name, kind string, good bool) {
+	status := slis.Success
+	if !good {
+		status = slis.Error
+	}
+	_ = slis.ObserveHealthcheck(context.Background(), name, kind, status)
 }
