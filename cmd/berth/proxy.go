@@ -143,6 +143,11 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	explains := &explain.Server{
 		Model: m, Look: o.Look, Mode: kernel.mode, Inspector: kernel.inspector, Counters: kernel.counted, Healthy: o.Health.Healthy, Host: explain.Node{},
 	}
+	if kernel.restores != nil {
+		o.Metrics.IPTables(kernel.restores)
+	} else {
+		o.Metrics.NFTables()
+	}
 	if kernel.counted != nil {
 		o.Metrics.Counters(kernel.counted)
 	}

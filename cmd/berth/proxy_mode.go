@@ -24,6 +24,8 @@ type kernel struct {
 	families []string
 	// counted has what the kernel has counted for Services; nil if it does not.
 	counted func() (map[program.Counted]program.Count, error)
+	// restores has what iptables-restore was given; nil where it is not it.
+	restores func() [model.Families]program.Restores
 	// inspector reads what the kernel has; nil if the mode has none.
 	inspector program.Inspector
 	// alone removes the rules of the other mode, once all is programmed.
@@ -92,7 +94,7 @@ func openIPTables(c *config.Config, log *slog.Logger) (*kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k.Programmer, k.Closer = p, p
+	k.Programmer, k.Closer, k.restores = p, p, p.Restores
 	k.alone = func() { tellRemoved(log, proxy.RemoveNFTables) }
 	return k, nil
 }

@@ -215,6 +215,7 @@ func TestHealthCheckPortThatIsTakenIsTriedAgain(t *testing.T) {
 
 func TestPages(t *testing.T) {
 	m := NewMetrics("IPv4", "IPv6")
+	m.NFTables()
 	m.ServiceQueued()
 	m.Taken()
 	m.Synced(true, 3*time.Millisecond, []time.Time{time.Now().Add(-time.Second), time.Now().Add(time.Hour)}, 1, 7)
@@ -254,6 +255,38 @@ func TestPages(t *testing.T) {
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("no %s", want)
+		}
+	}
+	if strings.Contains(metrics, "kubeproxy_sync_proxy_rules_iptables") {
+		t.Errorf("of mode iptables:\n%s", metrics)
+	}
+}
+
+// Mode iptables has kube-proxy's names of that mode, and none of the other.
+func TestMetricsOfModeIPTables(t *testing.T) {
+	m := NewMetrics("IPv4")
+	m.IPTables(func() (all [model.Families]program.Restores) {
+		all[model.IPv4] = program.Restores{Failures: 3, Partial: 1, Rules: map[string]int{"nat": 20, "filter": 10}, Last: map[string]int{"nat": 2, "filter": 0}}
+		return all
+	})
+	m.Failed()
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for _, want := range []string{
+		`kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv4"} 3`,
+		`kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total{ip_family="IPv4"} 1`,
+		`kubeproxy_sync_proxy_rules_iptables_total{ip_family="IPv4",table="nat"} 20`,
+		`kubeproxy_sync_proxy_rules_iptables_total{ip_family="IPv4",table="filter"} 10`,
+		`kubeproxy_sync_proxy_rules_iptables_last{ip_family="IPv4",table="nat"} 2`,
+		`kubeproxy_sync_proxy_rules_iptables_last{ip_family="IPv4",table="filter"} 0`,
+	} {
+		if !strings.Contains(w.Body.String(), want+"\n") {
+			t.Errorf("no %s in\n%s", want, w.Body)
+		}
+	}
+	for _, not := range []string{"nftables_sync_failures", `iptables_total{ip_family="IPv6"`} {
+		if strings.Contains(w.Body.String(), not) {
+			t.Errorf("%s in\n%s", not, w.Body)
 		}
 	}
 }

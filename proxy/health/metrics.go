@@ -21,7 +21,7 @@ type Metrics struct {
 
 	sync, full, partial, programming         *prometheus.HistogramVec
 	last, queued, noLocal                    *prometheus.GaugeVec
-	failures                                 *prometheus.CounterVec
+	failures                                 *prometheus.CounterVec // of mode nftables
 	healthz, livez                           *prometheus.CounterVec
 	endpointsPending, servicesPending        prometheus.Gauge
 	endpointsTotal, servicesTotal            prometheus.Counter
@@ -55,8 +55,6 @@ func NewMetrics(families ...string) *Metrics {
 	m.last = m.gauges("sync_proxy_rules_last_timestamp_seconds", "When rules were last programmed", family)
 	m.queued = m.gauges("sync_proxy_rules_last_queued_timestamp_seconds", "When the last change came in", family)
 	m.noLocal = m.gauges("sync_proxy_rules_no_local_endpoints_total", "Ports with a traffic policy Local and endpoints on other nodes only", []string{"traffic_policy", "ip_family"})
-	m.failures = m.counters("sync_proxy_rules_nftables_sync_failures_total", "How often programming has failed", family)
-	m.counters("sync_proxy_rules_nftables_cleanup_failures_total", "Always 0: nothing is cleaned up apart", family)
 	m.loopbackListeners = m.gauges("nftables_localhost_nodeport_listeners", "Node ports that are listened at on loopback", family)
 	m.loopbackFailures = m.counters("nftables_localhost_nodeport_listener_creation_failures_total", "Node ports that could not be listened at on loopback", family)
 	m.conntrack = m.histogram("conntrack_reconciler_sync_duration_seconds", "How long the kernel's table of connections was looked through for stale ones", sync, family)
@@ -128,6 +126,67 @@ func (m *Metrics) counter(name, help string) prometheus.Counter {
 	v := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	m.registry.MustRegister(v)
 	return v
+}
+
+// NFTables adds what kube-proxy has in mode nftables alone.
+func (m *Metrics) NFTables() {
+	family := []string{"ip_family"}
+	m.failures = m.counters("sync_proxy_rules_nftables_sync_failures_total", "How often programming has failed", family)
+	m.counters("sync_proxy_rules_nftables_cleanup_failures_total", "Always 0: nothing is cleaned up apart", family)
+}
+
+// IPTables adds what kube-proxy has in mode iptables alone; it is asked for, by family, when metrics are.
+func (m *Metrics) IPTables(read func() [model.Families]program.Restores) {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(prefix+"sync_proxy_rules_iptables_"+name, help, append(labels, "ip_family"), nil)
+	}
+	m.registry.MustRegister(&restores{
+		read: read, families: m.families,
+		failures: desc("restore_failures_total", "How often programming has failed"),
+		partial:  desc("partial_restore_failures_total", "How often of these it was a change alone; all is compared then"),
+		rules:    desc("total", "Rules in the proxy's chains", "table"),
+		last:     desc("last", "Rules that were written last", "table"),
+	})
+}
+
+// restores makes metrics of them.
+type restores struct {
+	read                           func() [model.Families]program.Restores
+	families                       []string
+	failures, partial, rules, last *prometheus.Desc
+}
+
+// Describe is for prometheus.Collector.
+func (c *restores) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.failures, c.partial, c.rules, c.last} {
+		to <- d
+	}
+}
+
+// Collect is for prometheus.Collector.
+func (c *restores) Collect(to chan<- prometheus.Metric) {
+	tell := func(d *prometheus.Desc, kind prometheus.ValueType, n float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, kind, n, labels...)
+	}
+	all := c.read()
+	for _, f := range c.families {
+		r := &all[familyOf(f)]
+		tell(c.failures, prometheus.CounterValue, float64(r.Failures), f)
+		tell(c.partial, prometheus.CounterValue, float64(r.Partial), f)
+		for table, n := range r.Rules {
+			tell(c.rules, prometheus.GaugeValue, float64(n), table, f)
+		}
+		for table, n := range r.Last {
+			tell(c.last, prometheus.GaugeValue, float64(n), table, f)
+		}
+	}
+}
+
+func familyOf(name string) model.Family {
+	if name == model.IPv6.String() {
+		return model.IPv6
+	}
+	return model.IPv4
 }
 
 // Counters adds what the kernel has counted for Services, which is asked for when metrics are.
@@ -214,8 +273,11 @@ func (m *Metrics) Synced(full bool, took time.Duration, triggers []time.Time, tr
 	m.elements.Add(float64(elements))
 }
 
-// Failed notes that programming has failed.
+// Failed notes that programming has failed. In mode iptables who programs counts it, by family.
 func (m *Metrics) Failed() {
+	if m.failures == nil {
+		return
+	}
 	for _, f := range m.families {
 		m.failures.WithLabelValues(f).Inc()
 	}
@@ -256,10 +318,7 @@ func (m *Metrics) Counts(c model.Counts) {
 	m.frontends.Set(float64(c.Frontends))
 	m.endpointsNow.Set(float64(c.Endpoints))
 	for _, f := range m.families {
-		i := model.IPv4
-		if f == "IPv6" {
-			i = model.IPv6
-		}
+		i := familyOf(f)
 		m.noLocal.WithLabelValues("internal", f).Set(float64(c.NoLocal[i].Internal))
 		m.noLocal.WithLabelValues("external", f).Set(float64(c.NoLocal[i].External))
 	}

@@ -13,6 +13,7 @@ type batch struct {
 
 type tableBatch struct {
 	chains, remove, rules, last strings.Builder
+	put                         int // rules that are put in
 }
 
 // flush has a chain be there, without rules.
@@ -32,11 +33,13 @@ func (b *batch) write(c chain, rules []string) {
 // append adds a rule at the end of a chain, insert before all others.
 func (b *batch) append(c chain, rule string) {
 	b.rules++
+	b.tables[c.table].put++
 	line(&b.tables[c.table].rules, "-A ", c.name, " ", rule)
 }
 
 func (b *batch) insert(c chain, rule string) {
 	b.rules++
+	b.tables[c.table].put++
 	line(&b.tables[c.table].rules, "-I ", c.name, " 1 ", rule)
 }
 
@@ -50,6 +53,14 @@ func (b *batch) remove(c chain, rule string) {
 func (b *batch) drop(c chain) {
 	b.flush(c)
 	line(&b.tables[c.table].last, "-X ", c.name)
+}
+
+// put is how many rules are put into each table.
+func (b *batch) put() (n [tables]int) {
+	for t := range b.tables {
+		n[t] = b.tables[t].put
+	}
+	return n
 }
 
 func (b *batch) empty() bool { return b.rules == 0 && b.chains == 0 }

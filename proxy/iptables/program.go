@@ -37,6 +37,7 @@ type Programmer struct {
 	services map[types.NamespacedName]*model.Service
 	globals  model.Globals
 	report   program.Report
+	restores restores
 	// programmed is whether the kernel has all that is wanted, as far as is known.
 	programmed bool
 	// was is which families were programmed once: what is there is removed when they are disabled.
@@ -100,6 +101,7 @@ func (p *Programmer) reconcile() error {
 			if err = p.reconcileFamily(f); err == nil {
 				break
 			}
+			p.restores.failed(f, false)
 		}
 		if err != nil {
 			return err
@@ -117,6 +119,7 @@ func (p *Programmer) reconcileFamily(f model.Family) error {
 				return err
 			}
 			p.was[f] = false
+			p.restores.all(f, nil, &batch{})
 		}
 		return nil
 	}
@@ -125,9 +128,12 @@ func (p *Programmer) reconcileFamily(f model.Family) error {
 		return err
 	}
 	localNodePorts := f == model.IPv4 && p.globals.Family[f].NodePorts.Loopback
-	if err := p.commit(f, difference(have, p.wanted(f), localNodePorts)); err != nil {
+	want := p.wanted(f)
+	b := difference(have, want, localNodePorts)
+	if err := p.commit(f, b); err != nil {
 		return err
 	}
+	p.restores.all(f, want, b)
 	p.was[f] = true
 	p.canary.planted[f].Store(true)
 	if localNodePorts {
@@ -266,19 +272,22 @@ func (p *Programmer) Apply(d *model.Delta) (program.Report, error) {
 			if !p.globals.Family[f].Enabled {
 				continue
 			}
-			if err := p.commit(f, change(p.parts(f), d.Services)); err != nil {
+			b, grown := change(p.parts(f), d.Services)
+			if err := p.commit(f, b); err != nil {
+				p.restores.failed(f, true)
 				p.Log.Debug("a change did not fit the kernel's chains, which are read again", "error", err)
 				return p.reconcile()
 			}
+			p.restores.more(f, grown, b)
 		}
 		return nil
 	})
 	return p.report, err
 }
 
-// change is what makes of Services what they should be now.
-func change(x parts, services []model.Change) *batch {
-	b := &batch{}
+// change is what makes of Services what they should be now, and how many rules more that are.
+func change(x parts, services []model.Change) (b *batch, grown [tables]int) {
+	b = &batch{}
 	before, after := map[string][]string{}, map[string][]string{}
 	counts := map[shared]int{}
 	for i := range services {
@@ -297,16 +306,19 @@ func change(x parts, services []model.Change) *batch {
 		}
 	}
 	for _, name := range sortedNames(after) {
+		grown[nat] += len(after[name])
 		if rules, there := before[name]; !there || !slices.Equal(rules, after[name]) {
 			b.write(chain{nat, name}, after[name])
 		}
 	}
 	for _, name := range sortedNames(before) {
+		grown[nat] -= len(before[name])
 		if _, there := after[name]; !there {
 			b.drop(chain{nat, name})
 		}
 	}
 	for _, r := range sortedRules(counts) {
+		grown[r.chain.table] += counts[r]
 		for range -counts[r] {
 			b.remove(r.chain, r.rule)
 		}
@@ -318,7 +330,7 @@ func change(x parts, services []model.Change) *batch {
 			}
 		}
 	}
-	return b
+	return b, grown
 }
 
 func sortedNames(m map[string][]string) []string {

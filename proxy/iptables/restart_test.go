@@ -84,7 +84,8 @@ func TestChangesWriteWhatChanges(t *testing.T) {
 	}
 	x := parts{model.IPv4, &s.All.Family[model.IPv4]}
 	names := strings.NewReplacer(hash("test/web:p", "tcp"), "WEB", hash("test/web:p", "tcp", "10.1.0.1:80"), "ONE", hash("test/web:p", "tcp", "10.1.0.2:80"), "TWO")
-	got := names.Replace(change(x, []model.Change{{Old: of("10.1.0.1:80"), New: of("10.1.0.2:80")}}).String())
+	b, grown := change(x, []model.Change{{Old: of("10.1.0.1:80"), New: of("10.1.0.2:80")}})
+	got := names.Replace(b.String())
 	want := `*nat
 :KUBE-SEP-TWO - [0:0]
 :KUBE-SVC-WEB - [0:0]
@@ -104,8 +105,11 @@ COMMIT
 	if lines(got) != lines(want) {
 		t.Errorf("%s\nwant\n%s", got, want)
 	}
-	if b := change(x, []model.Change{{Old: of("10.1.0.1:80"), New: of("10.1.0.1:80")}}); !b.empty() {
-		t.Errorf("%s", b)
+	if grown != [tables]int{} || b.put() != [tables]int{nat: 4} {
+		t.Errorf("%v more rules, %v of them put in", grown, b.put())
+	}
+	if b, grown := change(x, []model.Change{{Old: of("10.1.0.1:80"), New: of("10.1.0.1:80")}}); !b.empty() || grown != [tables]int{} {
+		t.Errorf("%s, %v", b, grown)
 	}
 }
 
