@@ -19,6 +19,9 @@ VM_SELINUX_RUN ?= ^(TestSELinux|TestCritestSELinux)$$
 # How many Services `make bench-proxy` measures beside; kube-proxy up to 10,000 of them.
 SIZES ?= 1000 5000 10000 30000
 
+# Nodes of `make cluster`.
+N ?= 2
+
 # Which fuzz targets to run, and for how long each.
 FUZZ ?= .
 export FUZZTIME ?= 1m
@@ -45,6 +48,15 @@ demo: build ## a kubelet runs a pod of three containers on berth, which is kille
 	@integration/tools/build.sh registry cni crictl kubelet > /dev/null
 	@integration/progress.sh 'build demo' $(GO) build -o bin/demo ./integration/demo
 	@exec bin/demo
+
+cluster: build ## a Kubernetes cluster on this machine, of N (2) nodes made of berth; needs root; K8S_BIN names programs of one's own
+	@integration/progress.sh 'build the maker of clusters' $(GO) build -o bin/cluster ./integration/cluster/run
+	@[ -n "$${K8S_BIN:-}" ] || integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox > /dev/null
+	@exec bin/cluster up $(N)
+
+cluster-down: ## the end of make cluster: nothing of it is left
+	@[ -x bin/cluster ] || $(GO) build -o bin/cluster ./integration/cluster/run
+	@exec bin/cluster down
 
 test: vet test-unit test-integration ## everything that CI runs
 	@echo 'test: all passed. Next: make demo; make bench; make test-integration RUN=TestKubelet/pods/logs'
@@ -80,6 +92,16 @@ test-storm: build ## a minute of a hundred exec probes a second, half of which t
 	@for storm in '1m 100' '150s 40'; do read -r lasts rate <<< "$$storm"; \
 		BERTH_TOOLS="registry cni crictl busybox" BERTH_STORM=$$lasts BERTH_STORM_RATE=$$rate integration/progress.sh "test-storm, $$rate a second" \
 		$(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration; done
+
+test-cluster: build ## a cluster of two nodes: Services across nodes, containers and a node killed; all down, nothing left (5 minutes)
+	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox > /dev/null
+	@BERTH_CLUSTER=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox" integration/progress.sh test-cluster \
+		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestCluster$$' ./integration
+
+test-e2e-proxy: build ## Kubernetes' own end-to-end tests of Services, on a cluster of two nodes (an hour)
+	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e > /dev/null
+	@BERTH_E2E=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e" integration/progress.sh test-e2e-proxy \
+		$(GO) test -tags integration -count=1 -timeout 120m -v -run '^TestUpstreamServices$$' ./integration
 
 test-churn: build ## 110 pods at once, then 200 short ones a minute for ten minutes: nothing is left, memory as before (20 s of it in CI)
 	@BERTH_TOOLS="registry cni crictl busybox" BERTH_CHURN=10m integration/progress.sh test-churn \
@@ -133,4 +155,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo test vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy lint fmt install clean
+.PHONY: help setup build demo cluster cluster-down test test-cluster test-e2e-proxy vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy lint fmt install clean

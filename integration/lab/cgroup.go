@@ -114,7 +114,10 @@ func removeCgroup(name string) error {
 	return last
 }
 
-// RemoveCgroup removes a cgroup that a test has had the runtime make as the parent of a pod's.
+// MakeCgroup makes a cgroup in every hierarchy, ready for children; those above it are there.
+func MakeCgroup(name string) error { return makeCgroup(name) }
+
+// RemoveCgroup removes a cgroup, and all below it, that a test has had the runtime make as the parent of a pod's.
 func RemoveCgroup(name string) error { return removeCgroup(name) }
 
 func exists(path string) bool {

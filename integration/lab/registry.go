@@ -128,6 +128,12 @@ func freeAddress() (string, error) {
 
 // seed returns the data directory of a registry with all test images, made by the first node that asks.
 func (n *Node) seed(ctx context.Context) (string, error) {
+	return TestImages(ctx, n.Tools.Registry, n.Tools.Busybox, n.logf)
+}
+
+// TestImages is the data directory of a registry with all test images, made by the first who asks on this machine. It is not to be
+// written to.
+func TestImages(ctx context.Context, registry, busybox string, logf func(string, ...any)) (string, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err
@@ -140,7 +146,7 @@ func (n *Node) seed(ctx context.Context) (string, error) {
 	if _, err := os.Stat(final); err == nil {
 		return final, nil
 	}
-	n.logf("making the test images from Debian packages (once; about 10 seconds)")
+	logf("making the test images from Debian packages (once; about 10 seconds)")
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", err
 	}
@@ -150,11 +156,11 @@ func (n *Node) seed(ctx context.Context) (string, error) {
 	}
 	defer func() { _ = os.RemoveAll(work) }()
 	data := filepath.Join(work, "data")
-	p, addr, err := serveRegistry(ctx, n.Tools.Registry, data, work, false)
+	p, addr, err := serveRegistry(ctx, registry, data, work, false)
 	if err != nil {
 		return "", err
 	}
-	b := testimages.Builder{Registry: addr, Busybox: n.Tools.Busybox, Work: work}
+	b := testimages.Builder{Registry: addr, Busybox: busybox, Work: work}
 	if err := errors.Join(b.PushAll(ctx), p.Stop()); err != nil {
 		return "", err
 	}

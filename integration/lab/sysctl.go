@@ -125,6 +125,28 @@ func (k *keptSettings) release() error {
 	return os.Remove(settingsFile)
 }
 
+// HoldSettings keeps the kernel settings for as long as somebody has the file open: for a kubelet that is given it, and outlives this
+// process. RestoreSettings puts them back afterwards.
+func HoldSettings() (*os.File, error) {
+	k, err := keepSettings()
+	if err != nil {
+		return nil, err
+	}
+	return k.file, nil
+}
+
+// RestoreSettings puts back the kernel settings, unless a kubelet still runs; for kubelets that were killed.
+func RestoreSettings() error {
+	f, err := os.OpenFile(settingsFile, os.O_RDWR|syscall.O_CLOEXEC, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return (&keptSettings{f}).release()
+}
+
 func flock(f *os.File, how int) error {
 	for {
 		err := syscall.Flock(int(f.Fd()), how)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet kube-apiserver kube-proxy kubectl kubeproxy-tests etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
+#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeproxy-tests e2e etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
 #   default: what the tests need
 #
-# Standard output: a line "NAME PATH" for each (cni: the directory of the plugins; kubeproxy-tests: a directory, too). Progress goes to standard error.
+# Standard output: a line "NAME PATH" for each (cni: the directory of the plugins; kubeproxy-tests and e2e: directories, too). Progress goes to standard error.
 # Results lie in $BERTH_CACHE (default ${XDG_CACHE_HOME:-$HOME/.cache}/berth), keyed by the modules.
 # KUBELET=PATH uses that kubelet and builds none.
 set -euo pipefail
@@ -98,6 +98,10 @@ kube-proxy() { kubernetes kube-proxy kube-proxy; }
 
 kubectl() { kubernetes kubectl; }
 
+kube-scheduler() { kubernetes kube-scheduler controllers; }
+
+kube-controller-manager() { kubernetes kube-controller-manager controllers; }
+
 # kube-proxy's tests with files of this repository in them, of which a change is a new build, too.
 kubeproxy-tests() {
   local out
@@ -110,6 +114,27 @@ kubeproxy-tests() {
 build_kubeproxy_tests() {
   unit="lines of output" run "build kube-proxy's tests" "$here/kubeproxy.sh" "$1.part" "${1%/*}/src"
   mv "$1.part" "$1"
+}
+
+# Kubernetes' own end-to-end tests: e2e.test, ginkgo, which runs it several times at once, and what is in the image agnhost.
+e2e() {
+  local out
+  out=$(slot e2e)/bin
+  once "$out" build_e2e "$out"
+  echo "e2e $out"
+}
+
+build_e2e() {
+  local out=$1 kubernetes
+  rm -rf "$out.part"
+  mkdir -p "$out.part"
+  kubernetes=$(cd "$here/e2e" && go list -mod=readonly -m -f '{{.Dir}}' k8s.io/kubernetes)
+  cp "$kubernetes"/test/images/agnhost/porter/localhost.* "$kubernetes/test/images/agnhost/VERSION" "$out.part/"
+  (cd "$here/e2e" && CGO_ENABLED=0 run "build ginkgo and agnhost" go build -v -mod=readonly -ldflags '-s -w' -o "$out.part/" \
+    github.com/onsi/ginkgo/v2/ginkgo k8s.io/kubernetes/test/images/agnhost)
+  (cd "$here/e2e" && CGO_ENABLED=0 run "build e2e.test" go test -c -v -mod=readonly \
+    -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$KUBERNETES" -o "$out.part/e2e.test" k8s.io/kubernetes/test/e2e)
+  mv "$out.part" "$out"
 }
 
 etcd() {
@@ -220,7 +245,7 @@ golangci-lint() {
 [ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl kubeproxy-tests etcd containerd ctr
 for tool; do
   case $tool in
-  kubelet | kube-apiserver | kube-proxy | kubectl | kubeproxy-tests | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
+  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeproxy-tests | e2e | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done

@@ -1,0 +1,139 @@
+package cluster
+
+import (
+	"archive/tar"
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berth-run/berth/integration/testimages"
+)
+
+// agnhostTools are the Debian packages with what upstream's image has beside agnhost, by its Dockerfile.
+var agnhostTools = []string{"curl", "netcat-openbsd", "iproute2", "bash", "dash", "coreutils", "grep", "sed", "util-linux", "socat", "iperf", "bind9-dnsutils", "conntrack"}
+
+// PushAgnhost pushes the image that most of Kubernetes' end-to-end tests use, by the name that these want. The directory is what build.sh has
+// made of the target e2e.
+func (c *Cluster) PushAgnhost(ctx context.Context, e2e string) error {
+	b, err := c.Builder()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(b.Work) }()
+	version, err := os.ReadFile(filepath.Join(e2e, "VERSION"))
+	if err != nil {
+		return err
+	}
+	tools, err := debian(ctx, filepath.Join(b.Work, "debian"), agnhostTools)
+	if err != nil {
+		return fmt.Errorf("image agnhost: %w", err)
+	}
+	program, err := os.ReadFile(filepath.Join(e2e, "agnhost"))
+	if err != nil {
+		return err
+	}
+	entries := []testimages.Entry{
+		testimages.Program("agnhost", program),
+		{Name: "agnhost-2", Type: tar.TypeSymlink, Mode: 0o777, Link: "agnhost"},
+		testimages.Dir("uploads"),
+		{Name: "tmp", Type: tar.TypeDir, Mode: 0o777 | fs.ModeSticky},
+		testimages.File("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\nuser-defined-in-image:x:1000:1000::/home:/bin/sh\n"),
+		testimages.File("etc/group", "root:x:0:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\nnogroup:x:65534:\n"),
+		testimages.File("etc/nsswitch.conf", "hosts: files dns\n"),
+		// Debian has both by its alternatives, which nobody sets up here.
+		{Name: "usr/local/bin/nc", Type: tar.TypeSymlink, Mode: 0o777, Link: "/bin/nc.openbsd"},
+		{Name: "bin/sh", Type: tar.TypeSymlink, Mode: 0o777, Link: "bash"},
+	}
+	for _, name := range []string{"localhost.crt", "localhost.key"} {
+		text, err := os.ReadFile(filepath.Join(e2e, name))
+		if err != nil {
+			return err
+		}
+		entries = append(entries, testimages.File(name, string(text)))
+	}
+	own, err := testimages.Layer(entries...)
+	if err != nil {
+		return err
+	}
+	config := ocispec.ImageConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}}
+	_, err = b.Push(ctx, testimages.Image{
+		Repo: "e2e-test-images/agnhost", Tags: []string{strings.TrimSpace(string(version)), "latest"}, Layers: [][]byte{tools, own}, Config: config,
+	})
+	return err
+}
+
+// debian is a layer of packages and all that they depend on, unpacked but not set up, without what only people read.
+func debian(ctx context.Context, dir string, packages []string) ([]byte, error) {
+	root := filepath.Join(dir, "root")
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return nil, err
+	}
+	depends := append(strings.Fields("depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances"), packages...)
+	out, err := run(ctx, "apt-cache", depends...)
+	if err != nil {
+		return nil, err
+	}
+	download := []string{"-q", "-o", "APT::Sandbox::User=root", "download"}
+	for line := range strings.Lines(out) {
+		if name := strings.TrimSpace(line); name != "" && line[0] != ' ' && line[0] != '<' && line[0] != '|' {
+			if real, err := run(ctx, "apt-cache", "policy", name); err == nil && strings.Contains(real, "Candidate: (none)") {
+				continue // virtual
+			}
+			download = append(download, name)
+		}
+	}
+	cmd := exec.CommandContext(ctx, "apt-get", download...)
+	cmd.Dir = dir
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("apt-get download: %w: %s", err, text)
+	}
+	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if err != nil {
+		return nil, err
+	}
+	for _, deb := range debs {
+		if _, err := run(ctx, "dpkg-deb", "-x", deb, root); err != nil {
+			return nil, err
+		}
+	}
+	var entries []testimages.Entry
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == root {
+			return err
+		}
+		name := strings.TrimPrefix(path, root+"/")
+		if d.IsDir() && (name == "usr/share/doc" || name == "usr/share/man" || name == "usr/share/locale" || name == "usr/share/info") {
+			return fs.SkipDir
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		e := testimages.Entry{Name: name, Mode: info.Mode()}
+		switch {
+		case info.IsDir():
+			e.Type = tar.TypeDir
+		case info.Mode().IsRegular():
+			e.Data, err = os.ReadFile(path)
+		case info.Mode()&fs.ModeSymlink != 0:
+			e.Type = tar.TypeSymlink
+			e.Link, err = os.Readlink(path)
+		default:
+			return nil
+		}
+		entries = append(entries, e)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	sort.Slice(entries, func(i, j int) bool { return entries[i].Name < entries[j].Name })
+	return testimages.Layer(entries...)
+}

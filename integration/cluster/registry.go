@@ -1,0 +1,69 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/berth-run/berth/integration/lab"
+	"github.com/berth-run/berth/integration/testimages"
+)
+
+// Mirrored are the hosts whose images the cluster's registry serves, by the paths that they have there: what pods here can pull is
+// what was pushed to it.
+var Mirrored = []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io", "registry.example"}
+
+// startRegistry starts the registry, with a copy of the lab's test images if these are asked for. Anybody on the bridge may push.
+func (c *Cluster) startRegistry(ctx context.Context, tools Tools) error {
+	data := c.path("registry")
+	if c.images {
+		seed, err := lab.TestImages(ctx, tools.Registry, tools.Busybox, c.logf)
+		if err != nil {
+			return fmt.Errorf("test images: %w", err)
+		}
+		if err := os.CopyFS(data, os.DirFS(seed)); err != nil {
+			return fmt.Errorf("registry: %w", err)
+		}
+	} else if err := os.MkdirAll(data, 0o755); err != nil {
+		return err
+	}
+	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage:\n  filesystem: {rootdirectory: %s}\n  delete: {enabled: true}\nhttp: {addr: \"%s\"}\n", data, c.Registry())
+	file := c.path("registry.yml")
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+		return err
+	}
+	p, err := c.startHere("registry", "serve", file)
+	if err != nil {
+		return err
+	}
+	if err := p.ready(ctx, time.Minute, healthy("http://"+c.Registry()+"/v2/", nil)); err != nil {
+		return err
+	}
+	c.logf("registry is ready: %s", c.Registry())
+	return nil
+}
+
+// Builder pushes images to the cluster's registry.
+func (c *Cluster) Builder() (*testimages.Builder, error) {
+	work, err := os.MkdirTemp(c.Dir, "images-")
+	if err != nil {
+		return nil, err
+	}
+	return &testimages.Builder{Registry: c.Registry(), Busybox: c.program("busybox"), Work: work}, nil
+}
+
+// hostsToml writes what leads a node's pulls to the registry.
+func (n *Node) hostsToml() error {
+	for _, host := range append([]string{n.c.Registry()}, Mirrored...) {
+		dir := n.path("certs.d", host)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		text := fmt.Sprintf("server = \"http://%[1]s\"\n\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", n.c.Registry())
+		if err := os.WriteFile(dir+"/hosts.toml", []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
