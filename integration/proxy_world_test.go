@@ -219,18 +219,28 @@ func (n *worldNode) launch(args ...string) {
 	w := n.world
 	w.t.Helper()
 	n.log = filepath.Join(w.dir, fmt.Sprintf("%s-%d.log", n.name, logNumber.Add(1)))
-	var err error
-	n.proxy, err = lab.StartProxy(n.ns, n.log, append([]string{
-		"--kubeconfig", w.rights, "--hostname-override", n.name, "--cluster-cidr", podRanges, "--nodeport-addresses", "primary",
-		"--conntrack-max-per-core", "0", "--conntrack-min", "0", // the machine's, not the namespace's
-	}, args...)...)
+	p, err := lab.StartProxy(n.ns, n.log, n.flags(args...)...)
 	must(w.t, err)
-	p := n.proxy
-	w.root.Cleanup(func() {
-		if w.root.Failed() {
-			w.root.Logf("%s: the end of the log of berth proxy:\n%s", n.name, p.Tail(15))
+	n.watch(p)
+}
+
+// flags are kube-proxy's.
+func (n *worldNode) flags(args ...string) []string {
+	return append([]string{
+		"--kubeconfig", n.world.rights, "--hostname-override", n.name, "--cluster-cidr", podRanges, "--nodeport-addresses", "primary",
+		"--conntrack-max-per-core", "0", "--conntrack-min", "0", // the machine's, not the namespace's
+	}, args...)
+}
+
+// watch has the node's proxy be a process, which ends with the world.
+func (n *worldNode) watch(p *lab.Process) {
+	n.proxy = p
+	root := n.world.root
+	root.Cleanup(func() {
+		if root.Failed() {
+			root.Logf("%s: the end of the log of %s:\n%s", n.name, p.Name, p.Tail(15))
 		}
-		must(w.root, p.Kill())
+		must(root, p.Kill())
 	})
 }
 

@@ -25,15 +25,32 @@ func Cleanup() ([]string, error) {
 	return append(append(removed, chains...), others...), errors.Join(err, err2, err3)
 }
 
+// CleanupOwn is Cleanup of what berth alone has, for a node whose kube-proxy runs again: that keeps its rules.
+func CleanupOwn() ([]string, error) {
+	removed, err := removeOwnTables()
+	chains, err2 := iptables.RemoveOwn()
+	return append(removed, chains...), errors.Join(err, err2)
+}
+
 // RemoveNFTables is Cleanup for mode nftables alone.
 func RemoveNFTables() ([]string, error) {
+	removed, err := removeOwnTables()
+	others, err2 := RemoveKubeProxyTables()
+	return append(removed, others...), errors.Join(err, err2)
+}
+
+func removeOwnTables() ([]string, error) {
+	own, err := nft.Remove(nft.Options{})
+	if !own {
+		return nil, err
+	}
+	return []string{"tables " + nft.Table}, err
+}
+
+// RemoveKubeProxyTables is Cleanup of what kube-proxy has in its mode nftables.
+func RemoveKubeProxyTables() ([]string, error) {
 	var removed []string
 	var errs []error
-	own, err := nft.Remove(nft.Options{})
-	if own {
-		removed = append(removed, "tables "+nft.Table)
-	}
-	errs = append(errs, err)
 	for _, f := range []struct {
 		family byte
 		name   string

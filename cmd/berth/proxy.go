@@ -46,7 +46,10 @@ func proxyCommand() *cobra.Command {
 	own.add(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if flags.Cleanup {
-			return cleanProxy(cmd)
+			return cleanProxy(cmd, proxy.Cleanup)
+		}
+		if own.cleanup {
+			return cleanProxy(cmd, proxy.CleanupOwn)
 		}
 		c, err := flags.Load()
 		if err != nil {
@@ -71,10 +74,12 @@ func proxyCommand() *cobra.Command {
 type proxyFlags struct {
 	counters bool
 	socket   string
+	cleanup  bool
 }
 
 func (f *proxyFlags) add(set *pflag.FlagSet) {
 	set.BoolVar(&f.counters, "service-counters", true, "count new connections, rejections and drops of each Service's port, for /metrics (mode nftables)")
+	set.BoolVar(&f.cleanup, "cleanup-own", false, "remove the rules of berth alone, beside a kube-proxy that runs again, and end")
 	set.StringVar(&f.socket, "socket", explain.Socket, "`path` of the socket that berth explain asks at; empty for none")
 }
 
@@ -91,8 +96,8 @@ func initProxy(c *config.Config, own *proxyFlags) error {
 }
 
 // cleanProxy says what it has removed, also where it could not remove the rest.
-func cleanProxy(cmd *cobra.Command) error {
-	removed, err := proxy.Cleanup()
+func cleanProxy(cmd *cobra.Command, clean func() ([]string, error)) error {
+	removed, err := clean()
 	for _, what := range removed {
 		fmt.Fprintln(cmd.OutOrStdout(), "removed", what)
 	}

@@ -28,7 +28,7 @@ type kernel struct {
 	restores func() [model.Families]program.Restores
 	// inspector reads what the kernel has; nil if the mode has none.
 	inspector program.Inspector
-	// alone removes the rules of the other mode, once all is programmed.
+	// alone removes the rules of the other mode, and of kube-proxy in this one where they are not taken over, once all is programmed.
 	alone func()
 }
 
@@ -74,7 +74,10 @@ func openNFTables(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel,
 		k.counted = counters.Read
 	}
 	k.inspector = p.Inspector()
-	k.alone = func() { tellRemoved(log, iptables.Remove) }
+	k.alone = func() {
+		tellRemoved(log, proxy.RemoveKubeProxyTables)
+		tellRemoved(log, iptables.Remove)
+	}
 	return k, nil
 }
 
@@ -99,14 +102,14 @@ func openIPTables(c *config.Config, log *slog.Logger) (*kernel, error) {
 	return k, nil
 }
 
-// tellRemoved removes the rules of another mode. What is left of them may lead packets to endpoints that are no more.
+// tellRemoved removes the rules of another proxy. What is left of them may lead packets to endpoints that are no more.
 func tellRemoved(log *slog.Logger, remove func() ([]string, error)) {
 	removed, err := remove()
 	if len(removed) > 0 {
-		log.Info("rules of another mode are removed", "removed", strings.Join(removed, "; "))
+		log.Info("rules of another proxy, or mode, are removed", "removed", strings.Join(removed, "; "))
 	}
 	if err != nil {
-		log.Warn("rules of another mode could not be removed: berth proxy --cleanup tries it again", "error", err)
+		log.Warn("rules of another proxy, or mode, could not be removed: berth proxy --cleanup tries it again", "error", err)
 	}
 }
 

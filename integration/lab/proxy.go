@@ -17,12 +17,15 @@ func StartProxy(netns, log string, args ...string) (*Process, error) {
 }
 
 // CleanProxy runs `berth proxy --cleanup` in the network namespace of the calling thread.
-func CleanProxy() (string, error) {
+func CleanProxy() (string, error) { return RunBerth("proxy", "--cleanup") }
+
+// RunBerth runs a command of berth there, and has its output.
+func RunBerth(args ...string) (string, error) {
 	program, err := berthProgram()
 	if err != nil {
 		return "", err
 	}
-	return runCommand(exec.Command(program, "proxy", "--cleanup"))
+	return runCommand(exec.Command(program, args...))
 }
 
 // berthProgram is the one that `make build` has built.

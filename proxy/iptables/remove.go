@@ -4,17 +4,24 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 
 	"github.com/berth-run/berth/proxy/model"
 )
 
 // Remove removes a proxy's chains, berth's or kube-proxy's in modes iptables and ipvs, and the rules of other chains that lead
 // there, in the network namespace of the process, and says what it has removed. A failure does not keep it from the rest.
-func Remove() ([]string, error) {
+func Remove() ([]string, error) { return removeBy(removal) }
+
+// RemoveOwn is Remove of what berth alone has, and of chains that nothing leads to any more: those that a kube-proxy has taken over,
+// which runs, stay.
+func RemoveOwn() ([]string, error) { return removeBy(removalOfOwn) }
+
+func removeBy(what func(saved, table) *batch) ([]string, error) {
 	var removed []string
 	var errs []error
 	for _, p := range present() {
-		what, err := p.removeAll()
+		what, err := p.remove(what)
 		removed = append(removed, what...)
 		errs = append(errs, err)
 	}
@@ -39,15 +46,18 @@ func present() (out []programs) {
 	return out
 }
 
-// removeAll removes a proxy's chains, in one transaction for each table.
-func (p programs) removeAll() (removed []string, err error) {
+// removeAll removes a proxy's chains.
+func (p programs) removeAll() ([]string, error) { return p.remove(removal) }
+
+// remove removes chains, in one transaction for each table.
+func (p programs) remove(what func(saved, table) *batch) (removed []string, err error) {
 	have, err := p.save()
 	if err != nil {
 		return nil, nil // the kernel does not have the tables, so there is nothing in them
 	}
 	var errs []error
 	for t := range table(tables) {
-		b := removal(have, t)
+		b := what(have, t)
 		if b.empty() {
 			continue
 		}
@@ -74,6 +84,31 @@ func removal(have saved, t table) *batch {
 					b.remove(c, rule)
 				}
 			}
+		}
+	}
+	return b
+}
+
+// removalOfOwn removes berth's chains from a table that kube-proxy has rules in; all of a proxy from one where nothing is led to them.
+func removalOfOwn(have saved, t table) *batch {
+	led := have.kept(func(c chain) bool { return isProxys(c.name) })
+	used := false
+	for c := range led {
+		used = used || isProxys(c.name)
+	}
+	if !used {
+		return removal(have, t)
+	}
+	b := &batch{}
+	own := []chain{{filter, clusterIPs}, {filter, rejects}}
+	isOwn := func(c chain) bool { return slices.Contains(own, c) }
+	others := have.kept(isOwn)
+	if slices.ContainsFunc(own, func(c chain) bool { return others[c] }) {
+		return b // berth's rules are in force
+	}
+	for _, c := range own {
+		if c.table == t && have[c] != nil {
+			b.drop(c)
 		}
 	}
 	return b
