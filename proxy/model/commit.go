@@ -53,7 +53,7 @@ func (m *Model) refresh(d *Delta) {
 		d.Globals = &g
 	}
 	c := circumstances{zone: m.node.zone, masqueradeAll: m.config.MasqueradeAll, noExternalIPs: m.config.NoExternalIPs, noHash: m.config.NoHash,
-		noRanges: m.config.NoRanges, nodeIPs: m.node.all}
+		noRanges: m.config.NoRanges, resets: m.config.Resets, noResets: m.config.NoResets, nodeIPs: m.node.all}
 	for f := range Family(Families) {
 		c.enabled[f] = g.Family[f].Enabled
 		c.detects[f] = g.Family[f].Detector.Implemented()
@@ -111,7 +111,7 @@ func (m *Model) settle(e *entry, d *Delta, before map[Hairpin]bool) {
 		p.add("spec.ports", strconv.Itoa(len(e.spec.ports))+" ports, "+strconv.Itoa(n)+" endpoints in slices", errTooManyEndpoints.Error())
 		bad = append(bad, p.list...)
 	}
-	bad = append(append(bad, m.unhashed(e)...), m.unserved(e)...)
+	bad = append(append(append(bad, m.unhashed(e)...), m.unserved(e)...), m.unreset(e)...)
 	m.journal.set(subject{kind: "Service", object: e.name, shared: true}, bad)
 	if won.equal(e.won) {
 		if e.contests == 0 {

@@ -158,6 +158,15 @@ func serving(all []candidate, old *Port) []Endpoint {
 	return pick(all, was, func(c *candidate) bool { return c.conditions.all(isServing) })
 }
 
+// members is all endpoints, whatever their conditions.
+func members(all []candidate, old *Port) []Endpoint {
+	var was []Endpoint
+	if old != nil {
+		was = old.Members
+	}
+	return pick(all, was, func(*candidate) bool { return true })
+}
+
 // reuse is the endpoints that a port had.
 func reuse(old *Port, p Policy) []Endpoint {
 	switch {

@@ -18,6 +18,8 @@ type circumstances struct {
 	noExternalIPs bool
 	noHash        bool
 	noRanges      bool
+	resets        bool
+	noResets      bool
 	// nodeIPs are all addresses of the node, each between spaces.
 	nodeIPs string
 }
@@ -85,6 +87,12 @@ func buildPort(spec *serviceSpec, fs *familySpec, p portSpec, f Family, all []ca
 	if p.protocol == UDP {
 		if out.Serving = serving(all, old); slices.Equal(out.Serving, out.Cluster) {
 			out.Serving = out.Cluster
+		}
+	}
+	if p.protocol == TCP && spec.resets.or(c.resets) && !c.noResets {
+		out.Resets = true
+		if out.Members = members(all, old); slices.Equal(out.Members, out.Cluster) {
+			out.Members = out.Cluster
 		}
 	}
 	inside := Frontend{
@@ -188,6 +196,7 @@ func (s *Service) equal(o *Service) bool {
 func (p *Port) equal(o *Port) bool {
 	return p.Family == o.Family && p.Protocol == o.Protocol && p.Name == o.Name && p.Affinity == o.Affinity && p.Hash == o.Hash &&
 		slices.Equal(p.Cluster, o.Cluster) && slices.Equal(p.Local, o.Local) && slices.Equal(p.Serving, o.Serving) &&
+		p.Resets == o.Resets && slices.Equal(p.Members, o.Members) &&
 		slices.EqualFunc(p.Frontends, o.Frontends, Frontend.equal) && slices.EqualFunc(p.Ranges, o.Ranges, Frontend.equal)
 }
 

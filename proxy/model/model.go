@@ -137,6 +137,10 @@ type Port struct {
 	// Serving is, for UDP, all endpoints that serve, terminating or not, of this node or not: entries of conntrack that lead
 	// from one of Frontends to anywhere else are stale. It is nil for other protocols.
 	Serving []Endpoint
+	// Resets is, for TCP, whether connections that lead from one of Frontends to anywhere but Members are to be reset
+	// (ResetAnnotation). Members are all endpoints that there are then, whatever their conditions; without Resets it is nil.
+	Resets  bool
+	Members []Endpoint
 	// Frontends are sorted by Kind and address. Those that another Service holds (Problem) are left out.
 	Frontends []Frontend
 	// Ranges are Frontends of more ports than one, sorted by first port, Kind and address. A Frontend of one port precedes them,
@@ -292,6 +296,9 @@ type Config struct {
 	LoopbackNodePorts bool
 	// NoRanges is that there are no ranges of ports: Services that ask for them are told of.
 	NoRanges bool
+	// Resets is ResetAnnotation of Services that do not have it. NoResets is that nothing can be reset: Services that ask for it
+	// are told of.
+	Resets, NoResets bool
 	// NoHash is that endpoints cannot be chosen by a hash: Services that ask for it are told of, and drawn for.
 	NoHash bool
 	// NoExternalIPs takes no notice of spec.externalIPs (the feature gate AllowServiceExternalIPs, turned off).

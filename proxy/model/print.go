@@ -82,6 +82,9 @@ func (s *Service) String() string {
 		if p.Serving != nil {
 			fmt.Fprintf(&b, " serving %v", p.Serving)
 		}
+		if p.Resets {
+			fmt.Fprintf(&b, " resets all but %v", p.Members)
+		}
 		for _, f := range append(slices.Clip(p.Frontends), p.Ranges...) {
 			b.WriteString("\n    " + f.String())
 		}

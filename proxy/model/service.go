@@ -25,6 +25,7 @@ type serviceSpec struct {
 	weights       []weightRule
 	hash          Hash
 	ranges        []portRange
+	resets        wish
 	// even is that endpoints have no weights, whatever their slices say, for it has too many addresses and ports.
 	even bool
 }
@@ -102,6 +103,12 @@ var errTooManyFrontends = errors.New("addresses and ports of the Service are too
 // readAnnotations reads what Kubernetes has no field for. A mistake there is as if it were not there.
 func (spec *serviceSpec) readAnnotations(s *corev1.Service, bad *problems) {
 	frontends := spec.frontends()
+	if text, ok := s.Annotations[ResetAnnotation]; ok {
+		var err error
+		if spec.resets, err = readWish(text); err != nil {
+			bad.add(annotation(ResetAnnotation), text, err.Error()+"; it is as if it were not there")
+		}
+	}
 	if text, ok := s.Annotations[PortRangesAnnotation]; ok {
 		var err error
 		spec.ranges, err = readRanges(text, spec.ports)
@@ -403,7 +410,7 @@ func (spec *serviceSpec) equal(o *serviceSpec) bool {
 			return false
 		}
 	}
-	return spec.created == o.created && spec.hash == o.hash && spec.even == o.even && spec.affinity == o.affinity && spec.healthCheck == o.healthCheck &&
+	return spec.created == o.created && spec.hash == o.hash && spec.resets == o.resets && spec.even == o.even && spec.affinity == o.affinity && spec.healthCheck == o.healthCheck &&
 		spec.internalLocal == o.internalLocal && spec.externalLocal == o.externalLocal && slices.Equal(spec.ports, o.ports) &&
 		slices.Equal(spec.weights, o.weights) && slices.Equal(spec.ranges, o.ranges)
 }

@@ -108,7 +108,7 @@ func (r chance) protocol() corev1.Protocol {
 
 func (r chance) config() Config {
 	c := Config{
-		NodeName: "node1", IPv4: !r.in(6), IPv6: !r.in(3), MasqueradeAll: r.in(4), NoExternalIPs: r.in(6), NoHash: r.in(8), NoRanges: r.in(8),
+		NodeName: "node1", IPv4: !r.in(6), IPv6: !r.in(3), MasqueradeAll: r.in(4), NoExternalIPs: r.in(6), NoHash: r.in(8), NoRanges: r.in(8), Resets: r.in(4), NoResets: r.in(8),
 		DetectLocal:  one(r, ModeNone, ModeClusterCIDR, ModeNodeCIDR, ModeBridgeInterface, ModeInterfaceNamePrefix),
 		ClusterCIDRs: r.some("10.0.0.0/8", "fd10::/16"), BridgeInterface: "cni0", InterfaceNamePrefix: "veth",
 		NodePortAddresses: r.some("primary", "localhost", "all", "192.168.0.0/16", "fd00::/8"), LoopbackNodePorts: r.in(2),
@@ -225,6 +225,12 @@ func (r chance) annotate(s *corev1.Service) {
 	if r.evil && r.in(8) {
 		set(PortRangesAnnotation, "", "http=", "http=0-10", "http=9-8", "http=1-65536", "none=1-2", "http=1-5,http=5-6", "=", "http=1-2/ICMP",
 			"http=1-1,http=2-2,http=3-3,http=4-4,http=5-5,http=6-6,http=7-7,http=8-8,http=9-9")
+	}
+	if r.in(4) {
+		set(ResetAnnotation, "true", "false")
+	}
+	if r.evil && r.in(8) {
+		set(ResetAnnotation, "", "yes", "TRUE", "\x00")
 	}
 	if r.evil && r.in(8) {
 		set(HashAnnotation, "", "source/", "source/0", "source/257", "Source", "port", "source/99999999999")

@@ -3,6 +3,7 @@ package program
 
 import (
 	"iter"
+	"net/netip"
 
 	"github.com/berth-run/berth/proxy/model"
 )
@@ -41,6 +42,21 @@ type Abilities struct {
 	Hash bool
 	// Ranges is ranges of ports (model.Port.Ranges).
 	Ranges bool
+	// Resets is that connections are reset (model.Port.Resets).
+	Resets bool
+}
+
+// Flow is packets of TCP of one direction of a connection, as they come to the node.
+type Flow struct{ Src, Dst netip.AddrPort }
+
+// Resetter has the kernel answer packets by resets.
+type Resetter interface {
+	// Answer has packets of flows be answered that are of no connection that the kernel tracks, for half a minute, or until one
+	// begins another connection by the same addresses and ports, or ends the old one. What is sent there as a SYN with a window
+	// of 0, the other way around, is not tracked.
+	Answer([]Flow) error
+	// Answering are the flows whose packets are still answered.
+	Answering() (map[Flow]struct{}, error)
 }
 
 // AbilitiesOf asks a Programmer; one that does not say has none.
@@ -52,4 +68,6 @@ func AbilitiesOf(p Programmer) Abilities {
 }
 
 // Limit has a model ask for nothing else: it tells of Services that do.
-func (a Abilities) Limit(c *model.Config) { c.NoHash, c.NoRanges = !a.Hash, !a.Ranges }
+func (a Abilities) Limit(c *model.Config) {
+	c.NoHash, c.NoRanges, c.NoResets = !a.Hash, !a.Ranges, !a.Resets
+}

@@ -67,7 +67,7 @@ func sources(c *Client, node string) [kinds]source {
 func trim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Service:
-		annotations := keep(o.Annotations, model.WeightsAnnotation, model.HashAnnotation, model.PortRangesAnnotation)
+		annotations := keep(o.Annotations, model.WeightsAnnotation, model.HashAnnotation, model.PortRangesAnnotation, model.ResetAnnotation)
 		o.ObjectMeta = meta(&o.ObjectMeta)
 		o.Annotations = annotations
 		o.Spec.Selector = nil

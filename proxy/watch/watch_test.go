@@ -577,9 +577,9 @@ func TestTrimKeepsWhatIsRead(t *testing.T) {
 		t.Error(got)
 	}
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "svc", Annotations: map[string]string{
-		"other": "x", model.WeightsAnnotation: "*=2", model.HashAnnotation: "source", model.PortRangesAnnotation: "1-2",
+		"other": "x", model.WeightsAnnotation: "*=2", model.HashAnnotation: "source", model.PortRangesAnnotation: "1-2", model.ResetAnnotation: "true",
 	}}}
-	if _, _ = trim(svc); len(svc.Annotations) != 3 || svc.Annotations["other"] != "" {
+	if _, _ = trim(svc); len(svc.Annotations) != 4 || svc.Annotations["other"] != "" {
 		t.Errorf("%+v", svc)
 	}
 }
