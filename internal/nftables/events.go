@@ -27,9 +27,9 @@ type Events struct {
 	raw  [datagram]byte
 }
 
-// Watch begins to listen for changes of nf_tables in the network namespace of the calling thread, but for those that the
-// socket of a port makes.
-func Watch(own uint32) (*Events, error) {
+// Watch begins to listen for changes of nf_tables in the network namespace of the calling thread, but for those that sockets
+// of some ports make.
+func Watch(own ...uint32) (*Events, error) {
 	const groups = 1 << (unix.NFNLGRP_NFTABLES - 1)
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -49,16 +49,16 @@ func Watch(own uint32) (*Events, error) {
 	return &Events{file: os.NewFile(uintptr(fd), "nf_tables")}, nil
 }
 
-// ignore has the kernel leave out datagrams of a port: a load of our own must not fill the buffer. All messages of one are
+// ignore has the kernel leave out datagrams of ports: a load of our own must not fill the buffer. All messages of one are
 // of one transaction, and each has the port of its socket in the header.
-func ignore(fd int, port uint32) error {
-	b := binary.NativeEndian.AppendUint32(nil, port)
-	code := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 12}, // nlmsg_pid, as if it were big endian
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 0, Jf: 1, K: binary.BigEndian.Uint32(b)},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+func ignore(fd int, ports []uint32) error {
+	code := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 12}} // nlmsg_pid, as if it were big endian
+	for _, port := range ports {
+		b := binary.NativeEndian.AppendUint32(nil, port)
+		code = append(code, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 0, Jf: 1, K: binary.BigEndian.Uint32(b)},
+			unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0})
 	}
+	code = append(code, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff})
 	return os.NewSyscallError("SO_ATTACH_FILTER", unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
 		&unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}))
 }

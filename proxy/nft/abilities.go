@@ -20,6 +20,7 @@ func (p *Programmer) Abilities() program.Abilities {
 	return program.Abilities{
 		Hash:   p.takes(f, endpoints, (&rb{f: f}).dnat(f.to().and(hashed(key{f.source()}, 251, 0)), "map")),
 		Ranges: p.takes(f, rangeGroups, (&rb{f: f}).setPriority(f.to(), "map")),
+		Resets: p.canReset(),
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 func TestAbilities(t *testing.T) {
 	s := nodetest.NewSpace(t, "node")
 	p := openAt(s, Options{})
-	if a := p.Abilities(); a != (program.Abilities{Hash: true, Ranges: true}) {
+	if a := p.Abilities(); a != (program.Abilities{Hash: true, Ranges: true, Resets: true}) {
 		t.Errorf("%+v", a)
 	}
 	if err := p.Supported(); err != nil {

@@ -17,5 +17,5 @@
 //
 // Files: layout.go has tables, sets, chains and rules, expr.go what rules are made of; elements.go computes elements from
 // values of the model; objects.go and commit.go read both from the kernel, compare and write; program.go puts it together,
-// watch.go sees others' changes, affinity.go and groups.go are about session affinity.
+// watch.go sees others' changes, resets.go ends connections whose endpoint is gone, affinity.go and groups.go are about session affinity.
 package nft

@@ -42,6 +42,8 @@ type elem struct {
 // elements are computed from values of package model alone.
 type elements struct {
 	groups *groups
+	// resets is whether there are ports with Resets.
+	resets [model.Families]bool
 	all    [model.Families][setCount][]elem
 }
 
@@ -117,6 +119,7 @@ func (e *elements) service(s *model.Service) {
 	for i := range s.Ports {
 		p := &s.Ports[i]
 		name := frontendName(s, p)
+		e.resets[p.Family] = e.resets[p.Family] || p.Resets
 		for j := range p.Frontends {
 			e.frontend(s, p, &p.Frontends[j], name)
 		}

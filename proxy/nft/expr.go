@@ -37,9 +37,14 @@ const (
 	natProtoSpecified = 3    // NF_NAT_RANGE_MAP_IPS, NF_NAT_RANGE_PROTO_SPECIFIED
 	natFullyRandom    = 0x10 // NF_NAT_RANGE_PROTO_RANDOM_FULLY
 
-	ctStatusDNAT = 1 << 5 // IPS_DST_NAT
-	ctStateNew   = 1 << 3 // NF_CT_STATE_BIT(IP_CT_NEW)
-	anonymous    = "__set%d"
+	ctStatusDNAT   = 1 << 5 // IPS_DST_NAT
+	ctStateInvalid = 1 << 0 // NF_CT_STATE_INVALID_BIT
+	ctStateNew     = 1 << 3 // NF_CT_STATE_BIT(IP_CT_NEW)
+
+	nftDynsetOpDelete = 2 // NFT_DYNSET_OP_DELETE
+
+	tcpSYN, tcpRST, tcpACK = 0x02, 0x04, 0x10
+	anonymous              = "__set%d"
 )
 
 // reg is the register of the n-th four bytes. The kernel names those at multiples of 16 bytes in the old way.
@@ -150,6 +155,8 @@ var (
 	protocol = metaField(unix.NFT_META_L4PROTO, 1)
 	port     = payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
 	fromPort = payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2)
+	tcpFlags = payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1)
+	window   = payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 14, 2)
 	priority = metaField(unix.NFT_META_PRIORITY, 4)
 	iifname  = metaField(unix.NFT_META_IIFNAME, unix.IFNAMSIZ)
 
@@ -285,6 +292,19 @@ func (b *rb) update(k key, value key, mapped string, milliseconds uint64) *rb {
 	})
 }
 
+// forget takes a key out of a dynamic set.
+func (b *rb) forget(k key, set string) *rb {
+	b.load(k, 0)
+	return b.add("dynset", func(a *nftables.Buffer) {
+		a.String(unix.NFTA_DYNSET_SET_NAME, set)
+		a.Uint32(unix.NFTA_DYNSET_OP, nftDynsetOpDelete)
+		a.Uint32(unix.NFTA_DYNSET_SREG_KEY, reg(0))
+	})
+}
+
+// untracked has conntrack take no notice of the packet.
+func (b *rb) untracked() *rb { return b.add("notrack", nil) }
+
 func (b *rb) masquerade() *rb {
 	return b.add("masq", func(a *nftables.Buffer) { a.Uint32(unix.NFTA_MASQ_FLAGS, natFullyRandom) })
 }
@@ -363,6 +383,21 @@ func (b *rb) isNew() *rb { return b.hasBit(unix.NFT_CT_STATE, ctStateNew) }
 
 // isForwarded goes on if the connection's destination was changed.
 func (b *rb) isForwarded() *rb { return b.hasBit(unix.NFT_CT_STATUS, ctStatusDNAT) }
+
+// isUnknown goes on for packets of no connection that had an answer.
+func (b *rb) isUnknown() *rb { return b.hasBit(unix.NFT_CT_STATE, ctStateNew|ctStateInvalid) }
+
+// hasFlags goes on if these flags of TCP, and no other ones of the mask, are set.
+func (b *rb) hasFlags(mask, flags byte) *rb {
+	b.load(key{tcpFlags}, 0)
+	return b.mask([]byte{mask}).compare(false, []byte{flags})
+}
+
+// hasNoWindow goes on if the window of TCP is 0.
+func (b *rb) hasNoWindow() *rb {
+	b.load(key{window}, 0)
+	return b.compare(false, []byte{0, 0})
+}
 
 func (b *rb) hasBit(ctKey, bit uint32) *rb {
 	b.load(key{ct(ctKey, 4, false)}, 0)

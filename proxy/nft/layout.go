@@ -91,6 +91,7 @@ const (
 	clusterIPs
 	serviceCIDRs
 	affinity // its elements are put in by packets
+	resets   // its elements are put in by Resets
 	setCount
 )
 
@@ -216,6 +217,8 @@ type params struct {
 	counters bool
 	// ranges is whether there are ranges of ports.
 	ranges bool
+	// resets is whether connections are reset.
+	resets bool
 }
 
 // hashNumber is what sizes has where endpoints are not drawn but found by a hash.
@@ -241,6 +244,9 @@ func newLayout(f layer, p *params) *layout {
 	l.addServices(p)
 	l.addAffinity(p)
 	l.addMasquerade(p)
+	if p.resets {
+		l.addResets()
+	}
 	l.chains = append(l.chains, chain{name: version, comment: "names what the rules here are"})
 	return l
 }
@@ -263,9 +269,12 @@ var (
 	originallyPort = key{originalProtocol, originalPort}
 )
 
-// Priorities of chains (enum nf_ip_hook_priorities): before destinations are changed, where they are, where filters are,
+// Priorities of chains (enum nf_ip_hook_priorities): before connections are tracked, and just behind; before destinations are changed, where they are, where filters are,
 // and just before others change sources, since the first one to do so decides.
 const (
+	beforeConntrack = -300
+	afterConntrack  = -150
+
 	beforeDNAT = -110
 	atDNAT     = -100
 	atFilter   = 0
@@ -609,8 +618,9 @@ func (l *layout) addSets(p *params) {
 		clusterIPs:                    {name: "cluster-ips", key: []part{addr}},
 		serviceCIDRs:                  {name: "service-cidrs", key: []part{addr}, flags: intervals, counted: true, comment: "where cluster IPs are given out"},
 		affinity:                      {name: "affinity", key: []part{addr, class}, value: endpoint, flags: unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL, size: affinityLimit, comment: "where clients are sent again"},
+		resets:                        {name: "resets", key: []part{addr, service, addr, service}, flags: unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL, size: resetLimit, comment: "connections whose endpoint is gone, each way"},
 	} {
-		k := set{name: s.name, absent: setID(id).forRanges() && !p.ranges, flags: s.flags, size: s.size, keyType: typeOf(s.key), keyLen: lengthOf(s.key)}
+		k := set{name: s.name, absent: setID(id).forRanges() && !p.ranges || setID(id) == resets && !p.resets, flags: s.flags, size: s.size, keyType: typeOf(s.key), keyLen: lengthOf(s.key)}
 		if p.counters && s.counted {
 			k.expr = counterExpr
 		}
@@ -632,6 +642,9 @@ func (l *layout) addSets(p *params) {
 // affinityLimit is how many clients of Services with session affinity are remembered; more are sent to any endpoint. One
 // takes some 100 bytes of the kernel's memory.
 const affinityLimit = 1 << 18
+
+// resetLimit is how many flows are answered by resets at a time, two for a connection.
+const resetLimit = 1 << 17
 
 const setConcat = 0x80 // NFT_SET_CONCAT
 

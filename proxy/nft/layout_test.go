@@ -74,6 +74,7 @@ func TestListingLoadsAsTheSameRules(t *testing.T) {
 		others := []string{"source-check", "affinity-remember"}
 		if i == 2 {
 			addRanges(st)
+			addResets(st)
 			others = append(others, "range-source-check", "range-check", "nodeport-check", "services", "port-range", "port-range-cluster")
 		}
 		if _, err := p.Sync(st); err != nil {

@@ -32,7 +32,7 @@ type Report = program.Report
 // State is all that is wanted: that of package model.
 type State = program.State
 
-// Programmer has the kernel do what a model says. It belongs to one goroutine at a time, but for Changed, Counters and Inspector.
+// Programmer has the kernel do what a model says. It belongs to one goroutine at a time, but for Changed, Counters, Inspector and Resets.
 type Programmer struct {
 	table string
 	log   *slog.Logger
@@ -45,6 +45,7 @@ type Programmer struct {
 	counters *Counters // nil if nothing is counted
 
 	inspector *Inspector
+	resets    *Resets
 
 	// working is locked while the kernel is changed.
 	working sync.Mutex
@@ -75,12 +76,16 @@ func Open(o Options) (*Programmer, error) {
 	if p.conn, err = nftables.Open(); err != nil {
 		return nil, explain(err)
 	}
-	if p.watch, err = newWatcher(p.table, p.conn.Port()); err != nil {
-		return nil, errors.Join(err, p.conn.Close())
+	p.resets = &Resets{table: p.table}
+	if p.resets.conn, err = nftables.Open(); err != nil {
+		return nil, errors.Join(explain(err), p.conn.Close())
+	}
+	if p.watch, err = newWatcher(p.table, p.conn.Port(), p.resets.conn.Port()); err != nil {
+		return nil, errors.Join(err, p.resets.close(), p.conn.Close())
 	}
 	p.inspector = &Inspector{p: p}
 	if p.inspector.conn, err = nftables.Open(); err != nil {
-		return nil, errors.Join(explain(err), p.watch.close(), p.conn.Close())
+		return nil, errors.Join(explain(err), p.watch.close(), p.resets.close(), p.conn.Close())
 	}
 	if o.Counters {
 		if p.counters, err = newCounters(p); err != nil {
@@ -92,7 +97,7 @@ func Open(o Options) (*Programmer, error) {
 
 // Close stops watching. What was programmed stays: connections and Services go on.
 func (p *Programmer) Close() error {
-	err := errors.Join(p.watch.close(), p.conn.Close(), p.inspector.close())
+	err := errors.Join(p.watch.close(), p.conn.Close(), p.inspector.close(), p.resets.close())
 	if p.counters != nil {
 		err = errors.Join(err, p.counters.close())
 	}
@@ -239,7 +244,7 @@ func (p *Programmer) wanted() *[model.Families][setCount][]elem {
 	}
 	e.globals(&p.globals)
 	for f := range p.params {
-		p.params[f] = params{detector: p.globals.Family[f].Detector, counters: p.counters != nil}
+		p.params[f] = params{detector: p.globals.Family[f].Detector, counters: p.counters != nil, resets: e.resets[f]}
 	}
 	e.each(func(el *elem) { p.params[el.key.family].see(el) })
 	return &e.all
@@ -398,6 +403,10 @@ func (p *Programmer) see(next *elements) (grown bool) {
 	p.look.Lock()
 	defer p.look.Unlock()
 	next.each(func(e *elem) { grown = p.params[e.key.family].see(e) || grown })
+	for f, is := range next.resets {
+		grown = grown || is && !p.params[f].resets
+		p.params[f].resets = p.params[f].resets || is
+	}
 	return grown
 }
 

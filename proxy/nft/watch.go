@@ -15,9 +15,9 @@ type watcher struct {
 	done    chan struct{}
 }
 
-// newWatcher watches the tables of a name. Changes that come from the socket of the port are not told.
-func newWatcher(table string, own uint32) (*watcher, error) {
-	events, err := nftables.Watch(own)
+// newWatcher watches the tables of a name. Changes that come from sockets of the ports are not told.
+func newWatcher(table string, own ...uint32) (*watcher, error) {
+	events, err := nftables.Watch(own...)
 	if err != nil {
 		return nil, err
 	}
