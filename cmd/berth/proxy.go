@@ -73,6 +73,7 @@ func proxyCommand() *cobra.Command {
 // proxyFlags are berth's own, which count beside --config, too.
 type proxyFlags struct {
 	counters bool
+	resets   bool
 	socket   string
 	cleanup  bool
 }
@@ -80,6 +81,7 @@ type proxyFlags struct {
 func (f *proxyFlags) add(set *pflag.FlagSet) {
 	set.BoolVar(&f.counters, "service-counters", true, "count new connections, rejections and drops of each Service's port, for /metrics (mode nftables)")
 	set.BoolVar(&f.cleanup, "cleanup-own", false, "remove the rules of berth alone, beside a kube-proxy that runs again, and end")
+	set.BoolVar(&f.resets, "reset-connections", false, "reset established connections to endpoints that are gone from their Service, unless its annotation "+model.ResetAnnotation+" is false; without, where that is true (mode nftables)")
 	set.StringVar(&f.socket, "socket", explain.Socket, "`path` of the socket that berth explain asks at; empty for none")
 }
 
@@ -132,6 +134,9 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	}
 	services := c.Model(node, true, len(families) > 1)
 	program.AbilitiesOf(kernel).Limit(&services)
+	if services.Resets = own.resets; services.Resets && services.NoResets {
+		log.Warn("--reset-connections has no effect: connections to endpoints that are gone end when one side notices; it needs mode nftables, and a kernel with nft_reject and nft_ct", "mode", kernel.mode)
+	}
 	m, err := model.New(services)
 	if err != nil {
 		return err
@@ -162,7 +167,7 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 			Listening: o.Metrics.LoopbackListening, Refused: o.Metrics.LoopbackRefused,
 		})
 	}
-	cleaner := conntrack.New(conntrack.Options{Log: log, Swept: o.Metrics.ConntrackSwept})
+	cleaner := conntrack.New(conntrack.Options{Log: log, Swept: o.Metrics.ConntrackSwept, Resets: kernel.resets, Reset: o.Metrics.ConnectionsReset})
 	o.Conntrack = cleaner
 	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed, Log: log}
 	w := watch.New(client, watch.Options{Node: node, Log: log, Queued: o.Queued})

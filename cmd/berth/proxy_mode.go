@@ -28,6 +28,8 @@ type kernel struct {
 	restores func() [model.Families]program.Restores
 	// inspector reads what the kernel has; nil if the mode has none.
 	inspector program.Inspector
+	// resets answers packets by resets; nil if nothing does.
+	resets program.Resetter
 	// alone removes the rules of the other mode, and of kube-proxy in this one where they are not taken over, once all is programmed.
 	alone func()
 }
@@ -73,7 +75,7 @@ func openNFTables(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel,
 	if counters := p.Counters(); counters != nil {
 		k.counted = counters.Read
 	}
-	k.inspector = p.Inspector()
+	k.inspector, k.resets = p.Inspector(), p.Resets()
 	k.alone = func() {
 		tellRemoved(log, proxy.RemoveKubeProxyTables)
 		tellRemoved(log, iptables.Remove)

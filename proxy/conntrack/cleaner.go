@@ -15,6 +15,7 @@ import (
 	"github.com/berth-run/berth/internal/conntrack"
 	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/program"
 )
 
 // Options are the parts of a Cleaner. All have to be there.
@@ -22,6 +23,10 @@ type Options struct {
 	Log *slog.Logger
 	// Swept is told what was done for a family: how long the table was looked through, and how many entries were removed.
 	Swept func(f model.Family, took time.Duration, removed int)
+	// Resets answers packets of connections of TCP whose endpoint is gone; nil if nothing does, and then there are none that
+	// are looked for. Reset is told how many there were in a family; it may be nil where Resets is.
+	Resets program.Resetter
+	Reset  func(f model.Family, n int)
 }
 
 const (
@@ -59,10 +64,11 @@ type Cleaner struct {
 	held, pending, active work
 
 	conn   *conntrack.Conn
-	udp    [model.Families]int // how many entries of UDP there were
-	next   time.Time           // of the next sweep, at the earliest
-	delay  time.Duration       // until the next try
-	failed string              // what was said of the last failure
+	seen   kinds[int] // how many entries there were
+	probes probes
+	next   time.Time     // of the next sweep, at the earliest
+	delay  time.Duration // until the next try
+	failed string        // what was said of the last failure
 }
 
 // New makes a Cleaner, for Run.
@@ -136,6 +142,7 @@ func (c *Cleaner) settle() {
 // Run removes what is stale, in the network namespace of the calling thread, until the context ends.
 func (c *Cleaner) Run(ctx context.Context) {
 	defer c.close()
+	defer c.probes.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -145,26 +152,33 @@ func (c *Cleaner) Run(ctx context.Context) {
 		case <-c.wake:
 		case <-timer.C:
 		}
-		if c.take(); c.pending.empty() {
-			continue
+		c.again()
+		if c.take(); !c.pending.empty() && time.Until(c.next) <= 0 {
+			begin := time.Now()
+			err := c.sweep(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			c.report(err)
+			wait := time.Since(begin) // half of the time at most, a quarter of a processor
+			if err != nil {
+				wait, c.delay = c.delay, min(2*c.delay, retryMost)
+			}
+			c.next = time.Now().Add(wait)
 		}
-		if wait := time.Until(c.next); wait > 0 {
-			timer.Reset(wait)
-			continue
+		if due := c.due(); !due.IsZero() {
+			timer.Reset(time.Until(due))
 		}
-		begin := time.Now()
-		err := c.sweep(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		c.report(err)
-		wait := time.Since(begin) // half of the time at most, a quarter of a processor
-		if err != nil {
-			wait, c.delay = c.delay, min(2*c.delay, retryMost)
-		}
-		c.next = time.Now().Add(wait)
-		timer.Reset(wait)
 	}
+}
+
+// due is when there is something to be done, if nothing else is told; zero for never.
+func (c *Cleaner) due() time.Time {
+	due := c.probes.due()
+	if !c.pending.empty() && (due.IsZero() || c.next.Before(due)) {
+		due = c.next
+	}
+	return due
 }
 
 // report says once what is wrong, and when it is right again.
@@ -209,17 +223,19 @@ func (c *Cleaner) sweep(ctx context.Context) error {
 
 // found is a stale entry.
 type found struct {
-	key      conntrack.Key
-	sent, to netip.AddrPort
+	key             conntrack.Key
+	original, reply conntrack.Tuple
 	// at is where it was found to be stale; orphan is whether it is nowhere.
 	at     place
 	orphan bool
+	// established is whether it is a connection of TCP whose ends take it for one.
+	established bool
 }
 
 // clean looks through the table, and removes what is stale.
 func (c *Cleaner) clean(ctx context.Context) error {
 	begin := time.Now()
-	families, nodePorts := c.active.families()
+	needed, nodePorts := c.active.kinds()
 	c.active.index()
 	here := node(func(netip.Addr) bool { return false })
 	if nodePorts {
@@ -231,31 +247,34 @@ func (c *Cleaner) clean(ctx context.Context) error {
 	if err := c.open(); err != nil {
 		return err
 	}
-	filters, err := c.filters(families)
+	filters, err := c.filters(needed)
 	if err != nil {
 		return err
 	}
 	stale := make([]found, 0, batch)
 	var removed [model.Families]int
+	p := pace{since: begin}
 	remove := func() error {
+		began := time.Now()
 		n, err := c.remove(stale)
+		if slices.ContainsFunc(stale, func(s found) bool { return s.established }) {
+			p.since = p.since.Add(time.Since(began)) // somebody waits for each, and reading holds others up, not this
+		}
 		for f := range removed {
 			removed[f] += n[f]
 		}
 		stale = stale[:0]
 		return err
 	}
-	p := pace{since: begin}
-	var udp [model.Families]int
+	var seen kinds[int]
 	each := func(e *conntrack.Entry) bool {
 		if p.rests(ctx) {
 			c.take()
 		}
-		if e.Protocol == unix.IPPROTO_UDP {
-			udp[familyOf(e.Original.Dst.Addr())]++
-			at, t, orphan := c.active.find(e, here)
-			if orphan || t != nil && t.stale(e.Original.Dst, e.Reply.Src) {
-				stale = append(stale, found{e.Key(), e.Original.Dst, e.Reply.Src, at, orphan})
+		if i := kindOf(e.Protocol); i >= 0 {
+			seen[familyOf(e.Original.Dst.Addr())][i]++
+			if s, ok := c.active.judge(e, here); ok {
+				stale = append(stale, s)
 			}
 			if len(stale) == batch {
 				err = remove()
@@ -277,9 +296,13 @@ func (c *Cleaner) clean(ctx context.Context) error {
 	if err == nil {
 		err = remove()
 	}
-	for f := range families {
-		if families[f] {
-			c.udp[f] = udp[f]
+	for f := range needed {
+		for i, is := range needed[f] {
+			if is {
+				c.seen[f][i] = seen[f][i]
+			}
+		}
+		if slices.Contains(needed[f][:], true) {
 			c.Swept(model.Family(f), time.Since(begin), removed[f])
 		}
 	}
@@ -287,34 +310,41 @@ func (c *Cleaner) clean(ctx context.Context) error {
 }
 
 // filters is what the kernel picks, one after the other. It picks nothing where it could look for long before it finds something
-// to tell: how many entries are of UDP is known of the last time.
-func (c *Cleaner) filters(families [model.Families]bool) ([]conntrack.Filter, error) {
+// to tell: how many entries are of a protocol is known of the last time.
+func (c *Cleaner) filters(needed kinds[bool]) ([]conntrack.Filter, error) {
 	size, err := c.conn.Count()
 	if err != nil {
 		return nil, err
 	}
-	var port uint16
-	if size <= atOnce {
-		port = c.active.port()
-	}
 	var each []conntrack.Filter
 	for f, family := range [...]uint8{model.IPv4: unix.AF_INET, model.IPv6: unix.AF_INET6} {
-		switch {
-		case !families[f]:
-		case size > atOnce && c.udp[f]*(atOnce/answer) < size:
-			return []conntrack.Filter{{}}, nil
-		default:
-			each = append(each, conntrack.Filter{Family: family, Protocol: unix.IPPROTO_UDP, Port: port})
+		for i, protocol := range protocols {
+			filter := conntrack.Filter{Family: family, Protocol: uint8(protocol)}
+			switch {
+			case !needed[f][i]:
+				continue
+			case size <= atOnce:
+				filter.Port = c.active.port(protocol)
+			case c.seen[f][i]*(atOnce/answer) < size:
+				return []conntrack.Filter{{}}, nil
+			}
+			each = append(each, filter)
 		}
 	}
 	return each, nil
 }
 
-// remove removes entries, unless what was told meanwhile has made them good.
+// remove removes entries, unless what was told meanwhile has made them good. Who takes one for an established connection is told
+// that it is none.
 func (c *Cleaner) remove(stale []found) (removed [model.Families]int, err error) {
 	c.take()
+	var gone []found
 	for _, s := range stale {
-		if t := c.active.places[s.at]; !s.orphan && (t == nil || !t.stale(s.sent, s.to)) {
+		if t := c.active.places[s.at]; !s.orphan && (t == nil || !t.stale(s.original.Dst, s.reply.Src)) {
+			continue
+		}
+		if s.established {
+			gone = append(gone, s)
 			continue
 		}
 		there, err := c.conn.Delete(s.key)
@@ -322,10 +352,10 @@ func (c *Cleaner) remove(stale []found) (removed [model.Families]int, err error)
 			return removed, err
 		}
 		if there {
-			removed[familyOf(s.sent.Addr())]++
+			removed[familyOf(s.original.Dst.Addr())]++
 		}
 	}
-	return removed, nil
+	return removed, c.reset(gone)
 }
 
 // pace has others take turns with what reads a large table.

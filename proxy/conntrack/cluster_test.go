@@ -18,8 +18,9 @@ type cluster struct {
 	t *testing.T
 	*model.Model
 	c *Cleaner
-	// port is that of endpoints.
-	port int32
+	// port is that of endpoints, protocol that of all.
+	port     int32
+	protocol corev1.Protocol
 	// program, if it is set, has a kernel do what has changed.
 	program func(*model.Delta)
 }
@@ -31,15 +32,15 @@ func newCluster(t *testing.T, c *Cleaner) *cluster {
 		t.Fatal(err)
 	}
 	m.SetServiceCIDR(&networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16", "fd96::/112"}}})
-	return &cluster{t: t, Model: m, c: c, port: 53}
+	return &cluster{t: t, Model: m, c: c, port: 53, protocol: corev1.ProtocolUDP}
 }
 
-// service sets one of UDP, at port 53, by its cluster IPs.
+// service sets one at port 53, by its cluster IPs.
 func (k *cluster) service(name string, edit func(*corev1.Service), ips ...string) {
 	s := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "test", Name: name},
 		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, ClusterIP: ips[0], ClusterIPs: ips,
-			Ports: []corev1.ServicePort{{Name: "p", Protocol: corev1.ProtocolUDP, Port: 53}}},
+			Ports: []corev1.ServicePort{{Name: "p", Protocol: k.protocol, Port: 53}}},
 	}
 	for _, ip := range ips {
 		s.Spec.IPFamilies = append(s.Spec.IPFamilies, map[bool]corev1.IPFamily{false: corev1.IPv4Protocol, true: corev1.IPv6Protocol}[strings.Contains(ip, ":")])
@@ -64,7 +65,7 @@ func (k *cluster) slice(service, name string, ips ...string) {
 	s := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "test", Name: service + "-" + name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: new("p"), Protocol: new(corev1.ProtocolUDP), Port: new(k.port)}},
+		Ports:       []discoveryv1.EndpointPort{{Name: new("p"), Protocol: new(k.protocol), Port: new(k.port)}},
 	}
 	for _, ip := range ips {
 		e := discoveryv1.Endpoint{Conditions: discoveryv1.EndpointConditions{Ready: new(true), Serving: new(true), Terminating: new(false)}}

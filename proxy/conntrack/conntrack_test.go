@@ -332,7 +332,7 @@ func TestAnEndpointThatComesBackMeanwhile(t *testing.T) {
 	}
 	if err := b.conn.Each(conntrack.Filter{}, func(e *conntrack.Entry) bool {
 		if at, target, _ := b.active.find(e, nil); target != nil && target.stale(e.Original.Dst, e.Reply.Src) {
-			stale = append(stale, found{e.Key(), e.Original.Dst, e.Reply.Src, at, false})
+			stale = append(stale, found{key: e.Key(), original: e.Original, reply: e.Reply, at: at})
 		}
 		return true
 	}); err != nil || len(stale) != 2 {

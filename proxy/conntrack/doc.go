@@ -19,6 +19,9 @@
 //     and what was sent to an address of a ServiceCIDR that is no Service's any more.
 //   - No other entry is touched. A node port is one at addresses of the node, where node ports are served. What was deleted
 //     while no proxy ran, and was no cluster IP, is not known to have been a Service's.
+//   - Where a Service asks for it (model.Port.Resets), established connections of TCP to an endpoint that is in none of its slices
+//     any more are reset: both ends are told, also those that do not send anything (program.Resetter). Those of a Service or address that
+//     is no more are left alone.
 //   - Nobody waits for it. Will and Done cost nothing; changes that come while the table is read go together. A large table is
 //     read in parts, with pauses, since softirqs of a processor wait while the kernel looks for something in it, and costs a
 //     quarter of a processor at most, however often Services change; a small one is searched by the kernel.

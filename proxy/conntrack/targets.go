@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/berth-run/berth/internal/conntrack"
 	"github.com/berth-run/berth/proxy/model"
 )
@@ -93,6 +95,7 @@ func (w *work) empty() bool {
 
 // frontend is a place as it was or is.
 type frontend struct {
+	of   types.NamespacedName
 	port *model.Port
 	at   *model.Frontend
 }
@@ -105,7 +108,12 @@ func (f frontend) forwards() bool {
 // endpoints are all that a port's connections may lead to: those that serve, ending or not, and those that packets are sent to
 // although they do not serve (publishNotReadyAddresses).
 func (f frontend) endpoints() (lists [][]model.Endpoint) {
-	if f.port == nil {
+	switch {
+	case f.port == nil:
+		return nil
+	case f.port.Resets && len(f.port.Members) > 0:
+		return [][]model.Endpoint{f.port.Members}
+	case f.port.Protocol == model.TCP:
 		return nil
 	}
 	for _, list := range [...][]model.Endpoint{f.port.Serving, f.port.Cluster, f.port.Local} {
@@ -117,11 +125,20 @@ func (f frontend) endpoints() (lists [][]model.Endpoint) {
 	return lists
 }
 
-// watched is whether a port's connections are looked at.
-func watched(p *model.Port) bool { return p.Protocol == model.UDP }
+// protocols are those whose connections are looked at.
+var protocols = [...]model.Protocol{model.UDP, model.TCP}
 
-// collect puts a Service's places into a map.
-func collect(s *model.Service, into map[place]frontend) {
+// kinds has something for each family and each of protocols.
+type kinds[T any] [model.Families][len(protocols)]T
+
+// kindOf is the index in protocols; -1 for another one.
+func kindOf(protocol uint8) int { return slices.Index(protocols[:], model.Protocol(protocol)) }
+
+// watched is whether a port's connections are looked at.
+func watched(p *model.Port) bool { return p.Protocol == model.UDP || p.Resets }
+
+// collect puts a Service's places into a map: those that are watched.
+func collect(s *model.Service, watched func(*model.Port) bool, into map[place]frontend) {
 	if s == nil {
 		return
 	}
@@ -131,10 +148,10 @@ func collect(s *model.Service, into map[place]frontend) {
 			continue
 		}
 		for j := range p.Frontends {
-			into[place{at: p.Frontends[j].Addr, protocol: p.Protocol}] = frontend{p, &p.Frontends[j]}
+			into[place{at: p.Frontends[j].Addr, protocol: p.Protocol}] = frontend{s.Name, p, &p.Frontends[j]}
 		}
 		for j := range p.Ranges {
-			into[place{p.Ranges[j].Addr, p.Protocol, p.Ranges[j].Last}] = frontend{p, &p.Ranges[j]}
+			into[place{p.Ranges[j].Addr, p.Protocol, p.Ranges[j].Last}] = frontend{s.Name, p, &p.Ranges[j]}
 		}
 	}
 }
@@ -148,19 +165,30 @@ func (w *work) note(c *change, earlier ...*work) {
 	}
 	before, after := map[place]frontend{}, map[place]frontend{}
 	for i := range c.services {
-		collect(c.services[i].Old, before)
-		collect(c.services[i].New, after)
+		collect(c.services[i].Old, func(p *model.Port) bool { return watched(p) || p.Protocol == model.TCP }, before)
+		collect(c.services[i].New, watched, after)
 	}
 	for at, is := range after {
-		w.noteOne(at, before[at], is, c.all)
+		was := before[at]
+		if at.protocol == model.TCP && was.of != is.of {
+			was = frontend{} // it has lost nothing
+		}
+		// What asks for resets only now may have lost endpoints long ago.
+		w.noteOne(at, was, is, c.all || is.port.Resets && was.port != nil && !was.port.Resets)
 		for _, e := range earlier {
 			e.widen(at, is.endpoints(), w)
 		}
 	}
 	for at, was := range before {
-		if _, ok := after[at]; !ok {
-			w.noteOne(at, was, frontend{}, false)
+		if _, ok := after[at]; ok {
+			continue
 		}
+		if at.protocol == model.TCP {
+			// A Service or an address of it that is no more does not say that an endpoint is gone.
+			delete(w.places, at)
+			continue
+		}
+		w.noteOne(at, was, frontend{}, false)
 	}
 	if c.all && c.globals != nil {
 		for f := range w.clusterIPs {
@@ -187,7 +215,8 @@ func (w *work) noteOne(at place, was, is frontend, all bool) {
 		t = &target{ranged: at.last > 0}
 	}
 	t.valid = is.endpoints()
-	t.fresh = is.forwards() && (t.fresh || !was.forwards())
+	// What was sent to an address without a Service is somebody's, who may have an established connection of TCP there.
+	t.fresh = is.forwards() && (t.fresh || !was.forwards()) && at.protocol != model.TCP
 	t.any = t.any || all
 	t.lose(was.endpoints())
 	if t.pointless() && !all {
@@ -243,13 +272,13 @@ func (w *work) index() {
 	}
 }
 
-// families is which families there is work of; nodePorts is whether there is of node ports.
-func (w *work) families() (of [model.Families]bool, nodePorts bool) {
+// kinds is what there is work of; nodePorts is whether there is of node ports.
+func (w *work) kinds() (of kinds[bool], nodePorts bool) {
 	for f := range of {
-		of[f] = len(w.clusterIPs[f]) > 0
+		of[f][0] = len(w.clusterIPs[f]) > 0
 	}
 	for at := range w.places {
-		of[familyOf(at.at.Addr())] = true
+		of[familyOf(at.at.Addr())][kindOf(uint8(at.protocol))] = true
 		nodePorts = nodePorts || at.at.Addr().IsUnspecified()
 	}
 	return of, nodePorts
@@ -262,13 +291,16 @@ func familyOf(a netip.Addr) model.Family {
 	return model.IPv4
 }
 
-// port is the one that all work is for; 0 if there are several.
-func (w *work) port() uint16 {
-	if len(w.clusterIPs[model.IPv4])+len(w.clusterIPs[model.IPv6]) > 0 {
+// port is the one that all work of a protocol is for; 0 if there are several.
+func (w *work) port(protocol model.Protocol) uint16 {
+	if protocol == model.UDP && len(w.clusterIPs[model.IPv4])+len(w.clusterIPs[model.IPv6]) > 0 {
 		return 0
 	}
 	var port uint16
 	for at := range w.places {
+		if at.protocol != protocol {
+			continue
+		}
 		if at.last > 0 || port != 0 && port != at.at.Port() {
 			return 0
 		}
@@ -282,7 +314,7 @@ type node func(netip.Addr) bool
 
 // find is the target that an entry is one of, and where it is kept. Without one, an orphan is stale nevertheless.
 func (w *work) find(e *conntrack.Entry, here node) (at place, t *target, orphan bool) {
-	if e.Protocol != uint8(model.UDP) {
+	if kindOf(e.Protocol) < 0 {
 		return place{}, nil, false
 	}
 	sent := e.Original.Dst
@@ -302,7 +334,7 @@ func (w *work) find(e *conntrack.Entry, here node) (at place, t *target, orphan 
 			}
 		}
 	}
-	if e.Reply.Src == sent {
+	if e.Reply.Src == sent || e.Protocol != uint8(model.UDP) {
 		return place{}, nil, false
 	}
 	for _, p := range w.clusterIPs[f] {

@@ -27,7 +27,7 @@ type Metrics struct {
 	endpointsTotal, servicesTotal            prometheus.Counter
 	problems                                 *prometheus.CounterVec
 	conntrack                                *prometheus.HistogramVec
-	conntrackRemoved                         *prometheus.CounterVec
+	conntrackRemoved, resets                 *prometheus.CounterVec
 	elements, transactions                   prometheus.Counter
 	services, ports, frontends, endpointsNow prometheus.Gauge
 
@@ -73,6 +73,11 @@ func NewMetrics(families ...string) *Metrics {
 	}, family)
 	m.registry.MustRegister(m.loopbackRefusals)
 	m.each(family, func(f string) { m.loopbackRefusals.WithLabelValues(f) })
+	m.resets = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: own + "connections_reset_total", Help: "Connections of TCP that were reset since their endpoint was gone",
+	}, family)
+	m.registry.MustRegister(m.resets)
+	m.each(family, func(f string) { m.resets.WithLabelValues(f) })
 	m.elements = m.counter(own+"elements_changed_total", "Elements of sets put in, taken away or changed")
 	m.transactions = m.counter(own+"transactions_total", "Transactions that the kernel has taken")
 	m.services = m.gauge(own+"services", "Services that something is done for")
@@ -287,6 +292,11 @@ func (m *Metrics) Failed() {
 func (m *Metrics) ConntrackSwept(f model.Family, took time.Duration, removed int) {
 	m.conntrack.WithLabelValues(f.String()).Observe(took.Seconds())
 	m.conntrackRemoved.WithLabelValues(f.String()).Add(float64(removed))
+}
+
+// ConnectionsReset notes connections that were reset.
+func (m *Metrics) ConnectionsReset(f model.Family, n int) {
+	m.resets.WithLabelValues(f.String()).Add(float64(n))
 }
 
 // Problem notes a part of an object that was left out.
