@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -187,4 +188,59 @@ func FuzzContainerRecord(f *testing.F) {
 			t.Errorf("cannot be read again: %v", err)
 		}
 	})
+}
+
+// A record that is written again and again is whole each time, makes no file but its spare, and leaves none.
+func TestRecordsChangePlacesWithASpare(t *testing.T) {
+	files, err := openRecords(filepath.Join(t.TempDir(), "pods"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inodes := map[uint64]bool{}
+	for i := range 20 {
+		rec := somePod(podA)
+		rec.Reason = strings.Repeat("r", 1000*((i*7)%20)) // longer and shorter than what the spare has
+		if err := files.save(podA, rec); err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(files.path(podA))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decodePod(podA, data)
+		if err != nil || got.Reason != rec.Reason {
+			t.Fatalf("write %d: %v: reason of %d bytes, not %d", i, err, len(got.Reason), len(rec.Reason))
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(files.path(podA), &st); err != nil || st.Mode&0o777 != 0o600 {
+			t.Fatalf("mode %o, %v", st.Mode, err)
+		}
+		inodes[st.Ino] = true
+	}
+	if len(inodes) != 2 {
+		t.Errorf("20 writes have made %d files, not 2", len(inodes))
+	}
+	if err := files.remove(podA); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(files.dir); err != nil || len(left) != 0 {
+		t.Errorf("%v, %v are left", left, err)
+	}
+}
+
+func BenchmarkSave(b *testing.B) {
+	dir, err := os.MkdirTemp("/var/lib", "berth-records-") // a real disk: b.TempDir is often a tmpfs
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	files, err := openRecords(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if err := files.save(podA, somePod(podA)); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
