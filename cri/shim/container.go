@@ -188,8 +188,19 @@ func (c *container) release() error {
 		return &os.PathError{Op: "open", Path: fifo, Err: err}
 	}
 	defer unix.Close(fd)
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	for {
+	if err := awaitByte(fd, func() bool { return alive(c.state.PID) }); err != nil {
+		return err
+	}
+	_ = os.Remove(fifo)
+	c.state.Status = Running
+	return nil
+}
+
+// awaitByte reads the byte that the init at the other end of a fifo writes before it executes the container's program. That may end
+// as soon as it has begun: an init that is not alive any more has written its byte, if it ever does.
+func awaitByte(fifo int, alive func() bool) error {
+	fds := []unix.PollFd{{Fd: int32(fifo), Events: unix.POLLIN}}
+	for gone := false; ; gone = !alive() {
 		n, err := unix.Poll(fds, 100)
 		if err != nil && err != unix.EINTR {
 			return os.NewSyscallError("poll", err)
@@ -197,16 +208,14 @@ func (c *container) release() error {
 		if n > 0 {
 			break
 		}
-		if !alive(c.state.PID) {
+		if gone && err == nil {
 			return &Error{CodeState, "container ended before it was started"}
 		}
 	}
 	var b [1]byte
-	if n, err := unix.Read(fd, b[:]); n != 1 {
+	if n, err := unix.Read(fifo, b[:]); n != 1 {
 		return &Error{CodeState, fmt.Sprintf("container ended before it was started (%v)", err)}
 	}
-	_ = os.Remove(fifo)
-	c.state.Status = Running
 	return nil
 }
 
