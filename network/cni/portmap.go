@@ -10,6 +10,9 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/containernetworking/plugins/pkg/utils"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/conntrack"
 )
 
 func init() {
@@ -194,19 +197,42 @@ func portRules(conf *portmapConf, id string, pod netip.Prefix) (chain string, ru
 
 // forgetConnections has the kernel forget UDP connections to the ports: they would go on to where the port led before.
 func (c *call) forgetConnections(conf *portmapConf, v6 bool) {
-	family := netlink.InetFamily(netlink.FAMILY_V4)
-	if v6 {
-		family = netlink.FAMILY_V6
-	}
+	ports := map[uint16]bool{}
 	for _, m := range conf.RuntimeConfig.PortMaps {
-		if m.Protocol != "udp" {
-			continue
-		}
-		if err := utils.DeleteConntrackEntriesForDstPort(uint16(m.HostPort), utils.PROTOCOL_UDP, family); err != nil {
-			c.log.Warn("cni plugin portmap: connections to a port stay", "pod", c.containerID, "port", m.HostPort, "error", err)
-			return
+		if m.Protocol == "udp" {
+			ports[uint16(m.HostPort)] = true
 		}
 	}
+	if err := forgetUDP(slices.Sorted(maps.Keys(ports)), v6); err != nil {
+		c.log.Warn("cni plugin portmap: connections to ports stay", "pod", c.containerID, "error", err)
+	}
+}
+
+// forgetUDP asks the kernel for the connections to each port, rather than for all there are: a node may track a million.
+func forgetUDP(ports []uint16, v6 bool) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	conn, err := conntrack.Open()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	filter := conntrack.Filter{Family: unix.AF_INET, Protocol: unix.IPPROTO_UDP}
+	if v6 {
+		filter.Family = unix.AF_INET6
+	}
+	var errs []error
+	for _, port := range ports {
+		filter.Port = port
+		err := conn.Each(filter, func(e *conntrack.Entry) bool {
+			_, err := conn.Delete(e.Key())
+			errs = append(errs, err)
+			return true
+		})
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // routeLocalnet lets packets from the node's loopback address out of the interface that leads to an address.
