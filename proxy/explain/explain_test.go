@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -300,8 +301,8 @@ func asked(t *testing.T, l *nodetest.Lab) (ask func(target, from string) (string
 		var a *Answer
 		var err error
 		for deadline := time.Now().Add(nodetest.Patience); ; time.Sleep(10 * time.Millisecond) {
-			if a, err = Ask(t.Context(), at, Question{target, from}); err == nil || !errors.Is(err, fs.ErrNotExist) || time.Now().After(deadline) {
-				break // it listens
+			if a, err = Ask(t.Context(), at, Question{target, from}); err == nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(deadline) {
+				break // it listens, not just has the socket
 			}
 		}
 		if err != nil {
