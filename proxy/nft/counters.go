@@ -51,7 +51,9 @@ const (
 )
 
 // countedSets are the sets with counters.
-var countedSets = []setID{frontends, nodeports, reject, nodeportReject, drop, nodeportDrop, restricted, serviceCIDRs}
+var countedSets = []setID{
+	frontends, nodeports, portRanges, reject, nodeportReject, rangeReject, drop, nodeportDrop, rangeDrop, restricted, rangeRestricted, serviceCIDRs,
+}
 
 func newCounters(p *Programmer) (*Counters, error) {
 	conn, err := nftables.Open()
@@ -85,25 +87,30 @@ func (c *Counters) close() error {
 func countedOf(s *model.Service, each func(elemKey, program.Counted)) {
 	for i := range s.Ports {
 		p := &s.Ports[i]
-		for j := range p.Frontends {
-			f := &p.Frontends[j]
-			in, to := setsFor(f), toKey(f, p.Protocol)
-			tell := func(set setID, cause program.Cause) {
-				k := elemKey{family: p.Family, set: set}
-				k.size = uint8(copy(k.bytes[:], to))
-				each(k, program.Counted{Service: s.Name, Port: p.Name, Family: p.Family, Protocol: p.Protocol, Cause: cause})
-			}
-			tell(in.frontends, program.Connections)
-			switch f.Action {
-			case model.Reject:
-				tell(in.reject, program.NoEndpoints)
-			case model.Drop:
-				tell(in.drop, program.NoLocal)
-			}
-			if f.Restricted && f.Kind != model.NodePort {
-				tell(restricted, program.SourceRanges)
+		for _, list := range [][]model.Frontend{p.Frontends, p.Ranges} {
+			for j := range list {
+				countedAtFrontend(s, p, &list[j], each)
 			}
 		}
+	}
+}
+
+func countedAtFrontend(s *model.Service, p *model.Port, f *model.Frontend, each func(elemKey, program.Counted)) {
+	in, to := setsFor(f), toKey(f, p.Protocol)
+	tell := func(set setID, cause program.Cause) {
+		k := elemKey{family: p.Family, set: set}
+		k.size = uint8(copy(k.bytes[:], to))
+		each(k, program.Counted{Service: s.Name, Port: p.Name, Family: p.Family, Protocol: p.Protocol, Cause: cause})
+	}
+	tell(in.frontends, program.Connections)
+	switch f.Action {
+	case model.Reject:
+		tell(in.reject, program.NoEndpoints)
+	case model.Drop:
+		tell(in.drop, program.NoLocal)
+	}
+	if f.Restricted && f.Kind != model.NodePort {
+		tell(in.restricted, program.SourceRanges)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -134,6 +135,64 @@ func TestRefusalsAreCountedByTheirCause(t *testing.T) {
 			countedAt(f, "guarded", model.UDP, program.Connections): 0, countedAt(f, "guarded", model.UDP, program.SourceRanges): 1,
 			{Family: f.Of, Cause: program.Unallocated}: 1,
 		})
+	})
+}
+
+// Ranges of ports are counted as their port is: each connection once, with session affinity elsewhere and without, refusals by their cause;
+// and what was refused stays when there are endpoints.
+func TestRangesOfPortsAreCounted(t *testing.T) {
+	eachFamily(t, 1, func(t *testing.T, l *lab, f nodetest.Family) {
+		l.Pods[0].Serve(15000)
+		restricted, away, none := f.LoadBalancer(10000), nodetest.LocalPolicy(f.LoadBalancer(30000)), nodetest.ClusterIP(nodetest.At(f.Other, 10000))
+		restricted.Restricted, restricted.Sources = true, prefixes(f.Narrow)
+		away.Action, none.Action = model.Drop, model.Reject
+		ranged := func(protocol model.Protocol, last uint16, pods []string, of ...model.Frontend) model.Port {
+			p := withRange(nodetest.PortOf(protocol, pods, of...), last)
+			p.Frontends = nil
+			return p
+		}
+		empty := nodetest.ServiceOf("empty", ranged(model.UDP, 20000, nil, none))
+		full := nodetest.ServiceOf("empty", ranged(model.UDP, 20000, f.Pods(1), nodetest.ClusterIP(nodetest.At(f.Other, 10000))))
+		s := nodetest.NewState(
+			nodetest.ServiceOf("rtp", ranged(model.TCP, 20000, f.Pods(1), nodetest.ClusterIP(nodetest.At(f.Cluster, 10000)), f.LoadBalancer(10000)),
+				ranged(model.UDP, 20000, f.Pods(1), nodetest.ClusterIP(nodetest.At(f.Cluster, 10000)), restricted)),
+			nodetest.ServiceOf("away", ranged(model.UDP, 40000, f.Pods(1), away)), empty)
+		want := map[program.Counted]uint64{}
+		step := func(sticky bool) {
+			t.Helper()
+			for _, from := range []*nodetest.Space{l.Client, l.Node} {
+				for _, to := range []string{nodetest.At(f.Cluster, 15000), nodetest.At(f.LoadIP, 15000)} {
+					if got := from.Ask(f.TCP, to); !strings.HasPrefix(got, "pod1 ") {
+						t.Errorf("%s to %s: %q", from.Name, to, got)
+					}
+				}
+				if got := from.Ask(f.UDP, nodetest.At(f.Cluster, 15000)); !strings.HasPrefix(got, "pod1 ") {
+					t.Errorf("%s: %q", from.Name, got)
+				}
+				l.Want(from, f.UDP, nodetest.At(f.Other, 15000), nodetest.Refused)
+			}
+			l.Want(l.Client, f.UDP, nodetest.At(f.LoadIP, 15000), nodetest.Silence)
+			l.Want(l.Client, f.UDP, nodetest.At(f.LoadIP, 35000), nodetest.Silence)
+			want[countedAt(f, "rtp", model.TCP, program.Connections)] += 4
+			want[countedAt(f, "rtp", model.UDP, program.Connections)] += 2
+			want[countedAt(f, "rtp", model.UDP, program.SourceRanges)]++
+			want[countedAt(f, "away", model.UDP, program.Connections)]++
+			want[countedAt(f, "away", model.UDP, program.NoLocal)]++
+			want[countedAt(f, "empty", model.UDP, program.Connections)] += 2
+			want[countedAt(f, "empty", model.UDP, program.NoEndpoints)] += 2
+			wantCounts(t, l.p, fmt.Sprintf("with session affinity of another: %t", sticky), want)
+		}
+		l.sync(s)
+		step(false)
+		sticky := nodetest.ServiceOf("sticky", nodetest.Sticky(time.Hour, nodetest.PortOf(model.TCP, f.Pods(1), nodetest.ClusterIP(nodetest.At(f.Other, 443)))))
+		l.apply(s, nil, sticky)
+		want[countedAt(f, "sticky", model.TCP, program.Connections)] = 0
+		step(true)
+		l.apply(s, empty, full)
+		wantCounts(t, l.p, "there are endpoints", want)
+		if r, err := l.p.Verify(); err != nil || r != (Report{}) {
+			t.Errorf("%+v, %v", r, err)
+		}
 	})
 }
 

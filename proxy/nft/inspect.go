@@ -460,9 +460,18 @@ func getElement(c *nftables.Conn, table, name string, k *elemKey, each func(one 
 		ofSet(table, name)(b)
 		list := b.Open(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 		elem := b.Open(unix.NFTA_LIST_ELEM)
-		key := b.Open(unix.NFTA_SET_ELEM_KEY)
-		b.Bytes(unix.NFTA_DATA_VALUE, k.content())
-		b.Close(key)
+		value := func(kind uint16, v []byte) {
+			at := b.Open(kind)
+			b.Bytes(unix.NFTA_DATA_VALUE, v)
+			b.Close(at)
+		}
+		if k.set.hasEnd() {
+			first, last := ends(k.content(), k.set, layers[k.family])
+			value(unix.NFTA_SET_ELEM_KEY, first)
+			value(nftaSetElemKeyEnd, last)
+		} else {
+			value(unix.NFTA_SET_ELEM_KEY, k.content())
+		}
 		b.Close(elem)
 		b.Close(list)
 	}, func(_ byte, attrs []byte) { eachElement(attrs, each) })

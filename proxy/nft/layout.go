@@ -289,6 +289,10 @@ func (l *layout) addBases(p *params) {
 		}
 		return l.rule().isNew().notIn(l.to(), "frontends").jump(chain)
 	}
+	toNodePort := l.rule().isNew().notIn(l.to(), "frontends")
+	if p.ranges {
+		toNodePort = toNodePort.notIn(l.to(), "port-ranges")
+	}
 	for _, b := range []struct {
 		name  string
 		base  base
@@ -296,7 +300,7 @@ func (l *layout) addBases(p *params) {
 	}{
 		{"filter-prerouting", base{"filter", unix.NF_INET_PRE_ROUTING, beforeDNAT}, []*rb{l.rule().isNew().jump("source-check"), ranges("range-source-check")}},
 		{"filter-output-before-dnat", base{"filter", unix.NF_INET_LOCAL_OUT, beforeDNAT}, []*rb{l.rule().isNew().jump("source-check"), ranges("range-source-check")}},
-		{"filter-input", base{"filter", unix.NF_INET_LOCAL_IN, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), ranges("range-check"), l.rule().isNew().notIn(l.to(), "frontends").jump("nodeport-check")}},
+		{"filter-input", base{"filter", unix.NF_INET_LOCAL_IN, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), ranges("range-check"), toNodePort.jump("nodeport-check")}},
 		{"filter-forward", base{"filter", unix.NF_INET_FORWARD, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), ranges("range-check"), l.rule().isNew().jump("cluster-ip-check")}},
 		{"filter-output", base{"filter", unix.NF_INET_LOCAL_OUT, atFilter}, []*rb{l.rule().isNew().jump("frontend-check"), ranges("range-check"), l.rule().isNew().jump("cluster-ip-check")}},
 		{"nat-prerouting", base{"nat", unix.NF_INET_PRE_ROUTING, atDNAT}, []*rb{l.rule().jump("services")}},
@@ -320,17 +324,15 @@ func (l *layout) addFilters(p *params) {
 	l.chain("frontend-check", "Services without an endpoint that may be used",
 		l.rule().in(l.to(), "rejected").goTo("refuse"),
 		l.rule().in(l.to(), "dropped").count().drop().note("there are endpoints on other nodes only"))
-	var beforeNodePorts *rb
 	if p.ranges {
 		l.chain("range-source-check", "",
-			l.rule().in(l.to(), "range-restricted").notIn(l.to().and(l.source()), "range-sources").count().drop())
+			l.rule().notIn(l.to(), "range-restricted").returns(),
+			l.rule().notIn(l.to().and(l.source()), "range-sources").in(l.to(), "range-restricted").count().drop())
 		l.chain("range-check", "",
 			l.rule().in(l.to(), "range-rejected").goTo("refuse"),
 			l.rule().in(l.to(), "range-dropped").count().drop().note("there are endpoints on other nodes only"))
-		beforeNodePorts = l.rule().in(l.to(), "port-ranges").returns()
 	}
 	l.chain("nodeport-check", "node ports without an endpoint that may be used",
-		beforeNodePorts,
 		l.nodePortIn("nodeport-rejected").goTo("refuse"),
 		l.nodePortIn("nodeport-dropped").count().drop().note("there are endpoints on other nodes only"))
 	l.chain("cluster-ip-check", "ports that a cluster IP has not, and cluster IPs that no Service has",
@@ -461,12 +463,15 @@ func (l *layout) isPod(p *params, not bool, r *rb) *rb {
 // nothing else can hold a value between rules that is not somebody's.
 func (l *layout) addAffinity(p *params) {
 	// A range of ports has no session affinity, but its packets have the number of a group, too.
-	var ofRange *rb
+	var noRange, ofRange *rb
+	toNodePort := l.toNodePort("affinity-record-nodeport")
 	if p.ranges {
-		ofRange = l.rule().isTransport().notIn(l.originally(), "frontends").in(l.originally(), "port-ranges").zeroPriority().returns()
+		noRange = l.rule().isTransport().notIn(l.originally(), "port-ranges").returns()
+		ofRange = l.rule().isTransport().notIn(l.originally(), "frontends").zeroPriority()
+		toNodePort = l.rule().isTransport().notIn(l.originally(), "frontends").notIn(l.originally(), "port-ranges").goTo("affinity-record-nodeport")
 	}
 	if len(p.timeouts) == 0 {
-		l.chain("affinity-record", "no Service has session affinity", ofRange)
+		l.chain("affinity-record", "no Service has session affinity", noRange, ofRange)
 		return
 	}
 	record := func(at place) *rb {
@@ -482,7 +487,7 @@ func (l *layout) addAffinity(p *params) {
 		}
 		rules[at] = append(rules[at], l.rule().isTransport().in(l.originalKey(at), short).sourceIsLocal().goTo(to), record(at))
 	}
-	l.chain("affinity-record", "remembers clients of Services with session affinity", append(rules[vip], ofRange, l.toNodePort("affinity-record-nodeport"))...)
+	l.chain("affinity-record", "remembers clients of Services with session affinity", append(rules[vip], toNodePort, ofRange)...)
 	l.chain("affinity-record-nodeport", "", rules[nodeport]...)
 	l.chain("affinity-record-vip-cluster", "", record(vipCluster))
 	l.chain("affinity-record-nodeport-cluster", "", record(nodeportCluster))
@@ -581,7 +586,7 @@ func (l *layout) addSets(p *params) {
 		sources:                       {name: "sources", key: append(to[:3:3], addr), flags: intervals, comment: "who may send to restricted"},
 		rangeSources:                  {name: "range-sources", key: append(to[:3:3], addr), flags: intervals},
 		restricted:                    {name: "restricted", key: to, counted: true},
-		rangeRestricted:               {name: "range-restricted", key: to, flags: intervals},
+		rangeRestricted:               {name: "range-restricted", key: to, flags: intervals, counted: true},
 		endpoints:                     {name: "endpoints", key: append(to[:3:3], number), value: endpoint, typeof: true, comment: "from 65536 on: for packets of this node, whatever the policy"},
 		nodeportEndpoints:             {name: "nodeport-endpoints", key: append(toPort[:2:2], number), value: endpoint, typeof: true, comment: "from 65536 on: for packets of this node, whatever the policy"},
 		rangeEndpoints:                {name: "range-endpoints", key: []part{class, number}, value: []part{addr}, typeof: true, comment: "of a range's group"},
@@ -601,9 +606,9 @@ func (l *layout) addSets(p *params) {
 		rangeHairpin:                  {name: "range-hairpin", key: []part{addr, addr, proto}},
 		rangeMasquerade:               {name: "range-masqueraded", key: to, flags: intervals},
 		rangeShortCircuit:             {name: "range-short-circuit", key: to, flags: intervals},
-		portRanges:                    {name: "port-ranges", key: to, flags: intervals, comment: "ranges of ports of Services"},
-		rangeReject:                   {name: "range-rejected", key: to, flags: intervals},
-		rangeDrop:                     {name: "range-dropped", key: to, flags: intervals},
+		portRanges:                    {name: "port-ranges", key: to, flags: intervals, counted: true, comment: "ranges of ports of Services"},
+		rangeReject:                   {name: "range-rejected", key: to, flags: intervals, counted: true},
+		rangeDrop:                     {name: "range-dropped", key: to, flags: intervals, counted: true},
 		masquerade:                    {name: "masqueraded", key: to},
 		nodeportMasquerade:            {name: "nodeport-masqueraded", key: toPort},
 		shortCircuit:                  {name: "short-circuit", key: to, comment: "externalTrafficPolicy Local: this node and its pods reach all endpoints"},

@@ -75,7 +75,7 @@ func TestListingLoadsAsTheSameRules(t *testing.T) {
 		if i == 2 {
 			addRanges(st)
 			addResets(st)
-			others = append(others, "range-source-check", "range-check", "nodeport-check", "services", "port-range", "port-range-cluster")
+			others = append(others, "range-source-check", "range-check", "filter-input", "services", "port-range", "port-range-cluster")
 		}
 		if _, err := p.Sync(st); err != nil {
 			t.Fatal(err)
