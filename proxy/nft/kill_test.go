@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -35,8 +36,8 @@ func child() error {
 	return nodetest.Churn(p, 500, 30)
 }
 
-// Fifty times the proxy is killed at a random moment, of a load or of changes, and started again: no connection that is
-// open breaks, and no new one fails.
+// Fifty times, and until there were ten thousand connections, the proxy is killed at a random moment, of a load or of changes, and
+// started again: none of a thousand connections that are open breaks, and no new one fails.
 func TestKillsLoseNoConnection(t *testing.T) {
 	l := newLab(t, 2)
 	f := nodetest.Families[0]
@@ -59,19 +60,21 @@ func TestKillsLoseNoConnection(t *testing.T) {
 			t.Fatal("nothing is programmed")
 		}
 	}
-	open := l.Connections(l.Client, f.TCP, nodetest.At(f.LoadIP, 80), 100)
+	open := l.Connections(l.Client, f.TCP, nodetest.At(f.LoadIP, 80), 1000)
+	const kills, connections = 50, 10000
 	var stop atomic.Bool
-	asked := make(chan int)
-	go func() {
-		n := 0
-		for ; !stop.Load(); n++ {
+	var asked atomic.Int64
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for !stop.Load() {
 			if a := l.Client.Ask(f.TCP, nodetest.At(f.Node, 30080)); !strings.HasPrefix(a, "pod") {
-				t.Errorf("connection %d: %q", n, a)
+				t.Errorf("connection %d: %q", asked.Load(), a)
 			}
+			asked.Add(1)
 		}
-		asked <- n
-	}()
-	for range 50 {
+	})
+	killed := 0
+	for ; killed < kills || asked.Load() < connections && !t.Failed(); killed++ {
 		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
 		if err := c.Process.Kill(); err != nil {
 			t.Fatal(err)
@@ -82,7 +85,8 @@ func TestKillsLoseNoConnection(t *testing.T) {
 		c = start()
 	}
 	stop.Store(true)
-	t.Logf("%d connections during 50 kills", <-asked)
+	asking.Wait()
+	t.Logf("%d connections during %d kills", asked.Load(), killed)
 	_ = c.Process.Kill()
 	_ = c.Wait()
 	l.Alive(open)
