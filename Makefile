@@ -93,10 +93,10 @@ test-storm: build ## a minute of a hundred exec probes a second, half of which t
 		BERTH_TOOLS="registry cni crictl busybox" BERTH_STORM=$$lasts BERTH_STORM_RATE=$$rate integration/progress.sh "test-storm, $$rate a second" \
 		$(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration; done
 
-test-cluster: build ## a cluster of two nodes: Services across nodes, containers and a node killed; all down, nothing left (5 minutes)
+test-cluster: build ## clusters of two nodes: Services across nodes, containers and a node killed; the story of an application; all down, nothing left (10 minutes)
 	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox > /dev/null
 	@BERTH_CLUSTER=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox" integration/progress.sh test-cluster \
-		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestCluster$$' ./integration
+		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestCluster(Story)?$$' ./integration
 
 test-e2e-proxy: build ## Kubernetes' own end-to-end tests of Services, on a cluster of two nodes (an hour)
 	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e > /dev/null
