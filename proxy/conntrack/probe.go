@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,18 +29,32 @@ type probes struct {
 
 // asked are flows whose senders were asked.
 type asked struct {
-	flows []program.Flow
-	first time.Time
-	times int // how often since
+	flows       []program.Flow
+	first, next time.Time
+	wait        time.Duration // after next, if none of them answers
 }
 
-func (a *asked) due() time.Time { return a.first.Add(probeAgain[a.times]) }
+func newAsked(flows []program.Flow, now time.Time) asked {
+	return asked{slices.Clone(flows), now, now.Add(askAgain), askNext}
+}
+
+// answered takes those out that were told, and says whether the others are to be asked now, and when then.
+func (a *asked) answered(still map[program.Flow]struct{}, now time.Time) bool {
+	before := len(a.flows)
+	a.flows = slices.DeleteFunc(a.flows, func(f program.Flow) bool { _, ok := still[f]; return !ok })
+	if len(a.flows) < before {
+		a.next, a.wait = now.Add(askNext), askNext
+	} else {
+		a.next, a.wait = now.Add(a.wait), 2*a.wait
+	}
+	return len(a.flows) > 0 && now.Before(a.first.Add(askMost))
+}
 
 // due is when the next ones are to be asked again; zero for never.
 func (p *probes) due() (first time.Time) {
 	for i := range p.waiting {
-		if due := p.waiting[i].due(); first.IsZero() || due.Before(first) {
-			first = due
+		if next := p.waiting[i].next; first.IsZero() || next.Before(first) {
+			first = next
 		}
 	}
 	return first

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +36,38 @@ func TestProbeIsASYNWithoutAWindow(t *testing.T) {
 		if sum := checksum(b[tc.head-len(addresses):], 26); sum != 0 { // of a packet with its sum
 			t.Errorf("the sum is wrong by %x", sum)
 		}
+	}
+}
+
+// Who has been told is not asked again; the others are, each second while some answer, and else ever more rarely.
+func TestWhoHasNotBeenToldIsAskedAgain(t *testing.T) {
+	var flows []program.Flow
+	still := map[program.Flow]struct{}{}
+	for i := range 3 {
+		f := program.Flow{Src: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.2"), uint16(i)), Dst: netip.MustParseAddrPort("10.96.0.1:80")}
+		flows = append(flows, f)
+		still[f] = struct{}{}
+	}
+	begin := time.Now()
+	a := newAsked(flows, begin)
+	var times []string
+	for again := true; again; {
+		now := a.next
+		times = append(times, now.Sub(begin).String())
+		switch len(times) {
+		case 3, 4: // one has answered
+			delete(still, flows[len(times)-3])
+		}
+		again = a.answered(still, now)
+	}
+	if want := "600ms 1.6s 3.6s 4.6s 5.6s 6.6s 8.6s 12.6s 20.6s 36.6s"; strings.Join(times, " ") != want {
+		t.Errorf("%v, want %s", times, want)
+	}
+	if len(a.flows) != 1 {
+		t.Errorf("%v", a.flows)
+	}
+	if delete(still, flows[2]); a.answered(still, begin) {
+		t.Error("nobody is left to be asked")
 	}
 }
 

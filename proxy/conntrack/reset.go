@@ -1,7 +1,6 @@
 package conntrack
 
 import (
-	"slices"
 	"time"
 
 	"github.com/berth-run/berth/internal/conntrack"
@@ -14,9 +13,14 @@ import (
 // is made to send one: what gets a SYN for a connection that it has answers by an acknowledgement of what it has got (RFC 5961,
 // 4.2; RFC 793 has it for all but a SYN in the window, which ends the connection itself).
 
-// probeAgain is when sides are asked again that have not been told, after they were asked first. A kernel answers a connection twice a
-// second at most (tcp_invalid_ratelimit), and before Linux 6.0 a thousand a second in all (tcp_challenge_ack_limit).
-var probeAgain = []time.Duration{600 * time.Millisecond, 1500 * time.Millisecond, 4 * time.Second, 12 * time.Second}
+// Sides that have not been told are asked again after askAgain: a kernel answers a connection twice a second at most
+// (tcp_invalid_ratelimit). From then on it is askNext while some of them answer, for older kernels answer a thousand a second in all
+// (tcp_challenge_ack_limit), and else twice as long each time, up to askMost after the first time: packets are answered not much longer.
+const (
+	askAgain = 600 * time.Millisecond
+	askNext  = time.Second
+	askMost  = 25 * time.Second
+)
 
 // flows are a connection's, each way, as they come to the node.
 func (s *found) flows() [2]program.Flow {
@@ -69,7 +73,7 @@ func (c *Cleaner) ask(flows []program.Flow) {
 		return
 	}
 	c.probes.send(c.Log, flows)
-	c.probes.waiting = append(c.probes.waiting, asked{slices.Clone(flows), time.Now(), 0})
+	c.probes.waiting = append(c.probes.waiting, newAsked(flows, time.Now()))
 }
 
 // again asks those who have not been told.
@@ -87,13 +91,12 @@ func (c *Cleaner) again() {
 	now := time.Now()
 	left := c.probes.waiting[:0]
 	for _, a := range c.probes.waiting {
-		if a.due().After(now) {
+		if a.next.After(now) {
 			left = append(left, a)
 			continue
 		}
-		a.flows = slices.DeleteFunc(a.flows, func(f program.Flow) bool { _, ok := answering[f]; return !ok })
-		c.probes.send(c.Log, a.flows)
-		if a.times++; a.times < len(probeAgain) && len(a.flows) > 0 {
+		if a.answered(answering, now) {
+			c.probes.send(c.Log, a.flows)
 			left = append(left, a)
 		}
 	}
