@@ -58,6 +58,9 @@ func TestProxyFollowsTheAPIServer(t *testing.T) {
 	createService(t, cp, "mistaken", "10.93.0.55", `annotations: {berth.run/weights: much}`)
 	p.until("a range of ports", has("10.93.0.54 . tcp . 10000-20000"), has("10.1.0.4"), has("10.93.0.55 . tcp . 80"))
 	wantEvent(t, cp, "PartLeftOut", "mistaken")
+	p.until("no rules for resets", hasNot("chain reset-peer"))
+	createService(t, cp, "resets", "10.93.0.56", `annotations: {berth.run/reset-connections: "true"}`)
+	p.until("rules for resets", has("10.93.0.56 . tcp . 80"), has("chain reset-peer"), has("set resets"))
 	// Of another program.
 	p.nft("flush", "table", "ip", nft.Table)
 	p.until("what another program has flushed", has("10.93.0.52 . tcp . 80"), has("10.1.0.1"))
