@@ -99,8 +99,8 @@ test-cluster: build ## clusters of two nodes: Services across nodes, containers 
 		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestCluster(Story)?$$' ./integration
 
 test-e2e-proxy: build ## Kubernetes' own end-to-end tests of Services, on a cluster of two nodes (an hour)
-	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e > /dev/null
-	@BERTH_E2E=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e" integration/progress.sh test-e2e-proxy \
+	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e dns > /dev/null
+	@BERTH_E2E=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e dns" integration/progress.sh test-e2e-proxy \
 		$(GO) test -tags integration -count=1 -timeout 120m -v -run '^TestUpstreamServices$$' ./integration
 
 test-churn: build ## 110 pods at once, then 200 short ones a minute for ten minutes: nothing is left, memory as before (20 s of it in CI)

@@ -45,6 +45,7 @@ func TestUpstreamServices(t *testing.T) {
 	c, err := cluster.Start(t.Context(), cluster.Options{Dir: dir, Index: 2, Images: true, Log: t.Logf, Tools: clusterTools()})
 	must(t, err)
 	must(t, c.PushAgnhost(t.Context(), tools.E2E))
+	must(t, c.StartDNS(t.Context(), tools.DNS))
 
 	focus := e2eFocus
 	if only := os.Getenv("BERTH_E2E_FOCUS"); only != "" {
@@ -58,12 +59,16 @@ func TestUpstreamServices(t *testing.T) {
 	if logs == "" {
 		logs = t.TempDir()
 	}
+	timeout := os.Getenv("BERTH_E2E_TIMEOUT") // what has not begun by then is not run
+	if timeout == "" {
+		timeout = "100m"
+	}
 	out, err := os.Create(filepath.Join(logs, "e2e.log"))
 	must(t, err)
 	defer func() { _ = out.Close() }()
 	began := time.Now()
 	cmd := exec.CommandContext(t.Context(), filepath.Join(tools.E2E, "ginkgo"),
-		"--procs", "4", "--timeout", "100m", "--no-color", "--silence-skips", "--focus", focus, "--skip", strings.Join(leaveOut, "|"),
+		"--procs", "4", "--timeout", timeout, "--no-color", "--silence-skips", "--focus", focus, "--skip", strings.Join(leaveOut, "|"),
 		"--json-report", "report.json", "--output-dir", logs, filepath.Join(tools.E2E, "e2e.test"), "--",
 		"--kubeconfig", c.Kubeconfig(), "--provider", "local", "--num-nodes", "2", "--kubectl-path", filepath.Join(c.Dir, "bin", "kubectl"),
 		"--dump-logs-on-failure=false", "--delete-namespace-on-failure", "--node-schedulable-timeout", "2m", "--dns-domain", "cluster.local")

@@ -3,6 +3,8 @@ package cluster
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -31,7 +33,7 @@ func (c *Cluster) PushAgnhost(ctx context.Context, e2e string) error {
 	if err != nil {
 		return err
 	}
-	tools, err := debian(ctx, filepath.Join(b.Work, "debian"), agnhostTools)
+	tools, err := agnhostLayer(ctx, b.Work, filepath.Dir(e2e))
 	if err != nil {
 		return fmt.Errorf("image agnhost: %w", err)
 	}
@@ -51,6 +53,21 @@ func (c *Cluster) PushAgnhost(ctx context.Context, e2e string) error {
 		{Name: "usr/local/bin/nc", Type: tar.TypeSymlink, Mode: 0o777, Link: "/bin/nc.openbsd"},
 		{Name: "bin/sh", Type: tar.TypeSymlink, Mode: 0o777, Link: "bash"},
 	}
+	// What upstream's has from Alpine is busybox's, wget above all. It is asked last.
+	busybox, err := os.ReadFile(c.program("busybox"))
+	if err != nil {
+		return err
+	}
+	applets, err := run(ctx, c.program("busybox"), "--list")
+	if err != nil {
+		return err
+	}
+	entries = append(entries, testimages.Program("usr/busybox/busybox", busybox))
+	for _, applet := range strings.Fields(applets) {
+		if applet != "busybox" {
+			entries = append(entries, testimages.Entry{Name: "usr/busybox/" + applet, Type: tar.TypeSymlink, Mode: 0o777, Link: "busybox"})
+		}
+	}
 	for _, name := range []string{"localhost.crt", "localhost.key"} {
 		text, err := os.ReadFile(filepath.Join(e2e, name))
 		if err != nil {
@@ -62,11 +79,27 @@ func (c *Cluster) PushAgnhost(ctx context.Context, e2e string) error {
 	if err != nil {
 		return err
 	}
-	config := ocispec.ImageConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}}
+	config := ocispec.ImageConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/busybox"}, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}}
 	_, err = b.Push(ctx, testimages.Image{
 		Repo: "e2e-test-images/agnhost", Tags: []string{strings.TrimSpace(string(version)), "latest"}, Layers: [][]byte{tools, own}, Config: config,
 	})
 	return err
+}
+
+// agnhostLayer makes the layer with the tools, or takes the one that was made before.
+func agnhostLayer(ctx context.Context, work, cache string) ([]byte, error) {
+	file := filepath.Join(cache, fmt.Sprintf("agnhost-%x.tar", sha256.Sum256([]byte(strings.Join(agnhostTools, " ")))))
+	layer, err := os.ReadFile(file)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return layer, err
+	}
+	if layer, err = debian(ctx, filepath.Join(work, "debian"), agnhostTools); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(file+".part", layer, 0o644); err != nil {
+		return nil, err
+	}
+	return layer, os.Rename(file+".part", file)
 }
 
 // debian is a layer of packages and all that they depend on, unpacked but not set up, without what only people read.
@@ -80,12 +113,20 @@ func debian(ctx context.Context, dir string, packages []string) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	download := []string{"-q", "-o", "APT::Sandbox::User=root", "download"}
+	var names []string
 	for line := range strings.Lines(out) {
-		if name := strings.TrimSpace(line); name != "" && line[0] != ' ' && line[0] != '<' && line[0] != '|' {
-			if real, err := run(ctx, "apt-cache", "policy", name); err == nil && strings.Contains(real, "Candidate: (none)") {
-				continue // virtual
-			}
+		if name := strings.TrimSpace(line); name != "" && !strings.ContainsRune(" <|", rune(line[0])) {
+			names = append(names, name)
+		}
+	}
+	policy, err := run(ctx, "apt-cache", append([]string{"policy"}, names...)...)
+	if err != nil {
+		return nil, err
+	}
+	download := []string{"-q", "-o", "APT::Sandbox::User=root", "download"}
+	for _, name := range names {
+		// One that is only provided by others has no version itself.
+		if _, after, _ := strings.Cut("\n"+policy, "\n"+name+":\n"); after != "" && !strings.HasPrefix(strings.SplitN(after, "\n", 2)[1], "  Candidate: (none)") {
 			download = append(download, name)
 		}
 	}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeproxy-tests e2e etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
+#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeproxy-tests e2e dns etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
 #   default: what the tests need
 #
 # Standard output: a line "NAME PATH" for each (cni: the directory of the plugins; kubeproxy-tests and e2e: directories, too). Progress goes to standard error.
@@ -114,6 +114,14 @@ kubeproxy-tests() {
 build_kubeproxy_tests() {
   unit="lines of output" run "build kube-proxy's tests" "$here/kubeproxy.sh" "$1.part" "${1%/*}/src"
   mv "$1.part" "$1"
+}
+
+# CoreDNS with those of its plugins that a cluster's DNS has.
+dns() {
+  local out
+  out=$(slot dns)/coredns
+  once "$out" gobuild dns "$out" .
+  echo "dns $out"
 }
 
 # Kubernetes' own end-to-end tests: e2e.test, ginkgo, which runs it several times at once, and what is in the image agnhost.
@@ -245,7 +253,7 @@ golangci-lint() {
 [ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl kubeproxy-tests etcd containerd ctr
 for tool; do
   case $tool in
-  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeproxy-tests | e2e | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
+  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeproxy-tests | e2e | dns | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done
