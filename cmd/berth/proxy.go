@@ -79,7 +79,7 @@ type proxyFlags struct {
 }
 
 func (f *proxyFlags) add(set *pflag.FlagSet) {
-	set.BoolVar(&f.counters, "service-counters", true, "count new connections, rejections and drops of each Service's port, for /metrics (mode nftables)")
+	set.BoolVar(&f.counters, "service-counters", true, "count new connections, rejections and drops of each Service's port, for /metrics")
 	set.BoolVar(&f.cleanup, "cleanup-own", false, "remove the rules of berth alone, beside a kube-proxy that runs again, and end")
 	set.BoolVar(&f.resets, "reset-connections", false, "reset established connections to endpoints that are gone from their Service, unless its annotation "+model.ResetAnnotation+" is false; without, where that is true (mode nftables)")
 	set.StringVar(&f.socket, "socket", explain.Socket, "`path` of the socket that berth explain asks at; empty for none")

@@ -42,7 +42,7 @@ func (k *kernel) Abilities() program.Abilities { return program.AbilitiesOf(k.Pr
 func openKernel(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel, error) {
 	switch c.Proxy.Mode {
 	case config.IPTables:
-		return openIPTables(c, log)
+		return openIPTables(c, own, log)
 	case config.NFTables:
 		return openNFTables(c, own, log)
 	case config.Auto:
@@ -55,7 +55,7 @@ func openKernel(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel, e
 	}
 	log.Warn("the kernel's nf_tables cannot do what is needed, and no mode is configured: it is iptables", "error", err)
 	c.Proxy.Mode = config.IPTables
-	return openIPTables(c, log)
+	return openIPTables(c, own, log)
 }
 
 func openNFTables(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel, error) {
@@ -83,7 +83,7 @@ func openNFTables(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel,
 	return k, nil
 }
 
-func openIPTables(c *config.Config, log *slog.Logger) (*kernel, error) {
+func openIPTables(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel, error) {
 	if err := iptables.Supported(model.IPv4); err != nil {
 		return nil, fmt.Errorf("mode iptables: %w", err)
 	}
@@ -100,6 +100,9 @@ func openIPTables(c *config.Config, log *slog.Logger) (*kernel, error) {
 		return nil, err
 	}
 	k.Programmer, k.Closer, k.restores = p, p, p.Restores
+	if own.counters {
+		k.counted = p.Counters().Read
+	}
 	k.alone = func() { tellRemoved(log, proxy.RemoveNFTables) }
 	return k, nil
 }

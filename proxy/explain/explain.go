@@ -394,7 +394,7 @@ func (s *Server) summary(counts map[program.Counted]program.Count) *Summary {
 		}
 	}
 	for of, n := range counts {
-		if of.Cause != program.Connections && n.Packets > 0 {
+		if of.Cause != program.Connections && of.Cause != program.AtLoopback && n.Packets > 0 {
 			if sum.Refused == nil {
 				sum.Refused = map[string]uint64{}
 			}

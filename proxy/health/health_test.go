@@ -403,6 +403,8 @@ func TestMetricsOfCounters(t *testing.T) {
 	m.Counters(func() (map[program.Counted]program.Count, error) {
 		return map[program.Counted]program.Count{
 			web: {Packets: 12, Bytes: 720}, refused: {Packets: 3}, restricted: {Packets: 2}, {Family: model.IPv6, Cause: program.Unallocated}: {Packets: 1},
+			{Family: model.IPv4, Cause: program.Invalid}: {Packets: 4}, {Family: model.IPv6, Cause: program.Invalid}: {Packets: 3},
+			{Family: model.IPv4, Cause: program.AtLoopback}: {},
 		}, err
 	})
 	labels := `ip_family="IPv4",namespace="default",port="http",protocol="tcp"`
@@ -411,6 +413,8 @@ func TestMetricsOfCounters(t *testing.T) {
 		`berth_proxy_service_refused_packets_total{action="reject",` + labels + `,reason="no-endpoints",service="web"} 3`,
 		`berth_proxy_service_refused_packets_total{action="drop",` + labels + `,reason="source-ranges",service="web"} 2`,
 		`berth_proxy_unallocated_dropped_packets_total{ip_family="IPv6"} 1`,
+		`kubeproxy_iptables_ct_state_invalid_dropped_packets_total 7`, // of both families, as kube-proxy has it
+		`kubeproxy_iptables_localhost_nodeports_accepted_packets_total 0`,
 	}
 	// What cannot be read is no reason to have no metrics at all.
 	for _, err = range []error{nil, errors.New("the kernel")} {

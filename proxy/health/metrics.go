@@ -205,6 +205,8 @@ func (m *Metrics) Counters(read func() (map[program.Counted]program.Count, error
 			"Packets to a Service's port that were rejected or dropped, and why; not there as long as there was none", append(labels, "action", "reason"), nil),
 		unallocated: prometheus.NewDesc(own+"unallocated_dropped_packets_total",
 			"Packets to cluster IPs that no Service has, dropped", []string{"ip_family"}, nil),
+		invalid:  prometheus.NewDesc(prefix+"iptables_ct_state_invalid_dropped_packets_total", "Forwarded packets that conntrack takes for none of their connection, dropped", nil, nil),
+		loopback: prometheus.NewDesc(prefix+"iptables_localhost_nodeports_accepted_packets_total", "New connections to node ports at loopback addresses", nil, nil),
 	})
 }
 
@@ -212,6 +214,7 @@ func (m *Metrics) Counters(read func() (map[program.Counted]program.Count, error
 type serviceCounters struct {
 	read                              func() (map[program.Counted]program.Count, error)
 	connections, refused, unallocated *prometheus.Desc
+	invalid, loopback                 *prometheus.Desc // kube-proxy's, in mode iptables
 }
 
 // Describe is for prometheus.Collector.
@@ -219,15 +222,24 @@ func (c *serviceCounters) Describe(to chan<- *prometheus.Desc) {
 	to <- c.connections
 	to <- c.refused
 	to <- c.unallocated
+	to <- c.invalid
+	to <- c.loopback
 }
 
 // Collect is for prometheus.Collector. What cannot be read now is as it was.
 func (c *serviceCounters) Collect(to chan<- prometheus.Metric) {
 	all, _ := c.read()
+	nodes := map[*prometheus.Desc]uint64{} // of both families, as kube-proxy has them
 	for of, n := range all {
 		desc, labels := c.connections, []string{of.Service.Namespace, of.Service.Name, of.Port, of.Protocol.String(), of.Family.String()}
 		switch of.Cause {
 		case program.Connections:
+		case program.Invalid:
+			nodes[c.invalid] += n.Packets
+			continue
+		case program.AtLoopback:
+			nodes[c.loopback] += n.Packets
+			continue
 		case program.Unallocated:
 			desc, labels = c.unallocated, []string{of.Family.String()}
 		case program.NoEndpoints:
@@ -236,6 +248,9 @@ func (c *serviceCounters) Collect(to chan<- prometheus.Metric) {
 			desc, labels = c.refused, append(labels, "drop", of.Cause.String())
 		}
 		to <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n.Packets), labels...)
+	}
+	for desc, n := range nodes {
+		to <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n))
 	}
 }
 

@@ -3,6 +3,7 @@ package iptables
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/berth-run/berth/proxy/model"
 	"github.com/berth-run/berth/proxy/nodetest"
@@ -55,5 +56,24 @@ func Benchmark(b *testing.B) {
 				one, two = two, one
 			})
 		}
+	}
+}
+
+// BenchmarkCounters is what reading them takes.
+func BenchmarkCounters(b *testing.B) {
+	for _, backend := range backends {
+		b.Run(backend, func(b *testing.B) {
+			p := openAt(nodetest.NewSpace(b, "node"), backend)
+			if _, err := p.Sync(nodetest.Crowd(5000, 2)); err != nil {
+				b.Skip(err)
+			}
+			c := p.Counters()
+			for b.Loop() {
+				c.at = time.Time{}
+				if all, err := c.Read(); err != nil || len(all) < 5000 {
+					b.Fatal(len(all), err)
+				}
+			}
+		})
 	}
 }

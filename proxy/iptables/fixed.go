@@ -87,14 +87,21 @@ func (x parts) fixed(q params) map[chain]*wanted {
 	}
 	if q.dropInvalid {
 		f := rules[chain{filter, forward}]
-		f.fixed = slices.Insert(f.fixed, 0, "-m conntrack --ctstate INVALID -j DROP")
+		f.fixed = slices.Insert(f.fixed, 0, dropInvalid)
 	}
 	for _, c := range x.globals.ServiceCIDRs {
 		s := rules[chain{filter, services}]
 		s.fixed = append(s.fixed, words(destination(c), comment("kubernetes cluster IPs"), "-j", clusterIPs),
-			words(destination(c), comment("no service has the cluster IP"), "-j DROP"))
+			dropUnallocated(c))
 	}
 	return rules
+}
+
+const dropInvalid = "-m conntrack --ctstate INVALID -j DROP"
+
+// dropUnallocated drops what is to a cluster IP that no Service has.
+func dropUnallocated(cidr netip.Prefix) string {
+	return words(destination(cidr), comment("no service has the cluster IP"), "-j DROP")
 }
 
 // toNodePorts leads packets to addresses of node ports there, after all that are to an address of a Service.

@@ -3,9 +3,11 @@ package iptables
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -33,7 +35,8 @@ type Programmer struct {
 	Options
 	canary *watcher
 
-	// What is wanted. Services are the model's own, which it never changes.
+	// What is wanted. Services are the model's own, which it never changes. look is locked while it changes, for Counters.
+	look     sync.Mutex
 	services map[types.NamespacedName]*model.Service
 	globals  model.Globals
 	report   program.Report
@@ -75,12 +78,21 @@ func (p *Programmer) Changed() <-chan string { return p.canary.changed }
 // Sync has the kernel do what a State says, whatever it has now: it is read and compared, and the chains that differ are
 // written.
 func (p *Programmer) Sync(s program.State) (program.Report, error) {
+	p.look.Lock()
 	p.services = map[types.NamespacedName]*model.Service{}
 	for svc := range s.Services() {
 		p.services[svc.Name] = svc
 	}
 	p.globals = *s.Globals()
+	p.look.Unlock()
 	return p.Verify()
+}
+
+// wantedNow is what is wanted, for another goroutine.
+func (p *Programmer) wantedNow() ([]*model.Service, model.Globals) {
+	p.look.Lock()
+	defer p.look.Unlock()
+	return slices.Collect(maps.Values(p.services)), p.globals
 }
 
 // Verify reads the kernel, compares it with what it should have, and writes the chains that differ.
@@ -254,6 +266,7 @@ const many = 100
 // kernel does not take it, all is read and mended as by Verify.
 func (p *Programmer) Apply(d *model.Delta) (program.Report, error) {
 	p.report = program.Report{}
+	p.look.Lock()
 	for i := range d.Services {
 		if c := &d.Services[i]; c.New == nil {
 			delete(p.services, c.Name)
@@ -264,6 +277,7 @@ func (p *Programmer) Apply(d *model.Delta) (program.Report, error) {
 	if d.Globals != nil {
 		p.globals = *d.Globals
 	}
+	p.look.Unlock()
 	err := p.enter(func() error {
 		if !p.programmed || d.Globals != nil || len(d.Services) > many {
 			return p.reconcile()

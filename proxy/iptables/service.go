@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/program"
 )
 
 // section is where in a chain that all Services share a rule is: before the fixed ones, or after them, in no order there.
@@ -32,8 +33,16 @@ type own struct {
 
 // part is all that is there for a Service in a family.
 type part struct {
-	own    []own
-	shared []shared
+	own     []own
+	shared  []shared
+	counted []countedShared
+}
+
+// countedShared is a rule of those that counts something.
+type countedShared struct {
+	chain chain
+	rule  string
+	of    []program.Counted
 }
 
 // behaviour is what becomes of packets from outside.
@@ -81,6 +90,20 @@ func (x parts) service(s *model.Service) (p part) {
 
 func (p *part) share(t table, name string, at section, rule string) {
 	p.shared = append(p.shared, shared{chain{t, name}, at, rule})
+}
+
+// count is share of a rule whose packets are counted for some causes.
+func (w *portWriter) count(t table, name string, at section, rule string, causes ...program.Cause) {
+	w.out.share(t, name, at, rule)
+	c := countedShared{chain: chain{t, name}, rule: rule}
+	for _, cause := range causes {
+		of := program.Counted{Family: w.family, Cause: cause}
+		if cause != program.AtLoopback {
+			of.Service, of.Port, of.Protocol = w.service.Name, w.port.Name, w.port.Protocol
+		}
+		c.of = append(c.of, of)
+	}
+	w.out.counted = append(w.out.counted, c)
 }
 
 func number(n uint16) string { return strconv.Itoa(int(n)) }
@@ -181,19 +204,24 @@ func (w *portWriter) frontend(f *model.Frontend) {
 	switch {
 	case f.Kind == model.NodePort:
 		if leads {
-			w.out.share(nat, nodePorts, head, words(match(w.name), "-j", w.outside(f)))
+			to := words(match(w.name), "-j", w.outside(f))
+			if w.globals.NodePorts.Loopback { // apart, since kube-proxy counts these
+				w.count(nat, nodePorts, head, "-d 127.0.0.0/8 "+to, program.Connections, program.AtLoopback)
+				to = "! -d 127.0.0.0/8 " + to
+			}
+			w.count(nat, nodePorts, head, to, program.Connections)
 		}
 	case f.Kind == model.ClusterIP && !f.ShortCircuit && !f.Restricted:
 		if leads {
 			to := w.policy(f.Policy)
-			w.out.share(nat, services, head, words(match(note), "-j", to))
+			w.count(nat, services, head, words(match(note), "-j", to), program.Connections)
 			w.masqueradeClusterIP(f, match(note))
 		}
 	case leads:
 		// What the chain does not lead to an endpoint goes to no node port of the same number either.
-		w.out.share(nat, services, head, words(match(note), "-g", w.allowed(f, w.outside(f))))
+		w.count(nat, services, head, words(match(note), "-g", w.allowed(f, w.outside(f))), program.Connections)
 	default:
-		w.out.share(nat, services, head, words(match(note), "-j RETURN"))
+		w.count(nat, services, head, words(match(note), "-j RETURN"), program.Connections)
 	}
 	if f.Restricted {
 		if f.Action == model.Reject && !f.ShortCircuit {
@@ -201,7 +229,7 @@ func (w *portWriter) frontend(f *model.Frontend) {
 				w.out.share(filter, proxyFirewall, head, words(source(s), match(w.name+" is rejected elsewhere"), "-j RETURN"))
 			}
 		}
-		w.out.share(filter, proxyFirewall, tail, words(match(w.name+" traffic not accepted by "+firewallChain+w.hash), "-j DROP"))
+		w.count(filter, proxyFirewall, tail, words(match(w.name+" traffic not accepted by "+firewallChain+w.hash), "-j DROP"), program.SourceRanges)
 	}
 	w.refuse(f, match)
 }
@@ -222,23 +250,27 @@ func (w *portWriter) masqueradeClusterIP(f *model.Frontend, match string) {
 // refuse rejects or drops what has not been led to an endpoint.
 func (w *portWriter) refuse(f *model.Frontend, match func(string) string) {
 	var note, verdict string
+	var causes []program.Cause
 	switch f.Action {
 	case model.Reject:
-		note, verdict = w.name+" has no endpoints", w.reject(w.protocol)
+		note, verdict, causes = w.name+" has no endpoints", w.reject(w.protocol), []program.Cause{program.NoEndpoints}
 	case model.Drop:
-		note, verdict = w.name+" has no local endpoints", "-j DROP"
+		note, verdict, causes = w.name+" has no local endpoints", "-j DROP", []program.Cause{program.NoLocal}
 	default:
 		return
 	}
+	if !f.ShortCircuit && (f.Kind == model.NodePort || f.Kind == model.ClusterIP && !f.Restricted) { // no rule has led it anywhere
+		causes = append(causes, program.Connections)
+	}
 	switch f.Kind {
 	case model.ClusterIP:
-		w.out.share(filter, services, head, words(match(note), verdict))
+		w.count(filter, services, head, words(match(note), verdict), causes...)
 	case model.NodePort:
 		for _, m := range w.nodePortAddresses() {
-			w.out.share(filter, externalServices, tail, words(m, match(note), verdict))
+			w.count(filter, externalServices, tail, words(m, match(note), verdict), causes...)
 		}
 	default:
-		w.out.share(filter, externalServices, head, words(match(note), verdict))
+		w.count(filter, externalServices, head, words(match(note), verdict), causes...)
 	}
 }
 

@@ -21,12 +21,16 @@ const (
 	SourceRanges
 	// Unallocated were dropped: no Service has the cluster IP. It is nobody's, so Counted has a family alone.
 	Unallocated
+	// Invalid were dropped: conntrack takes them for none of their connection. A family's alone, in mode iptables.
+	Invalid
+	// AtLoopback are those of Connections that were to node ports at loopback addresses. A family's alone, in mode iptables.
+	AtLoopback
 	Causes // how many there are
 )
 
 // String is the cause as metrics have it.
 func (c Cause) String() string {
-	return [Causes]string{"connections", "no-endpoints", "no-local-endpoints", "source-ranges", "unallocated"}[c]
+	return [Causes]string{"connections", "no-endpoints", "no-local-endpoints", "source-ranges", "unallocated", "invalid", "loopback"}[c]
 }
 
 // Counted is a port of a Service in a family, and what is counted there.
@@ -43,3 +47,8 @@ type Count struct{ Packets, Bytes uint64 }
 
 // Plus is the sum.
 func (c Count) Plus(o Count) Count { return Count{c.Packets + o.Packets, c.Bytes + o.Bytes} }
+
+// Minus is the difference, and nothing if there is none.
+func (c Count) Minus(o Count) Count {
+	return Count{c.Packets - min(o.Packets, c.Packets), c.Bytes - min(o.Bytes, c.Bytes)}
+}
