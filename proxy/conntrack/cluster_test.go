@@ -39,8 +39,10 @@ func newCluster(t *testing.T, c *Cleaner) *cluster {
 func (k *cluster) service(name string, edit func(*corev1.Service), ips ...string) {
 	s := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "test", Name: name},
-		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, ClusterIP: ips[0], ClusterIPs: ips,
-			Ports: []corev1.ServicePort{{Name: "p", Protocol: k.protocol, Port: 53}}},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: ips[0], ClusterIPs: ips,
+			Ports: []corev1.ServicePort{{Name: "p", Protocol: k.protocol, Port: 53}},
+		},
 	}
 	for _, ip := range ips {
 		s.Spec.IPFamilies = append(s.Spec.IPFamilies, map[bool]corev1.IPFamily{false: corev1.IPv4Protocol, true: corev1.IPv6Protocol}[strings.Contains(ip, ":")])

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -101,9 +102,11 @@ func asks(value string) func(*corev1.Service) {
 func (p *resetting) ends(service string, pods ...string) {
 	var ips []string
 	for _, pod := range pods {
-		var n int
-		fmt.Sscanf(pod, "%d", &n)
-		ips = append(ips, p.family.PodIP(n)+strings.TrimLeft(pod, "0123456789"))
+		n, err := strconv.Atoi(pod[:1])
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		ips = append(ips, p.family.PodIP(n)+pod[1:])
 	}
 	p.slice(service, p.family.Name, ips...)
 	p.commit()
@@ -337,7 +340,8 @@ func TestTheSameAddressesAndPortsAgain(t *testing.T) {
 		p.ends("web", "1")
 		connect := func(from *nodetest.Space, to string) net.Conn {
 			d := net.Dialer{Timeout: nodetest.Patience, LocalAddr: &net.TCPAddr{Port: 12345}, Control: func(_, _ string, raw syscall.RawConn) error {
-				return raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+				var failed error
+				return errors.Join(raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }), failed)
 			}}
 			var c net.Conn
 			if err := from.Do(func() (err error) { c, err = d.Dial(p.family.TCP, to); return err }); err != nil {

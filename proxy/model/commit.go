@@ -52,8 +52,10 @@ func (m *Model) refresh(d *Delta) {
 		m.state.globals = g
 		d.Globals = &g
 	}
-	c := circumstances{zone: m.node.zone, masqueradeAll: m.config.MasqueradeAll, noExternalIPs: m.config.NoExternalIPs, noHash: m.config.NoHash,
-		noRanges: m.config.NoRanges, resets: m.config.Resets, noResets: m.config.NoResets, nodeIPs: m.node.all}
+	c := circumstances{
+		zone: m.node.zone, masqueradeAll: m.config.MasqueradeAll, noExternalIPs: m.config.NoExternalIPs, noHash: m.config.NoHash,
+		noRanges: m.config.NoRanges, resets: m.config.Resets, noResets: m.config.NoResets, nodeIPs: m.node.all,
+	}
 	for f := range Family(Families) {
 		c.enabled[f] = g.Family[f].Enabled
 		c.detects[f] = g.Family[f].Detector.Implemented()

@@ -70,6 +70,14 @@ func (r *Resets) close() error {
 
 // Answer is for program.Resetter.
 func (r *Resets) Answer(flows []program.Flow) error {
+	err := r.answer(flows)
+	if errors.Is(err, unix.ENFILE) {
+		return fmt.Errorf("%w: no more than %d connections are reset at a time, others wait", err, resetLimit/2)
+	}
+	return err
+}
+
+func (r *Resets) answer(flows []program.Flow) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.batch.Clear()

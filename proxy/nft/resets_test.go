@@ -81,6 +81,17 @@ func TestFlowsAreAnswered(t *testing.T) {
 	if all, err := p.Resets().Answering(); len(all) < 20000 || err != nil {
 		t.Errorf("%d flows, %v", len(all), err)
 	}
+	// More than there is room for are refused, and said to be.
+	var full error
+	for i := 0; full == nil && i < 8; i++ {
+		for j := range many {
+			many[j].Dst = netip.AddrPortFrom(six.Dst.Addr(), uint16(i+1000))
+		}
+		full = p.Resets().Answer(many)
+	}
+	if full == nil || !strings.Contains(full.Error(), "65536 connections") {
+		t.Errorf("%v", full)
+	}
 }
 
 // Rules come with the first Service that asks for them, by a change, and go when none does, by the next comparison.
