@@ -11,6 +11,8 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -34,13 +36,14 @@ func TestProxyPackets(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			w := w.on(t)
 			for _, n := range w.nodes {
-				n.start(mode, "--nodeport-addresses", "localhost") // beside primary ones
+				n.start(mode, "--nodeport-addresses", "localhost", "--socket", n.socket()) // beside primary ones
 			}
 			// These have to wait for time to pass, and do so beside the others.
 			var beside sync.WaitGroup
 			beside.Go(func() { w.affinity(byName("sticky")) })
 			w.checkAll(append(promises[:len(promises):len(promises)], atLoopback[mode]...))
 			w.healthChecks()
+			w.explainsCounts()
 			beside.Wait()
 			if !t.Failed() {
 				t.Run("changes", func(t *testing.T) { w.on(t).changes(mode, byName("moving")) })
@@ -442,6 +445,23 @@ func (w *proxyWorld) get(from, url string) (int, http.Header, []byte, error) {
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	return resp.StatusCode, resp.Header, body, err
+}
+
+func (n *worldNode) socket() string { return filepath.Join(n.world.dir, n.name+".sock") }
+
+// explainsCounts asks a node's proxy what the kernel has counted.
+func (w *proxyWorld) explainsCounts() {
+	w.t.Helper()
+	for service, counted := range map[string]string{"node-port": `\d+ connections`, "empty": `\d+ connections, \d+ packets refused \(no-endpoints\)`} {
+		want := regexp.MustCompile(`(?m)^ +counted +` + counted + `$`)
+		must(w.t, lab.Eventually(w.t.Context(), soon, service+" is counted", func(context.Context) error {
+			out := w.nodes[0].berth("explain", "--socket", w.nodes[0].socket(), "default/"+service)
+			if !want.MatchString(out) {
+				return fmt.Errorf("no %s in\n%s", want, out)
+			}
+			return nil
+		}))
+	}
 }
 
 // stickySeconds is for how long a client is remembered.
