@@ -610,6 +610,48 @@ func TestWhichConnectionsAreReset(t *testing.T) {
 	}
 }
 
+// Ten thousand at once go in batches, and none of those beside them.
+func TestTenThousandConnectionsAreReset(t *testing.T) {
+	const n = 10000
+	b := newTable(t)
+	programmer, err := nft.Open(nft.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { programmer.Close() })
+	b.resets()
+	b.Resets = programmer.Resets()
+	k := newCluster(t, b.Cleaner)
+	k.protocol = corev1.ProtocolTCP
+	k.service("web", asks("true"), "10.96.0.10")
+	k.slice("web", "1", "10.1.0.1", "10.1.0.2")
+	k.all()
+	if _, err := programmer.Sync(k.State()); err != nil {
+		t.Fatal(err)
+	}
+	b.sweep()
+	var stale, stays []flow
+	for i := range n {
+		stale = append(stale, flow(fmt.Sprintf("tcp 198.51.%d.%d:4000>10.96.0.10:53>10.1.0.1:53", 100+i/250, i%250+1)))
+	}
+	for i := range 100 {
+		stays = append(stays, flow(fmt.Sprintf("tcp 203.0.113.%d:4000>10.96.0.10:53>10.1.0.2:53", i+1)))
+	}
+	b.track(append(stale, stays...)...)
+	k.slice("web", "1", "10.1.0.2")
+	k.commit()
+	begin := time.Now()
+	b.sweep()
+	t.Logf("%d connections in %s", n, time.Since(begin).Round(time.Millisecond))
+	b.has(stays...)
+	if b.removed[model.IPv4] != n {
+		t.Errorf("%v are counted", b.removed)
+	}
+	if flows, err := b.Resets.Answering(); err != nil || len(flows) != 2*n {
+		t.Errorf("%d flows, %v", len(flows), err)
+	}
+}
+
 // Before an entry is removed its packets are answered, each way; where that fails the entry stays, and it is tried again.
 func TestPacketsAreAnsweredBeforeTheEntryIsRemoved(t *testing.T) {
 	b := newTable(t)
