@@ -94,8 +94,8 @@ test-storm: build ## a minute of a hundred exec probes a second, half of which t
 		$(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration; done
 
 test-cluster: build ## clusters of two nodes: Services across nodes, containers and a node killed; the story of an application; all down, nothing left (10 minutes)
-	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox > /dev/null
-	@BERTH_CLUSTER=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox" integration/progress.sh test-cluster \
+	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns > /dev/null
+	@BERTH_CLUSTER=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns" integration/progress.sh test-cluster \
 		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestCluster(Story)?$$' ./integration
 
 test-e2e-proxy: build ## Kubernetes' own end-to-end tests of Services, on a cluster of two nodes (an hour)

@@ -40,6 +40,14 @@ func TestClusterStory(t *testing.T) {
 		{"one file is applied and pods are ready", story.applyWeb},
 		{"pods have their configuration, secrets and logs", story.insideWeb},
 		{"the page answers by addresses", story.addresses},
+		{"the page answers by its name", story.names},
+		{"a killed container is restarted in place", story.killWeb},
+		{"scaled to six and back", story.scale},
+		{"updated without a failed request", story.update},
+		{"Jobs, a CronJob, a StatefulSet, init containers and a sidecar", story.workloads},
+		{"attach, logs -f, exec, cp, port-forward, debug", story.verbs},
+		{"berth is replaced and killed under load", story.replaceBerth},
+		{"what cannot work is told, and the page goes on", story.faults},
 		{"all of it is deleted", story.removeWeb},
 	} {
 		t.Run(chapter.name, func(t *testing.T) {
@@ -216,11 +224,32 @@ func (s story) addresses() {
 	}
 }
 
+// names asks in the way of a pod that was given no more than the kubelet's resolv.conf.
+func (s story) names() {
+	if tools.DNS == "" {
+		s.t.Fatal("BERTH_TOOLS does not have dns")
+	}
+	began := time.Now()
+	must(s.t, s.c.StartDNS(s.t.Context(), tools.DNS))
+	s.t.Logf("CoreDNS is pushed, pulled and ready in %.1f s", time.Since(began).Seconds())
+	web := s.ready("web", 2, long, nil)
+	for _, client := range s.ready("shell", 2, long, nil) {
+		for _, name := range []string{"web", "web.default", "web.default.svc.cluster.local"} {
+			s.answers(name+", from a pod on "+client.Spec.NodeName, web, s.pageFrom(client, "http://"+name+"/"))
+		}
+		out, err := s.c.Kubectl(s.t.Context(), "exec", client.Metadata.Name, "--", "nslookup", "absent.default.svc.cluster.local")
+		if err == nil || !strings.Contains(out, "NXDOMAIN") {
+			s.t.Errorf("a Service that is not there: %q, %v", out, err)
+		}
+	}
+}
+
 func (s story) removeWeb() {
 	root, err := lab.RepoRoot()
 	must(s.t, err)
 	s.kubectl("delete", "-f", filepath.Join(root, "examples/web/web.yaml"), "--ignore-not-found", "--wait=false")
-	s.kubectl("delete", "daemonset", "shell", "--ignore-not-found", "--wait=false")
+	s.kubectl("delete", "daemonset,statefulset,job,cronjob,pod", "--all", "--wait=false")
+	s.kubectl("delete", "service", "store", "--ignore-not-found")
 	s.eventually(long, "no pod is left", func(ctx context.Context) error {
 		out, err := s.c.Kubectl(ctx, "get", "pods", "-o", "name")
 		if err == nil && out != "" {

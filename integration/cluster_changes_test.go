@@ -1,0 +1,242 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/berth-run/berth/integration/cluster"
+	"github.com/berth-run/berth/integration/lab"
+)
+
+// load asks for the page at addresses in turn, each time over a new connection, until it is ended.
+type load struct {
+	once   sync.Once
+	stop   chan struct{}
+	done   chan struct{}
+	asked  int
+	failed []error
+}
+
+func startLoad(t *testing.T, urls ...string) *load {
+	t.Helper()
+	l := &load{stop: make(chan struct{}), done: make(chan struct{})}
+	t.Cleanup(l.wait)
+	go func() {
+		defer close(l.done)
+		pace := time.NewTicker(20 * time.Millisecond)
+		defer pace.Stop()
+		for {
+			url := urls[l.asked%len(urls)]
+			began := time.Now()
+			_, err := pageAt(url, "")(context.Background())
+			l.asked++
+			if err != nil {
+				l.failed = append(l.failed, fmt.Errorf("%s at %s, after %v: %w", url, began.Format("15:04:05.000"), time.Since(began).Round(time.Millisecond), err))
+			}
+			select {
+			case <-l.stop:
+				return
+			case <-pace.C:
+			}
+		}
+	}()
+	return l
+}
+
+func (l *load) wait() {
+	l.once.Do(func() { close(l.stop) })
+	<-l.done
+}
+
+// end is the judgement: each was answered, and they were enough to tell.
+func (l *load) end(t *testing.T) {
+	t.Helper()
+	l.wait()
+	if len(l.failed) > 0 {
+		t.Errorf("%d of %d requests failed, the first: %v", len(l.failed), l.asked, errors.Join(l.failed[:min(3, len(l.failed))]...))
+	}
+	if l.asked < 30 {
+		t.Errorf("%d requests are too few to tell", l.asked)
+	}
+	t.Logf("%d requests, %d failed", l.asked, len(l.failed))
+}
+
+// serviceURLs are the cluster IP and the node ports of the page.
+func (s story) serviceURLs() []string {
+	s.t.Helper()
+	urls := []string{"http://" + s.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}") + "/"}
+	port := s.nodePort("default", "web")
+	for _, n := range s.c.Nodes {
+		urls = append(urls, "http://"+n.Address()+":"+port+"/")
+	}
+	return urls
+}
+
+// restarts are those of a pod's containers.
+func (s story) restarts(pod string) string {
+	s.t.Helper()
+	return s.kubectl("get", "pod", pod, "-o", "jsonpath={range .status.containerStatuses[*]}{.name}={.restartCount} {end}")
+}
+
+// killWeb kills one container of three: it alone starts again, in the same pod, and goes on in the same file.
+func (s story) killWeb() {
+	pod := s.ready("web", 2, long, nil)[0]
+	name := pod.Metadata.Name
+	_, err := pageAt("http://"+pod.Status.PodIP+":8080/", "")(s.t.Context())
+	must(s.t, err)
+	killed := 0
+	for _, pid := range cgroupProcesses(s.t, "pod"+pod.Metadata.UID) {
+		if args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && bytes.HasPrefix(args, []byte("/bin/app\x00")) {
+			must(s.t, syscall.Kill(pid, syscall.SIGKILL))
+			killed++
+		}
+	}
+	if killed != 1 {
+		s.t.Fatalf("%d processes were killed", killed)
+	}
+	began := time.Now()
+	s.eventually(long, "the container is restarted", func(context.Context) error {
+		if got := s.restarts(name); got != "collector=0 exporter=0 web=1 " {
+			return errors.New(got)
+		}
+		return nil
+	})
+	s.t.Logf("restarted in %.1f s", time.Since(began).Seconds())
+	s.ready("web", 2, long, func(pods []clusterPodStatus) error {
+		for _, p := range pods {
+			if p.Metadata.UID == pod.Metadata.UID && p.Status.PodIP == pod.Status.PodIP {
+				return nil
+			}
+		}
+		return errors.New("the pod is another")
+	})
+	s.eventually(long, "the collector reads on", func(ctx context.Context) error {
+		out, err := s.c.Kubectl(ctx, "logs", name, "-c", "collector")
+		if err == nil && strings.Count(out, "listening on") != 2 {
+			err = fmt.Errorf("its log is %q", out)
+		}
+		return err
+	})
+	if out := s.kubectl("describe", "pod", name); !strings.Contains(out, "Exit Code:    137") {
+		s.t.Errorf("kubectl describe does not say how it ended:\n%s", out)
+	}
+}
+
+func (s story) scale() {
+	s.kubectl("scale", "deployment", "web", "--replicas", "6")
+	began := time.Now()
+	web := s.ready("web", 6, long, nil)
+	s.t.Logf("6 are ready after %.1f s", time.Since(began).Seconds())
+	urls := s.serviceURLs()
+	s.answers("each of six", web, pageAt(urls[0], ""))
+	l := startLoad(s.t, urls...)
+	s.kubectl("scale", "deployment", "web", "--replicas", "2")
+	s.eventually(long, "two are left", func(ctx context.Context) error {
+		pods, err := s.pods(ctx, "web")
+		if err == nil && len(pods) != 2 {
+			err = fmt.Errorf("%d are", len(pods))
+		}
+		return err
+	})
+	l.end(s.t)
+}
+
+func (s story) update() {
+	old := s.ready("web", 2, long, nil)
+	l := startLoad(s.t, s.serviceURLs()...)
+	s.kubectl("set", "env", "deployment/web", "-c", "web", "EDITION=2")
+	s.kubectl("rollout", "status", "deployment/web", "--timeout", long.String())
+	s.eventually(long, "the old pods are gone", func(ctx context.Context) error {
+		pods, err := s.pods(ctx, "web")
+		if err != nil {
+			return err
+		}
+		for _, p := range pods {
+			if slices.ContainsFunc(old, func(o clusterPodStatus) bool { return o.Metadata.UID == p.Metadata.UID }) {
+				return fmt.Errorf("%s is there", p.Metadata.Name)
+			}
+		}
+		return nil
+	})
+	l.end(s.t)
+	s.ready("web", 2, long, nil)
+}
+
+// replaceBerth ends berth serve and berth proxy of each node, at their own pace and at once, under load.
+func (s story) replaceBerth() {
+	before := map[string]string{}
+	web := s.ready("web", 2, long, nil)
+	for _, p := range web {
+		before[p.Metadata.UID] = s.restarts(p.Metadata.Name)
+	}
+	urls := s.serviceURLs()
+	l := startLoad(s.t, urls...)
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		for _, n := range s.c.Nodes {
+			began := time.Now()
+			s.endProgram(n, "proxy.yaml", signal)
+			must(s.t, n.StartProxy(s.t.Context()))
+			proxy := time.Now()
+			s.endProgram(n, "berth.yaml", signal)
+			must(s.t, n.StartBerth(s.t.Context()))
+			s.t.Logf("%v: %s's proxy is back after %.1f s, its runtime after %.1f s", signal, n.Name, proxy.Sub(began).Seconds(), time.Since(proxy).Seconds())
+		}
+	}
+	for _, p := range web {
+		s.eventually(long, "exec in a pod that lived through it", func(ctx context.Context) error {
+			_, err := s.c.Kubectl(ctx, "exec", p.Metadata.Name, "-c", "web", "--", "/bin/app", "-help")
+			return err
+		})
+	}
+	s.answers("each, after it", s.ready("web", 2, long, nil), pageAt(urls[0], ""))
+	l.end(s.t)
+	for _, p := range s.ready("web", 2, long, nil) {
+		if restarts, ok := before[p.Metadata.UID]; !ok || s.restarts(p.Metadata.Name) != restarts {
+			s.t.Errorf("%s has restarts %q; it had %q", p.Metadata.Name, s.restarts(p.Metadata.Name), restarts)
+		}
+	}
+}
+
+// endProgram signals the program of a node that has that configuration, and waits until it has ended.
+func (s story) endProgram(n *cluster.Node, config string, signal syscall.Signal) {
+	s.t.Helper()
+	config = filepath.Join(s.c.Dir, n.Name, config)
+	runs := func() (pids []int) {
+		all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		must(s.t, err)
+		for _, file := range all {
+			args, err := os.ReadFile(file)
+			if err != nil || !bytes.Contains(args, []byte("\x00--config\x00"+config+"\x00")) {
+				continue
+			}
+			pid, err := strconv.Atoi(strings.Split(file, "/")[2])
+			must(s.t, err)
+			pids = append(pids, pid)
+		}
+		return pids
+	}
+	pids := runs()
+	if len(pids) != 1 {
+		s.t.Fatalf("%d processes have %s", len(pids), config)
+	}
+	must(s.t, syscall.Kill(pids[0], signal))
+	must(s.t, lab.Eventually(s.t.Context(), time.Minute, "the program of "+config+" ends", func(context.Context) error {
+		if left := runs(); len(left) > 0 {
+			return fmt.Errorf("%v is there", left)
+		}
+		return nil
+	}))
+}
