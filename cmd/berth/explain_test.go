@@ -77,6 +77,8 @@ func TestExplainAndItsExitStatus(t *testing.T) {
 		{"default/none", nil, exitNobody, "default/none is no Service"},
 		{"web", nil, exitUsage, ""},
 		{"10.96.0.1:80 --from x", nil, exitUsage, ""},
+		{"10.96.0.1:80 --from fd00::1", differs, exitUsage, ""},
+		{"default/web --from fd00::1", differs, exitUsage, ""},
 		{"10.96.0.1:80 -o yaml", nil, exitUsage, ""},
 		{"--from 10.1.0.1", nil, exitUsage, ""},
 		{"a/b c/d", nil, exitUsage, ""},

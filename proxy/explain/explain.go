@@ -59,6 +59,9 @@ func (s *Server) Answer(q Question) (*Answer, error) {
 			return nil, fmt.Errorf("%w: --from: %q is no IP address", ErrQuestion, q.From)
 		}
 		from = from.Unmap().WithZone("")
+		if t.addr.IsValid() && t.addr.Is4() != from.Is4() {
+			return nil, otherFamily(t.addr.String(), from)
+		}
 	}
 	a := &Answer{Mode: s.Mode, Target: q.Target, From: q.From, Late: s.Healthy != nil && !s.Healthy()}
 	counts := map[program.Counted]program.Count{}
@@ -67,11 +70,19 @@ func (s *Server) Answer(q Question) (*Answer, error) {
 			a.Notes = append(a.Notes, "counters cannot be read: "+err.Error())
 		}
 	}
-	scope, pins := s.look(a, &t, from, q, counts)
+	scope, pins, err := s.look(a, &t, from, q, counts)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.kernel(a, scope, pins, from); err != nil {
 		return nil, err
 	}
 	return a, nil
+}
+
+// otherFamily is about a client that cannot send to where it is asked about: nothing becomes of packets that there cannot be.
+func otherFamily(to string, from netip.Addr) error {
+	return fmt.Errorf("%w: --from: no packet of %s goes to %s, which is of the other family", ErrQuestion, from, to)
 }
 
 // pin is where a client may be remembered.
@@ -84,14 +95,14 @@ type pin struct {
 }
 
 // look is what the model says. What it returns is for the kernel.
-func (s *Server) look(a *Answer, t *target, from netip.Addr, q Question, counts map[program.Counted]program.Count) (program.Scope, []pin) {
+func (s *Server) look(a *Answer, t *target, from netip.Addr, q Question, counts map[program.Counted]program.Count) (program.Scope, []pin, error) {
 	s.Look.Lock()
 	defer s.Look.Unlock()
 	a.Node, a.Zone = s.Model.Node()
 	var scope program.Scope
 	if q.Target == "" {
 		a.Summary = s.summary(counts)
-		return scope, nil
+		return scope, nil, nil
 	}
 	matches := s.find(a, t, &scope)
 	a.Addresses = make([]Address, 0, len(matches)) // pins point into it
@@ -111,10 +122,13 @@ func (s *Server) look(a *Answer, t *target, from netip.Addr, q Question, counts 
 			scope.Services = append(scope.Services, m.service.Name)
 		}
 	}
+	if len(matches) > 0 && len(a.Addresses) == 0 {
+		return scope, nil, otherFamily(q.Target, from)
+	}
 	if len(matches) == 0 && t.addr.IsValid() && t.port != 0 {
 		a.Addresses = append(a.Addresses, s.nobody(a, t, from))
 	}
-	return scope, pins
+	return scope, pins, nil
 }
 
 // match is a frontend that a target means.

@@ -191,7 +191,6 @@ func TestAnswers(t *testing.T) {
 		{"10.96.0.1:80/tcp", "10.1.1.9", true, []string{"from 10.1.1.9 forwarded", "masqueraded no: a pod sends it"}, nil},
 		{"10.96.0.1:80", "10.1.1.2", true, []string{"yes where it is sent to itself"}, nil},
 		{"10.96.0.1:80", "198.51.100.7", true, []string{"masqueraded yes: no pod sends it (source in 10.1.0.0/16)"}, nil},
-		{"10.96.0.1:80", "fd00::1", false, []string{"note 10.96.0.1:80 is left out: fd00::1 is of the other family"}, nil},
 		{"203.0.113.1:80", "", true, []string{
 			"LoadBalancer of default/web:http", "claimed by default/nowhere, too", "only from 192.0.2.0/24, 203.0.113.1/32; others are DROPPED", "from others forwarded: the traffic policy's endpoints, policy local",
 			"masqueraded no: externalTrafficPolicy Local keeps the source", "from pods (source in 10.1.0.0/16) forwarded: all endpoints, since a pod sends it",
@@ -250,6 +249,7 @@ func TestQuestionsThatMakeNoSense(t *testing.T) {
 	for _, q := range []Question{
 		{"10.96.0.1:0", ""}, {"10.96.0.1:99999", ""}, {"web", ""}, {"/web", ""}, {"default/", ""}, {"default/web:a:b", ""}, {":http", ""}, {":0", ""},
 		{"fd00::1:80x", ""}, {"10.96.0.1:80/icmp", ""}, {"10.96.0.1/icmp", ""}, {"10.96.0.1:80", "web"}, {"10.96.0.1:80", "10.1.0.0/16"},
+		{"10.96.0.1:80", "fd00::1"}, {"10.96.0.1", "fd00::1"}, {"10.97.0.2:80", "fd00::1"}, {"fd96::1", "10.1.0.1"}, {"default/web", "fd00::1"},
 	} {
 		if a, err := s.Answer(q); !errors.Is(err, ErrQuestion) {
 			t.Errorf("%+v: %+v, %v", q, a, err)
