@@ -126,7 +126,7 @@ func (s story) workloads() {
 	s.kubectl("delete", "cronjob", "minutely")
 }
 
-// statefulSet has a pod replaced: its name stays.
+// statefulSet has a pod replaced: its name stays, in the cluster's DNS as well.
 func (s story) statefulSet() {
 	names := func() map[string]clusterPodStatus {
 		by := map[string]clusterPodStatus{}
@@ -142,6 +142,9 @@ func (s story) statefulSet() {
 	for _, name := range []string{"store-0", "store-1"} {
 		if before[name].Metadata.UID == "" || (before[name].Metadata.UID == after[name].Metadata.UID) != (name == "store-1") {
 			s.t.Errorf("%s was %q and is %q", name, before[name].Metadata.UID, after[name].Metadata.UID)
+		}
+		for _, client := range s.ready("shell", 2, long, nil) {
+			s.answers(name+".store, from a pod on "+client.Spec.NodeName, []clusterPodStatus{after[name]}, s.fromPod(client, name+".store.default.svc.cluster.local:8080"))
 		}
 	}
 }
