@@ -29,10 +29,8 @@ var e2eLeftOut = []struct{ pattern, reason string }{
 	{`\[Feature:Networking-IPv4\]|\[Feature:Networking-DNS\]|should provide Internet connection`, "asks the internet"},
 	{`\[Disruptive\]`, "restarts programs of the node over SSH"},
 	{`\[Feature:SCTPConnectivity\]`, "wants SCTP sockets in the kernel for programs"},
-	{`\[Feature:Topology Hints\]|\[Feature:.*MultiZone`, "wants nodes in three zones"},
-	{`should resolve connection reset issue #74839`, "needs the image regression-issue-74839, which is not served"},
-	{`Services should (work after restarting|be able to up and down services)`, "uses SSH"},
-	{`should serve endpoints on same port and different protocols for internal traffic on Type LoadBalancer`, "needs a cloud's load balancers"},
+	{`should set TCP CLOSE_WAIT timeout`, "needs the image distroless-iptables, which is not served"},
+	{`should let a node pull an image from a registry exposed via localhost NodePort`, "the image agnhost here has no registry's content"},
 }
 
 // TestUpstreamServices runs Kubernetes' own end-to-end tests of Services on a cluster of two nodes.
@@ -44,7 +42,7 @@ func TestUpstreamServices(t *testing.T) {
 	t.Cleanup(func() { must(t, cluster.Down(dir)) })
 	c, err := cluster.Start(t.Context(), cluster.Options{Dir: dir, Index: 2, Images: true, Log: t.Logf, Tools: clusterTools()})
 	must(t, err)
-	must(t, c.PushAgnhost(t.Context(), tools.E2E))
+	must(t, c.PushTestImages(t.Context(), tools.E2E))
 	must(t, c.StartDNS(t.Context(), tools.DNS))
 
 	focus := e2eFocus

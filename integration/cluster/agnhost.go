@@ -21,9 +21,9 @@ import (
 // agnhostTools are the Debian packages with what upstream's image has beside agnhost, by its Dockerfile.
 var agnhostTools = []string{"curl", "netcat-openbsd", "iproute2", "bash", "dash", "coreutils", "grep", "sed", "util-linux", "socat", "iperf", "bind9-dnsutils", "conntrack"}
 
-// PushAgnhost pushes the image that most of Kubernetes' end-to-end tests use, by the name that these want. The directory is what build.sh has
-// made of the target e2e.
-func (c *Cluster) PushAgnhost(ctx context.Context, e2e string) error {
+// PushTestImages pushes images of Kubernetes' end-to-end tests, by the names that these want: agnhost, which most use, and the server of
+// kubernetes#74839. The directory is what build.sh has made of the target e2e.
+func (c *Cluster) PushTestImages(ctx context.Context, e2e string) error {
 	b, err := c.Builder()
 	if err != nil {
 		return err
@@ -31,6 +31,20 @@ func (c *Cluster) PushAgnhost(ctx context.Context, e2e string) error {
 	defer func() { _ = os.RemoveAll(b.Work) }()
 	version, err := os.ReadFile(filepath.Join(e2e, "VERSION"))
 	if err != nil {
+		return err
+	}
+	server, err := os.ReadFile(filepath.Join(e2e, "regression-issue-74839"))
+	if err != nil {
+		return err
+	}
+	layer, err := testimages.Layer(testimages.Program("regression-issue-74839", server))
+	if err != nil {
+		return err
+	}
+	if _, err := b.Push(ctx, testimages.Image{
+		Repo: "e2e-test-images/regression-issue-74839", Tags: []string{"1.5"}, Layers: [][]byte{layer},
+		Config: ocispec.ImageConfig{Entrypoint: []string{"/regression-issue-74839"}},
+	}); err != nil {
 		return err
 	}
 	tools, err := agnhostLayer(ctx, b.Work, filepath.Dir(e2e))

@@ -124,11 +124,12 @@ dns() {
   echo "dns $out"
 }
 
-# Kubernetes' own end-to-end tests: e2e.test, ginkgo, which runs it several times at once, and what is in the image agnhost.
+# Kubernetes' own end-to-end tests: e2e.test, ginkgo, which runs it several times at once, and what is in their images.
 e2e() {
   local out
   out=$(slot e2e)/bin
   once "$out" build_e2e "$out"
+  once "$out/regression-issue-74839" gobuild e2e "$out/regression-issue-74839" k8s.io/kubernetes/test/images/regression-issue-74839
   echo "e2e $out"
 }
 

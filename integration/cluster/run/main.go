@@ -38,7 +38,7 @@ func do(ctx context.Context, args []string) error {
 	case len(args) == 2 && args[0] == "up":
 		nodes, err := strconv.Atoi(args[1])
 		if err != nil {
-			return fmt.Errorf("N=%s: it is no number of nodes", args[1])
+			return fmt.Errorf("%q is no number of nodes (N)", args[1])
 		}
 		return up(ctx, dir, nodes)
 	}
