@@ -42,11 +42,7 @@ func (m *Manager) alone(ctx context.Context, id string) (_ context.Context, done
 		}
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil && sameFile(f, file) {
-			return context.WithValue(ctx, runningKey{}, f), func() {
-				// What a plugin has left in the background may hold the lock for ever: the next call makes another file.
-				_ = os.Remove(file)
-				_ = f.Close()
-			}, nil
+			return context.WithValue(ctx, runningKey{}, f), func() { endAlone(f, file) }, nil
 		}
 		if err != nil && time.Now().After(patience) {
 			m.log.Warn("a plugin of an earlier daemon does not end and is killed", "pod", id)
@@ -63,6 +59,28 @@ func (m *Manager) alone(ctx context.Context, id string) (_ context.Context, done
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// tryAlone is alone where no plugin of the pod runs, be it of this daemon or of an earlier one; else done is nil.
+func (m *Manager) tryAlone(id string) (done func(), err error) {
+	if err := os.MkdirAll(m.opts.RunDir, 0o700); err != nil {
+		return nil, err
+	}
+	file := m.runningFile(id)
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && sameFile(f, file) {
+		return func() { endAlone(f, file) }, nil
+	}
+	return nil, f.Close()
+}
+
+func endAlone(f *os.File, file string) {
+	// What a plugin has left in the background may hold the lock for ever: the next call makes another file.
+	_ = os.Remove(file)
+	_ = f.Close()
 }
 
 // sameFile tells whether a file is still the one of that name.

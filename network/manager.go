@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -97,6 +98,8 @@ type Manager struct {
 	last     *conflist // the last one that was ready
 	status   pluginStatus
 	shut     string       // why the node's firewall drops what is for pods, as it was logged
+	adopted  atomic.Bool  // the node's pods are known, and what others take away of theirs is made again
+	bare     string       // why what pods send is not masqueraded, as it was logged
 	others   []podAddress // of pods on other networks than that of the configuration
 }
 
@@ -331,6 +334,9 @@ func (m *Manager) watch() {
 			looked = time.Now()
 		}
 		m.letThrough(legacy)
+		if m.adopted.Load() {
+			m.keepMasqueraded()
+		}
 	}
 	add()
 	refresh() // what changed between Open and the watch

@@ -73,11 +73,12 @@ type Connected struct {
 }
 
 // AdoptPorts takes over the host ports of all pods that were set up since the node was started, in the order in which that was;
-// to a pod without addresses none lead. Ports that lead elsewhere go. From then on the table is watched. Call it once, before
-// the first Setup.
+// to a pod without addresses none lead. Ports that lead elsewhere go. From then on the table is watched, and so are the rules that
+// masquerade pods of the default network. Call it once, before the first Setup.
 func (m *Manager) AdoptPorts(pods []Connected) error {
 	err := m.adoptPorts(pods)
 	m.stopped.Go(func() { m.table.Watch(m.stop) })
+	m.adopted.Store(true)
 	return err
 }
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ip"
 	"github.com/containernetworking/plugins/pkg/utils"
@@ -46,6 +48,76 @@ func (p *Plugins) masquerade(backend *string, nets []*net.IPNet, network, ifName
 		}
 	}
 	return nil
+}
+
+// Masqueraded says which of a network's pods, by their container IDs, have the rules that masquerade does for a bridge whose
+// configuration names no backend, or those of the other one, from when the node had that. Families are those that have ranges in the
+// network, IPv6 or not. known is false where the rules are not made here, and nobody knows.
+func (p *Plugins) Masqueraded(network, ifName string, ids []string, families []bool) (has map[string]bool, known bool, err error) {
+	if has, err = masqueradedNFT(network, ifName, ids); err != nil {
+		return nil, false, err
+	}
+	use := p.backend(nil)
+	ends := make([]map[string]bool, 0, len(families))
+	for _, v6 := range families {
+		if use != backendNFTables && p.iptablesDiffers(tableNAT, v6) != nil {
+			return nil, false, nil
+		}
+		of, err := lastOf("POSTROUTING", v6)
+		if err != nil {
+			return nil, false, err
+		}
+		ends = append(ends, of)
+	}
+	for _, id := range ids {
+		to := string(jump(utils.FormatChainName(network, id)))
+		has[id] = has[id] || !slices.ContainsFunc(ends, func(of map[string]bool) bool { return !of[to] })
+	}
+	return has, true, nil
+}
+
+// lastOf are the last expressions of the rules in a chain of iptables' table nat: where they lead.
+func lastOf(chain string, v6 bool) (map[string]bool, error) {
+	t, err := openXT(tableNAT, v6)
+	if err != nil {
+		return nil, err
+	}
+	defer t.close()
+	rules, err := t.rules(chain)
+	all := map[string]bool{}
+	for _, r := range rules {
+		if len(r.exprs) > 0 {
+			all[string(r.exprs[len(r.exprs)-1])] = true
+		}
+	}
+	return all, err
+}
+
+func masqueradedNFT(network, ifName string, ids []string) (map[string]bool, error) {
+	t, err := openMasqTable()
+	if err != nil {
+		return nil, err
+	}
+	defer t.close()
+	rules, err := t.rules(masqChecks)
+	if err != nil {
+		return nil, err
+	}
+	owners := map[string]bool{}
+	for _, r := range rules {
+		owner, _, _ := strings.Cut(r.comment(), ",")
+		owners[owner] = true
+	}
+	has := map[string]bool{}
+	for _, id := range ids {
+		has[id] = owners[masqOwner(network, ifName, id)]
+	}
+	return has, nil
+}
+
+// Masquerade makes the rules anew of a pod with these addresses, for a bridge whose configuration names no backend.
+func (p *Plugins) Masquerade(nets []*net.IPNet, network, ifName, id string) error {
+	return p.masquerade(nil, nets, network, ifName, id)
 }
 
 // madeHere says whether rules of iptables are made here for all of these families.
