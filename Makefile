@@ -98,7 +98,7 @@ test-cluster: build ## clusters of two nodes: Services across nodes, containers 
 	@BERTH_CLUSTER=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns" integration/progress.sh test-cluster \
 		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestCluster(Story)?$$' ./integration
 
-test-e2e-proxy: build ## Kubernetes' own end-to-end tests of Services, on a cluster of two nodes (an hour)
+test-e2e-proxy: build ## Kubernetes' own end-to-end tests of Services, on a cluster of three nodes (20 minutes)
 	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e dns > /dev/null
 	@BERTH_E2E=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e dns" integration/progress.sh test-e2e-proxy \
 		$(GO) test -tags integration -count=1 -timeout 120m -v -run '^TestUpstreamServices$$' ./integration

@@ -33,15 +33,19 @@ var e2eLeftOut = []struct{ pattern, reason string }{
 	{`should let a node pull an image from a registry exposed via localhost NodePort`, "the image agnhost here has no registry's content"},
 }
 
-// TestUpstreamServices runs Kubernetes' own end-to-end tests of Services on a cluster of two nodes.
+// TestUpstreamServices runs Kubernetes' own end-to-end tests of Services on a cluster of three nodes, each in a zone of its own.
 func TestUpstreamServices(t *testing.T) {
 	if os.Getenv("BERTH_E2E") == "" {
 		t.Skip("make test-e2e-proxy runs it")
 	}
 	dir := filepath.Join(t.TempDir(), "cluster")
 	t.Cleanup(func() { must(t, cluster.Down(dir)) })
-	c, err := cluster.Start(t.Context(), cluster.Options{Dir: dir, Index: 2, Images: true, Log: t.Logf, Tools: clusterTools()})
+	c, err := cluster.Start(t.Context(), cluster.Options{Dir: dir, Index: 2, Nodes: 3, Images: true, Log: t.Logf, Tools: clusterTools()})
 	must(t, err)
+	for i, n := range c.Nodes {
+		_, err := c.Kubectl(t.Context(), "label", "node", n.Name, fmt.Sprintf("topology.kubernetes.io/zone=zone-%d", i+1))
+		must(t, err)
+	}
 	must(t, c.PushTestImages(t.Context(), tools.E2E))
 	must(t, c.StartDNS(t.Context(), tools.DNS))
 
@@ -68,7 +72,7 @@ func TestUpstreamServices(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), filepath.Join(tools.E2E, "ginkgo"),
 		"--procs", "4", "--timeout", timeout, "--no-color", "--silence-skips", "--focus", focus, "--skip", strings.Join(leaveOut, "|"),
 		"--json-report", "report.json", "--output-dir", logs, filepath.Join(tools.E2E, "e2e.test"), "--",
-		"--kubeconfig", c.Kubeconfig(), "--provider", "local", "--num-nodes", "2", "--kubectl-path", filepath.Join(c.Dir, "bin", "kubectl"),
+		"--kubeconfig", c.Kubeconfig(), "--provider", "local", "--num-nodes", "3", "--kubectl-path", filepath.Join(c.Dir, "bin", "kubectl"),
 		"--dump-logs-on-failure=false", "--delete-namespace-on-failure", "--node-schedulable-timeout", "2m", "--dns-domain", "cluster.local")
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Dir = t.TempDir()
