@@ -40,7 +40,6 @@ func TestExplainAndItsExitStatus(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
 		Spec:       corev1.ServiceSpec{ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Port: 80}}},
 	})
-	m.Commit()
 	kernel := &inspector{}
 	s := &explain.Server{Model: m, Look: &sync.Mutex{}, Mode: "nftables", Inspector: kernel, Host: explain.Node{}}
 	socket := filepath.Join(t.TempDir(), "s", "proxy.sock")
@@ -61,6 +60,16 @@ func TestExplainAndItsExitStatus(t *testing.T) {
 			break // it listens
 		}
 	}
+	kernel.differences = []program.Difference{{Where: "table ip berth-proxy", What: "is of a family that is off"}}
+	for _, args := range [][]string{nil, {"default/web"}, {"10.96.0.1:80"}} {
+		out, err := run(t, append([]string{"explain", "--socket", socket}, args...)...)
+		if exitCode(err) != exitWaiting || !strings.Contains(out, "has not heard from the API server yet") || strings.Contains(out, "DIFFERS") {
+			t.Errorf("before anything is listed: %v: %s", err, out)
+		}
+	}
+	s.Look.Lock()
+	m.Commit()
+	s.Look.Unlock()
 	differs := []program.Difference{{Where: "table ip berth-proxy set frontends", What: "missing", Want: "10.96.0.1 . tcp . 80"}}
 	for _, c := range []struct {
 		args        string

@@ -21,6 +21,7 @@ const (
 	exitUsage   = 2 // what was asked for makes no sense; nothing was done
 	exitDiffers = 3 // explain: the kernel has something else than it should have
 	exitNobody  = 4 // explain: no Service has what was asked for
+	exitWaiting = 5 // explain: the API server has not told of Services yet
 )
 
 func main() {

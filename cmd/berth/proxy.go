@@ -171,7 +171,7 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	o.Conntrack = cleaner
 	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed, Log: log}
 	w := watch.New(client, watch.Options{Node: node, Log: log, Queued: o.Queued})
-	o.Source = w
+	o.Source, explains.Silent = w, w.Silent
 	err = together(ctx,
 		func(ctx context.Context) error { w.Run(ctx); return nil },
 		func(ctx context.Context) error { o.Events.Run(ctx); return nil },

@@ -21,14 +21,24 @@ type Answer struct {
 	Zone string `json:"zone,omitempty"`
 	Mode string `json:"mode"`
 	// Late is whether changes are not in the kernel although they should be: /healthz says so, too.
-	Late   bool   `json:"late,omitempty"`
-	Target string `json:"target,omitempty"`
-	From   string `json:"from,omitempty"`
+	Late bool `json:"late,omitempty"`
+	// Waiting is whether the API server has not told of all there is yet: nothing else is said then.
+	Waiting bool `json:"waiting,omitempty"`
+	// Silent is there while the API server does not tell what changes: all else is as of then.
+	Silent *Silence `json:"silent,omitempty"`
+	Target string   `json:"target,omitempty"`
+	From   string   `json:"from,omitempty"`
 	// Addresses are what the target means. Those of no Service have no service.
 	Addresses []Address `json:"addresses,omitempty"`
 	Summary   *Summary  `json:"summary,omitempty"`
 	Notes     []string  `json:"notes,omitempty"`
 	Kernel    Kernel    `json:"kernel"`
+}
+
+// Silence is since when, and why, the API server has not told what changes.
+type Silence struct {
+	Since time.Time `json:"since"`
+	Error string    `json:"error"`
 }
 
 // Found is whether the target is a Service's, or there was none.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -26,6 +27,8 @@ type Server struct {
 	Counters  func() (map[program.Counted]program.Count, error)
 	// Healthy is whether changes are in the kernel in time.
 	Healthy func() bool
+	// Silent is since when the API server has not told what changes, and the error; without an error it does. It may be nil.
+	Silent func() (since time.Time, err error)
 	// Host is what is asked of the node.
 	Host Host
 }
@@ -64,6 +67,10 @@ func (s *Server) Answer(q Question) (*Answer, error) {
 		}
 	}
 	a := &Answer{Mode: s.Mode, Target: q.Target, From: q.From, Late: s.Healthy != nil && !s.Healthy()}
+	s.source(a)
+	if a.Waiting {
+		return a, nil // what is in the kernel is of a proxy before, and nobody knows yet whether it is right
+	}
 	counts := map[program.Counted]program.Count{}
 	if s.Counters != nil {
 		if counts, err = s.Counters(); err != nil {
@@ -78,6 +85,20 @@ func (s *Server) Answer(q Question) (*Answer, error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+// source is what the API server has told.
+func (s *Server) source(a *Answer) {
+	s.Look.Lock()
+	a.Node, a.Zone = s.Model.Node()
+	a.Waiting = !s.Model.Committed()
+	s.Look.Unlock()
+	if s.Silent == nil {
+		return
+	}
+	if since, err := s.Silent(); err != nil {
+		a.Silent = &Silence{Since: since.Truncate(time.Second), Error: err.Error()}
+	}
 }
 
 // otherFamily is about a client that cannot send to where it is asked about: nothing becomes of packets that there cannot be.
@@ -98,7 +119,6 @@ type pin struct {
 func (s *Server) look(a *Answer, t *target, from netip.Addr, q Question, counts map[program.Counted]program.Count) (program.Scope, []pin, error) {
 	s.Look.Lock()
 	defer s.Look.Unlock()
-	a.Node, a.Zone = s.Model.Node()
 	var scope program.Scope
 	if q.Target == "" {
 		a.Summary = s.summary(counts)

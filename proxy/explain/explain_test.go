@@ -257,6 +257,19 @@ func TestQuestionsThatMakeNoSense(t *testing.T) {
 	}
 }
 
+func TestKnowledgeThatIsOldIsTold(t *testing.T) {
+	s := serverOf(t)
+	var err error
+	s.Silent = func() (time.Time, error) { return time.Now().Add(-42 * time.Minute), err }
+	if text, a := say(t, s, "10.96.0.1:80", ""); a.Silent != nil || strings.Contains(text, "SILENT") {
+		t.Error(text)
+	}
+	err = errors.New("Service: connection refused")
+	if text, a := say(t, s, "10.96.0.1:80", ""); a.Silent == nil || !strings.Contains(text, "(42m") || !strings.Contains(text, ") the API server does not tell what changes: Service: connection refused") || !strings.Contains(text, "10.1.1.2:8080 50.0%") {
+		t.Error(text)
+	}
+}
+
 func TestTargets(t *testing.T) {
 	for text, want := range map[string]string{
 		"10.96.0.1:80/TCP": "10.96.0.1 80 tcp", "[fd96::1]:53/udp": "fd96::1 53 udp", "fd96::1": "fd96::1 0 0", "10.96.0.1/udp": "10.96.0.1 0 udp",

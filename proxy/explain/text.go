@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 )
 
 // Text writes an Answer for people.
@@ -24,11 +25,21 @@ func (a *Answer) Text(to io.Writer) error {
 	for _, n := range a.Notes {
 		w.line("note\t%s", n)
 	}
+	w.source(a)
 	if a.Late {
 		w.line("LATE\tchanges are not in the kernel although they should be: see the proxy's log")
 	}
 	w.kernel(&a.Kernel)
 	return w.Flush()
+}
+
+func (w *text) source(a *Answer) {
+	if a.Waiting {
+		w.line("WAITING\tthe proxy on %s has not heard from the API server yet: it knows no Services, and the kernel has what it had before", a.Node)
+	}
+	if s := a.Silent; s != nil {
+		w.line("SILENT\tsince %s (%s) the API server does not tell what changes: %s", s.Since.Format(time.RFC3339), lasting(time.Since(s.Since)), s.Error)
+	}
 }
 
 type text struct{ *tabwriter.Writer }

@@ -11,6 +11,7 @@ import (
 // were touched, unless the Node's zone or address or the Config has changed in a way that goes for all.
 func (m *Model) Commit() Delta {
 	var d Delta
+	m.committed = true
 	if m.stale {
 		m.refresh(&d)
 	}

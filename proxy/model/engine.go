@@ -24,9 +24,11 @@ type Model struct {
 	circumstances circumstances
 	dirty         map[*entry]struct{}
 	// stale is whether the node, the configuration or ServiceCIDRs have changed.
-	stale   bool
-	journal journal
-	scratch scratch
+	stale bool
+	// committed is whether there was a Commit.
+	committed bool
+	journal   journal
+	scratch   scratch
 }
 
 // entry is one name: a Service, or slices of one that is not there, or both.
@@ -63,6 +65,9 @@ func New(c Config) (*Model, error) {
 
 // State is as of the last Commit, and changes with the next one. Before the first it is empty.
 func (m *Model) State() *State { return &m.state }
+
+// Committed is whether there was a Commit: before the first nothing is known.
+func (m *Model) Committed() bool { return m.committed }
 
 // Problems are all that objects have now, in no order.
 func (m *Model) Problems() []Problem {

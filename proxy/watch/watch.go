@@ -3,10 +3,12 @@ package watch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"reflect"
 	"sync"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,6 +38,8 @@ type Watcher struct {
 	failed [kinds]bool // the last answer was an error
 	ended  [kinds]bool // the last connection ended without an answer
 	silent bool        // that was told
+	since  time.Time   // when the first of failed did
+	err    error       // of the last that failed
 }
 
 // New makes a Watcher. Nothing is asked for before Run.
@@ -71,6 +75,13 @@ func (w *Watcher) Wake() <-chan struct{} { return w.queue.wake }
 
 // Take returns what has changed since the last call of Next or Take; nil if there is nothing, or not all was listed yet.
 func (w *Watcher) Take() *Batch { return w.queue.take() }
+
+// Silent is since when the API server has not told what changes of some kind, and the last error; without an error it does.
+func (w *Watcher) Silent() (since time.Time, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.since, w.err
+}
 
 // noAnswer is what the client makes of a connection that ends, or times out, before it is answered: a watch without an error that is
 // over at once.
@@ -133,6 +144,15 @@ func (w *Watcher) answered(ctx context.Context, kind Kind, err error) {
 	any := false
 	for _, f := range w.failed {
 		any = any || f
+	}
+	switch {
+	case err != nil:
+		if w.err == nil {
+			w.since = time.Now()
+		}
+		w.err = fmt.Errorf("%s: %w", kind, err)
+	case !any:
+		w.since, w.err = time.Time{}, nil
 	}
 	switch {
 	case err != nil && !w.silent:

@@ -541,9 +541,10 @@ func TestABalancerWithoutServersIsTold(t *testing.T) {
 	log := make(logged, 100)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
+	begin, watcher := time.Now(), New(c, Options{Node: "node-1", Log: slog.New(slog.NewTextHandler(log, nil))})
 	go func() {
 		defer close(done)
-		New(c, Options{Node: "node-1", Log: slog.New(slog.NewTextHandler(log, nil))}).Run(ctx)
+		watcher.Run(ctx)
 	}()
 	defer func() { stop(); <-done }()
 	for _, want := range []string{"Services stay as they are", "tells what has changed again"} {
@@ -554,6 +555,10 @@ func TestABalancerWithoutServersIsTold(t *testing.T) {
 			}
 		case <-time.After(30 * time.Second):
 			t.Fatalf("nobody says %s", want)
+		}
+		since, err := watcher.Silent()
+		if is := strings.HasPrefix(want, "Services"); (err != nil) != is || since.After(begin) != is {
+			t.Errorf("%s: silent since %s, %v", want, since, err)
 		}
 		a.breakWith(nil)
 	}
