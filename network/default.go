@@ -95,6 +95,9 @@ func (m *Manager) defaultNetwork(none error) (*conflist, error) {
 	if err := takenElsewhere(cidrs, defaultName(cidrs), m.log, m.opts.NodeLinks...); err != nil {
 		return nil, err
 	}
+	if err := m.ownBridge(defaultName(cidrs)); err != nil {
+		return nil, fmt.Errorf("pod CIDR %s: %w", joinCIDRs(cidrs), err)
+	}
 	if slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
 		if err := keepAdvertised(m.log); err != nil {
 			return nil, err

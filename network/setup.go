@@ -70,6 +70,11 @@ func (m *Manager) Setup(ctx context.Context, p Pod) (*Result, error) {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
 	}
 	defer done()
+	if isDefaultName(c.Name) {
+		if _, err := m.elsewhere(c.Name); err != nil {
+			return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
+		}
+	}
 	if err := m.intend(p, c); err != nil {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
 	}
@@ -80,6 +85,9 @@ func (m *Manager) Setup(ctx context.Context, p Pod) (*Result, error) {
 	out, err := newResult(res, rt)
 	if err == nil {
 		err = m.checkAddresses(c.Name, out.IPs)
+	}
+	if err == nil && isDefaultName(c.Name) {
+		err = m.mark(c.Name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
