@@ -166,6 +166,7 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 			IPv4: ipv4, IPv6: ipv6 && len(families) > 1, Failed: o.LoopbackFailed, Log: log,
 			Listening: o.Metrics.LoopbackListening, Refused: o.Metrics.LoopbackRefused,
 		})
+		explains.Loopback = o.Loopback.Listens
 	}
 	cleaner := conntrack.New(conntrack.Options{Log: log, Swept: o.Metrics.ConntrackSwept, Resets: kernel.resets, Reset: o.Metrics.ConnectionsReset})
 	o.Conntrack = cleaner

@@ -29,6 +29,8 @@ type Server struct {
 	Healthy func() bool
 	// Silent is since when the API server has not told what changes, and the error; without an error it does. It may be nil.
 	Silent func() (since time.Time, err error)
+	// Loopback is whether the proxy itself listens at a node port at a loopback address; nil where it does at none.
+	Loopback func(model.Protocol, netip.AddrPort) bool
 	// Host is what is asked of the node.
 	Host Host
 }
@@ -134,7 +136,7 @@ func (s *Server) look(a *Answer, t *target, from netip.Addr, q Question, counts 
 		}
 		a.Addresses = append(a.Addresses, s.address(&m, from, counts))
 		at := &a.Addresses[len(a.Addresses)-1]
-		if from.IsValid() && m.port.Affinity > 0 && m.frontend.Last == 0 {
+		if from.IsValid() && m.port.Affinity > 0 && m.frontend.Last == 0 && !m.loopback.IsValid() {
 			v := model.Decide(s.Model.State(), s.packet(&m, from))
 			pins = append(pins, pin{at, m.service.Name, m.port, policyOf(&v), v.Endpoints})
 		}
@@ -157,10 +159,15 @@ type match struct {
 	port     *model.Port
 	frontend *model.Frontend
 	at       uint16 // the port that was asked about, one of the frontend's
+	// loopback is where the proxy itself listens for the frontend, if it is about that.
+	loopback netip.AddrPort
 }
 
 // text is the frontend's address with its port, or ports.
 func (m *match) text() string {
+	if m.loopback.IsValid() {
+		return m.loopback.String()
+	}
 	if m.frontend.Last == 0 {
 		return m.frontend.Addr.String()
 	}
@@ -212,7 +219,7 @@ func (s *Server) findAt(a *Answer, t *target, p model.Protocol, scope *program.S
 		at := netip.AddrPortFrom(addr, t.port)
 		scope.At = append(scope.At, program.Place{Protocol: p, Addr: at})
 		if svc, port, f := st.Lookup(p, at); f != nil {
-			all = append(all, match{svc, port, f, t.port})
+			all = append(all, match{service: svc, port: port, frontend: f, at: t.port})
 		}
 	}
 	any := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
@@ -228,13 +235,18 @@ func (s *Server) findAt(a *Answer, t *target, p model.Protocol, scope *program.S
 	if t.addr.Is6() {
 		family = model.IPv6
 	}
-	svc, _, f := st.Lookup(p, netip.AddrPortFrom(any[family], t.port))
+	at := netip.AddrPortFrom(t.addr, t.port)
+	svc, port, f := st.Lookup(p, netip.AddrPortFrom(any[family], t.port))
 	switch served := st.Globals().Family[family].NodePorts; {
 	case f == nil:
 	case !s.Host.Local(t.addr):
 		a.Notes = append(a.Notes, fmt.Sprintf("%d/%s is a node port of %s, but %s is no address of this node: ask there, or for :%d", t.port, p, svc.Name, t.addr, t.port))
+	case !served.Match(t.addr) && t.addr.IsLoopback() && s.Loopback == nil:
+		a.Notes = append(a.Notes, fmt.Sprintf("%d/%s is a node port of %s, but at %s neither a rule serves it nor the proxy itself: nodePortAddresses names no loopback addresses", t.port, p, svc.Name, t.addr))
+	case !served.Match(t.addr) && t.addr.IsLoopback() && s.Loopback(p, at):
+		all = append(all, match{service: svc, port: port, frontend: f, at: t.port, loopback: at})
 	case !served.Match(t.addr) && t.addr.IsLoopback():
-		a.Notes = append(a.Notes, fmt.Sprintf("%d/%s is a node port of %s: at %s no rule serves it, but the proxy itself if it is configured so (nodePortAddresses names loopback addresses)", t.port, p, svc.Name, t.addr))
+		a.Notes = append(a.Notes, fmt.Sprintf("%d/%s is a node port of %s, but the proxy itself does not listen at %s: it does for TCP and UDP, at 127.0.0.1 and ::1 as nodePortAddresses says, where there are endpoints and no other program has the port", t.port, p, svc.Name, t.addr))
 	case !served.Match(t.addr):
 		a.Notes = append(a.Notes, fmt.Sprintf("%d/%s is a node port of %s, but node ports are not served at %s (nodePortAddresses: %v)", t.port, p, svc.Name, t.addr, served.Prefixes))
 	default:
@@ -249,7 +261,7 @@ func matching(svc *model.Service, is func(*model.Port, *model.Frontend) bool) (a
 		for _, list := range [][]model.Frontend{p.Frontends, p.Ranges} {
 			for j := range list {
 				if is(p, &list[j]) {
-					all = append(all, match{svc, p, &list[j], list[j].Addr.Port()})
+					all = append(all, match{service: svc, port: p, frontend: &list[j], at: list[j].Addr.Port()})
 				}
 			}
 		}
@@ -305,12 +317,20 @@ func (s *Server) address(m *match, from netip.Addr, counts map[program.Counted]p
 	if m.port.Affinity > 0 && f.Last == 0 {
 		a.Affinity = m.port.Affinity.String()
 	}
-	if h := m.port.Hash; h.By != model.Unhashed {
+	if h := m.port.Hash; h.By != model.Unhashed && !m.loopback.IsValid() {
 		a.Hash = [...]string{model.BySource: "source", model.BySourcePort: "source-and-port"}[h.By]
 	}
 	g := &st.Globals().Family[m.port.Family]
 	policies := []model.Policy{f.Policy}
-	if from.IsValid() {
+	if m.loopback.IsValid() {
+		if len(m.port.Endpoints(f)) == 0 {
+			policies[0] = model.Cluster // as a program of the node is sent past the policy Local at its other addresses
+		}
+		a.Paths = []Path{{
+			From: "programs of this node", Action: model.Forward.String(), Policy: policies[0].String(),
+			Reason: "the proxy itself listens there", Masquerade: "yes", MasqueradeReason: "the proxy connects to the endpoint",
+		}}
+	} else if from.IsValid() {
 		v := model.Decide(st, s.packet(m, from))
 		policies[0] = policyOf(&v)
 		a.Paths = []Path{pathOf(&v, g, from)}

@@ -202,7 +202,7 @@ func TestAnswers(t *testing.T) {
 		{"192.0.2.1:30080", "192.0.2.7", true, []string{"0.0.0.0:30080/tcp NodePort of default/web:http", "policy local", "10.1.1.2:8080 100.0%"}, nil},
 		{":30080", "", true, []string{"NodePort of default/web:http"}, nil},
 		{"192.0.2.9:30080", "", false, []string{"node ports are not served at 192.0.2.9 (nodePortAddresses: [192.0.2.1/32])", "no Service's"}, nil},
-		{"127.0.0.1:30080/tcp", "", false, []string{"30080/tcp is a node port of default/web: at 127.0.0.1 no rule serves it, but the proxy itself"}, nil},
+		{"127.0.0.1:30080/tcp", "", false, []string{"30080/tcp is a node port of default/web, but at 127.0.0.1 neither a rule serves it nor the proxy itself"}, nil},
 		{"192.0.2.99:30080/tcp", "", false, []string{"30080/tcp is a node port of default/web, but 192.0.2.99 is no address of this node"}, nil},
 		{"default/nowhere:dns", "", true, []string{"10.96.0.3:53/udp ClusterIP of default/nowhere:dns", "from anyone REJECTED: the Service has no endpoint anywhere", "endpoints none in any EndpointSlice"}, []string{"tcp"}},
 		{"default/nowhere:53", "", true, []string{"10.96.0.3:53/udp"}, []string{":80"}},
@@ -267,6 +267,24 @@ func TestKnowledgeThatIsOldIsTold(t *testing.T) {
 	err = errors.New("Service: connection refused")
 	if text, a := say(t, s, "10.96.0.1:80", ""); a.Silent == nil || !strings.Contains(text, "(42m") || !strings.Contains(text, ") the API server does not tell what changes: Service: connection refused") || !strings.Contains(text, "10.1.1.2:8080 50.0%") {
 		t.Error(text)
+	}
+}
+
+func TestNodePortsThatTheProxyItselfServes(t *testing.T) {
+	s := serverOf(t)
+	s.Loopback = func(p model.Protocol, at netip.AddrPort) bool {
+		return p == model.TCP && at == netip.MustParseAddrPort("127.0.0.1:30080")
+	}
+	for _, from := range []string{"", "127.0.0.1"} {
+		text, a := say(t, s, "127.0.0.1:30080", from)
+		if want := "127.0.0.1:30080/tcp NodePort of default/web:http\nfrom programs of this node forwarded: the proxy itself listens there, policy local\n"; !a.Found() || !strings.HasPrefix(text, want) || !strings.Contains(text, "10.1.1.2:8080 100.0%") {
+			t.Errorf("from %q: %s", from, text)
+		}
+	}
+	for target, want := range map[string]string{"127.0.0.1:30090": "the proxy itself does not listen at 127.0.0.1", "127.0.0.2:30080": "does not listen at 127.0.0.2", "192.0.2.1:30080": "0.0.0.0:30080/tcp NodePort"} {
+		if text, a := say(t, s, target, ""); a.Found() != strings.HasPrefix(target, "192") || !strings.Contains(text, want) {
+			t.Errorf("%s: %s", target, text)
+		}
 	}
 }
 

@@ -39,13 +39,14 @@ type Options struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Ports listens at node ports. But for what it is told by connections, it belongs to one goroutine.
+// Ports listens at node ports. But for what it is told by connections, and Listens, it belongs to one goroutine.
 type Ports struct {
 	o      Options
 	wanted map[key]*target
-	open   map[key]server
+	open   map[key]server // with mu changed, and read by others
 	failed map[key]bool
 	counts [model.Families]int
+	mu     sync.Mutex
 
 	ctx   context.Context
 	stop  context.CancelFunc
@@ -233,6 +234,7 @@ func (p *Ports) settle(k key) {
 
 // listening notes what listens at a port; nil is nothing.
 func (p *Ports) listening(k key, s server) {
+	p.mu.Lock()
 	if s == nil {
 		delete(p.open, k)
 		p.counts[k.family]--
@@ -240,9 +242,21 @@ func (p *Ports) listening(k key, s server) {
 		p.open[k] = s
 		p.counts[k.family]++
 	}
+	p.mu.Unlock()
 	if p.o.Listening != nil {
 		p.o.Listening(k.family, p.counts[k.family])
 	}
+}
+
+// Listens is whether it listens at a node port; any goroutine may ask.
+func (p *Ports) Listens(protocol model.Protocol, at netip.AddrPort) bool {
+	k := key{model.IPv4, protocol, at.Port()}
+	if at.Addr().Is6() {
+		k.family = model.IPv6
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.open[k] != nil && k.addr() == at
 }
 
 func (p *Ports) listen(k key, t *target) (server, error) {

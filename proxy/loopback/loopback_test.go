@@ -417,8 +417,12 @@ func TestAPortThatIsTakenIsToldOnceAndTriedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := service("x", model.TCP, port, a)
+	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
 	apply(p, change(nil, x))
 	p.Retry()
+	if p.Listens(model.TCP, at) {
+		t.Error("it says that it listens at a port that is taken")
+	}
 	if want := fmt.Sprintf("[default/x 127.0.0.1:%d true]", port); fmt.Sprint(failed) != want || listening != -1 {
 		t.Errorf("%v, want %s; %d are listened at", failed, want, listening)
 	}
@@ -427,8 +431,11 @@ func TestAPortThatIsTakenIsToldOnceAndTriedAgain(t *testing.T) {
 	if got := who(t, port); got != "a" || len(failed) != 1 || listening != 1 {
 		t.Errorf("%q, %v; %d are listened at", got, failed, listening)
 	}
+	if !p.Listens(model.TCP, at) || p.Listens(model.UDP, at) || p.Listens(model.TCP, netip.AddrPortFrom(at.Addr().Next(), port)) {
+		t.Error("it does not say where it listens")
+	}
 	apply(p, change(x, nil))
-	if listening != 0 {
+	if listening != 0 || p.Listens(model.TCP, at) {
 		t.Errorf("%d are listened at", listening)
 	}
 }
