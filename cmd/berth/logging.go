@@ -32,6 +32,9 @@ func (c clients) Enabled(ctx context.Context, level slog.Level) bool {
 
 func (c clients) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = min(r.Level, slog.LevelDebug)
+	if !c.Handler.Enabled(ctx, r.Level) {
+		return nil // klog does not ask before it hands over an error
+	}
 	return c.Handler.Handle(ctx, r)
 }
 

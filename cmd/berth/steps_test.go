@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -42,6 +43,11 @@ func TestLibraryErrorsAreNotOurs(t *testing.T) {
 	log := slog.New(clients{slog.NewTextHandler(&b, nil)})
 	log.Error("Unhandled Error")
 	log.With("from", "k8s.io").WithGroup("g").Error("Unhandled Error")
+	t.Cleanup(klog.ClearLogger)
+	klog.SetSlogLogger(log)
+	klog.ErrorS(io.EOF, "Failed to watch")
+	klog.FromContext(t.Context()).Error(io.EOF, "Failed to watch")
+	klog.Flush()
 	if b.Len() > 0 {
 		t.Errorf("at level info: %s", b.String())
 	}

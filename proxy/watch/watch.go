@@ -157,8 +157,11 @@ func (w *Watcher) answered(ctx context.Context, kind Kind, err error) {
 	switch {
 	case err != nil && !w.silent:
 		hint := ""
-		if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+		switch {
+		case apierrors.IsForbidden(err):
 			hint = "the proxy needs the rights list and watch, see examples/proxy"
+		case apierrors.IsUnauthorized(err):
+			hint = "the API server does not take the proxy's token or certificate: see the kubeconfig's user, or the pod's service account"
 		}
 		w.log.Warn("the API server does not tell what has changed: Services stay as they are", "kind", kind.String(), "error", err, "hint", hint)
 		w.silent = true

@@ -564,6 +564,34 @@ func TestABalancerWithoutServersIsTold(t *testing.T) {
 	}
 }
 
+func TestHintsAreAboutTheError(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[int]string{http.StatusUnauthorized: "does not take the proxy's token", http.StatusForbidden: "needs the rights list and watch"} {
+		a, c := newAPI(t)
+		a.breakWith(func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+			http.Error(w, "no", code)
+			return true
+		})
+		log := make(logged, 100)
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			New(c, Options{Node: "node-1", Log: slog.New(slog.NewTextHandler(log, nil))}).Run(ctx)
+		}()
+		select {
+		case line := <-log:
+			if !strings.Contains(line, want) {
+				t.Errorf("%d: %s, want %s", code, line, want)
+			}
+		case <-time.After(30 * time.Second):
+			t.Errorf("%d: nobody says %s", code, want)
+		}
+		stop()
+		<-done
+	}
+}
+
 func TestTrimKeepsWhatIsRead(t *testing.T) {
 	host, node := "h", "n"
 	s := &discoveryv1.EndpointSlice{
