@@ -160,7 +160,7 @@ func (s *security) TestCVE_2020_15257_SocketsAreRootsAlone(t *testing.T) {
 			t.Errorf("uid %d gets %s of a shim, want %s (%v)", uid, got, want, err)
 		}
 	}
-	// None of berth's is abstract: seen from a pod in the same network namespace.
+	// None of berth's is abstract, but the one that --node-routes has, which answers nobody: seen from a pod in the same network namespace.
 	mine := map[string]bool{}
 	for _, pid := range []int{s.Berth.PID(), s.execServer(t), s.shim(t, plain), s.shim(t, host)} {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/berth-run/berth/internal/file"
+	"github.com/berth-run/berth/internal/socket"
 )
 
 const (
@@ -60,6 +62,7 @@ type Agent struct {
 	said    map[string]bool // what was told and still holds
 	elseNow string          // the file of the network that is none of ours
 	shape   string
+	only    io.Closer // has other daemons leave the node's routes alone; nil without it
 
 	current atomic.Pointer[State]
 	// used are the indexes of links that routes lead out by.
@@ -75,7 +78,8 @@ func Start(o Options) (*Agent, error) {
 	a := &Agent{opts: o, log: o.Log, stop: stop, said: map[string]bool{}, shape: (&Plan{}).shape()}
 	if o.Mode == Off || o.Mode == "" {
 		stop()
-		return a, a.remove("node routes are turned off: those of before are removed")
+		err := a.remove("node routes are turned off: those of before are removed")
+		return a, errors.Join(err, a.release())
 	}
 	a.nodes = watcher{kubeconfig: o.Kubeconfig, log: o.Log, changed: make(chan struct{}, 1)}
 	kernel := make(chan struct{}, 1)
@@ -89,7 +93,7 @@ func Start(o Options) (*Agent, error) {
 func (a *Agent) Close() error {
 	a.stop()
 	a.stopped.Wait()
-	return nil
+	return a.release()
 }
 
 // poke has somebody look who has not looked since the last time.
@@ -141,9 +145,16 @@ func (a *Agent) sync() bool {
 		return a.leaveAlone(other)
 	}
 	a.elseNow = ""
-	nodes, synced := a.nodes.list()
-	if len(cidrs) == 0 || !synced {
+	if len(cidrs) == 0 {
 		return true // nobody knows yet: all stays
+	}
+	if err := a.claim(); err != nil {
+		a.report(nil, err)
+		return false
+	}
+	nodes, synced := a.nodes.list()
+	if !synced {
+		return true // as above
 	}
 	links, err := readLinks()
 	if err != nil {
@@ -179,6 +190,9 @@ func (a *Agent) leaveAlone(other string) bool {
 	if err := a.remove("the node's network is another's: routes of ours are removed"); err != nil {
 		a.report(nil, err)
 		return false
+	}
+	if err := a.release(); err != nil {
+		a.log.Debug("the name by which node routes are kept", "error", err)
 	}
 	a.log.Info("node routes are left to the node's network", "network", other)
 	a.elseNow, a.shape, a.said = other, (&Plan{}).shape(), map[string]bool{}
@@ -245,16 +259,52 @@ func (a *Agent) noted() bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// remove removes what there is of ours. Without a note there is nothing: routes of this kind are another daemon's.
+// remove removes what there is of ours. Without a note there is nothing: routes of this kind are another daemon's, and so are
+// those that another daemon keeps by now.
 func (a *Agent) remove(why string) error {
 	if a.opts.Note == "" || !a.noted() {
 		return nil
+	}
+	switch err := a.claim(); {
+	case errors.Is(err, socket.ErrInUse):
+		a.log.Info("node routes of before are left to another daemon", "reason", err)
+		return os.Remove(a.opts.Note)
+	case err != nil:
+		return err
 	}
 	a.log.Info(why)
 	if err := withdraw(); err != nil {
 		return fmt.Errorf("remove node routes: %w", err)
 	}
 	return os.Remove(a.opts.Note)
+}
+
+// onlyName is what one daemon of a network namespace has: all that plans are made of there has one name and one number for all.
+const onlyName = "berth-node-routes"
+
+// claim has this daemon be the one that makes the node's routes. Two would take each other's for their own of before.
+func (a *Agent) claim() error {
+	if a.only != nil {
+		return nil
+	}
+	only, err := socket.Only(context.Background(), onlyName)
+	if errors.Is(err, socket.ErrInUse) {
+		return fmt.Errorf("the node's routes are kept by another berth serve, whose --node-routes has them: have one of both with --node-routes off: %w", err)
+	}
+	if err != nil {
+		return fmt.Errorf("whether another daemon keeps the node's routes: %w", err)
+	}
+	a.only = only
+	return nil
+}
+
+func (a *Agent) release() error {
+	if a.only == nil {
+		return nil
+	}
+	err := a.only.Close()
+	a.only = nil
+	return err
 }
 
 // report tells what is new: what the routes are, what is left out, what fails.
@@ -269,6 +319,8 @@ func (a *Agent) report(plan *Plan, err error) {
 		}
 	}
 	switch {
+	case errors.Is(err, socket.ErrInUse):
+		say(slog.LevelWarn, "node routes are left to another daemon", "reason", err)
 	case errors.Is(err, errWaiting):
 		say(slog.LevelWarn, "node routes stay as they are, if there are any", "reason", err)
 	case err != nil:

@@ -2,11 +2,14 @@ package routes
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,6 +39,66 @@ func TestOffRemovesWhatWasNoted(t *testing.T) {
 	h.wantState("with a note")
 	if _, err := os.Stat(note); !os.IsNotExist(err) {
 		t.Errorf("the note: %v", err)
+	}
+}
+
+// Two daemons of one node have routes of one kind, links and a table of one name: one of both keeps them, and the other says who
+// does.
+func TestOneDaemonKeepsTheRoutes(t *testing.T) {
+	h := newHost(t)
+	log := &strings.Builder{}
+	daemon := func() *Agent {
+		return &Agent{
+			opts: Options{Mode: Auto, Network: func() ([]netip.Prefix, string) { return ownCIDRs(), "" }, Note: filepath.Join(t.TempDir(), "noderoutes")},
+			log:  slog.New(slog.NewTextHandler(log, nil)), stop: func() {},
+		}
+	}
+	sync := func(a *Agent) (ok bool) {
+		h.do(func() error {
+			ok = a.sync()
+			return nil
+		})
+		return ok
+	}
+	one, two := daemon(), daemon()
+	if !sync(one) || !sync(one) {
+		t.Errorf("the first: %+v", one.State())
+	}
+	h.apply(Auto, nearNode, farNode)
+	all := slices.Concat(nearState, ends, farState)
+	for range 3 {
+		if sync(two) {
+			t.Error("the second has the routes, too")
+		}
+	}
+	if s := two.State(); !strings.Contains(s.Problem, "kept by another berth serve, whose") || !strings.HasSuffix(s.Problem, fmt.Sprint("by process ", os.Getpid())) {
+		t.Errorf("the second: %+v", s)
+	}
+	if n := strings.Count(log.String(), "node routes are left to another daemon"); n != 1 {
+		t.Errorf("said %d times: %s", n, log)
+	}
+	// It had some, and is to have none any more, or those of its network's own.
+	for what, f := range map[string]func(*Agent) error{
+		"off":       func(a *Agent) error { return a.remove("off") },
+		"a network": func(a *Agent) error { a.leaveAlone("10-calico.conflist"); return nil },
+	} {
+		if err := two.note(); err != nil {
+			t.Fatal(err)
+		}
+		h.do(func() error { return f(two) })
+		h.wantState(what, all...)
+		if two.noted() {
+			t.Errorf("%s: the note stays", what)
+		}
+	}
+	if err := one.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !sync(two) {
+		t.Errorf("the first has ended: %+v", two.State())
+	}
+	if err := two.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

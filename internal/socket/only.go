@@ -1,0 +1,83 @@
+package socket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Only has this process be the only one with a name, in the network namespace that the calling thread is in, until it is closed
+// or the process ends, however it does: the name is that of an abstract socket, which is in no file system. The error of the
+// second is [ErrInUse], and names the first one's pid. Whoever has no say on the network (no CAP_NET_ADMIN), and has the name
+// to keep others from it, does not: it is passed over.
+func Only(ctx context.Context, name string) (io.Closer, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", "@"+name)
+	if err == nil {
+		only := l.(*net.UnixListener)
+		go func() { // whoever connects asks the kernel who listens
+			for {
+				c, err := only.Accept()
+				if err != nil {
+					return
+				}
+				_ = c.Close() // nothing was said
+			}
+		}()
+		return only, nil
+	}
+	if !errors.Is(err, unix.EADDRINUSE) {
+		return nil, err
+	}
+	holder, err := listens(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("%w: who has %s cannot be told: %w", ErrInUse, name, err)
+	}
+	if !holder.counts() {
+		return io.NopCloser(nil), nil // closing it reads nothing
+	}
+	return nil, fmt.Errorf("%w by process %d", ErrInUse, holder.Pid)
+}
+
+// peer is who listens on a socket.
+type peer struct{ *unix.Ucred }
+
+func listens(ctx context.Context, name string) (p peer, err error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", "@"+name)
+	if err != nil {
+		return p, err // it may just have ended
+	}
+	defer c.Close() //nolint:errcheck // nothing was said
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return p, err
+	}
+	cerr := raw.Control(func(fd uintptr) { p.Ucred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	return p, errors.Join(cerr, err)
+}
+
+// counts says whether a process may change the network. Of one that cannot be looked at that is taken for granted.
+func (p peer) counts() bool {
+	if p.Uid != 0 {
+		return false
+	}
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(int(p.Pid)) + "/status")
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(status)) {
+		if name, mask, _ := strings.Cut(line, ":"); name == "CapEff" {
+			set, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+			return err != nil || set&(1<<unix.CAP_NET_ADMIN) != 0
+		}
+	}
+	return true
+}
