@@ -147,9 +147,9 @@ func (m *Model) unhashed(e *entry) []Problem {
 		}
 		why := "the rules of this node cannot hash"
 		if !m.circumstances.noHash {
-			why = strconv.Itoa(max(len(port.Cluster), len(port.Local))) + " endpoints are more than " + strconv.Itoa(int(e.spec.hash.Buckets)) + " buckets"
+			why = "port " + strconv.Quote(port.Name) + ": " + strconv.Itoa(max(len(port.Cluster), len(port.Local))) + " endpoints are more than " + strconv.Itoa(int(e.spec.hash.Buckets)) + " buckets"
 		}
-		p.add(annotation(HashAnnotation), port.Name, why+"; "+drawn)
+		p.add(annotation(HashAnnotation), e.spec.hash.text(), why+"; "+drawn)
 		break
 	}
 	return p.list

@@ -64,6 +64,15 @@ func readHash(text string) (Hash, error) {
 	return h, nil
 }
 
+// text is what the annotation says.
+func (h Hash) text() string {
+	by := [...]string{BySource: "source", BySourcePort: "source-and-port"}[h.By]
+	if h.Buckets != defaultBuckets {
+		by += "/" + strconv.Itoa(int(h.Buckets))
+	}
+	return by
+}
+
 // fits is whether a table has a bucket for each endpoint.
 func (h Hash) fits(list []Endpoint) bool { return len(list) <= int(h.Buckets) }
 

@@ -138,11 +138,11 @@ func TestHashAnnotation(t *testing.T) {
 	c := testConfig
 	c.NoHash = true
 	m := modelOf(t, c, web(annotated(HashAnnotation, "source")), slice)
-	if p := m.Problems(); hashOf(t, m) != (Hash{}) || len(p) != 1 || !strings.Contains(p[0].Reason, "cannot hash") {
+	if p := m.Problems(); hashOf(t, m) != (Hash{}) || len(p) != 1 || p[0].Value != "source" || !strings.Contains(p[0].Reason, "cannot hash") {
 		t.Errorf("problems %v", p)
 	}
 	m = modelOf(t, web(annotated(HashAnnotation, "source/251")), crowdedSlice(252))
-	if p := m.Problems(); hashOf(t, m) != (Hash{}) || len(p) != 1 || !strings.Contains(p[0].Reason, "252 endpoints are more than 251 buckets") {
+	if p := m.Problems(); hashOf(t, m) != (Hash{}) || len(p) != 1 || p[0].Value != "source/251" || !strings.Contains(p[0].Reason, "port \"http\": 252 endpoints are more than 251 buckets") {
 		t.Errorf("problems %v", p)
 	}
 	s := crowdedSlice(252)

@@ -114,6 +114,15 @@ func (c *circumstances) isNodes(a netip.Addr) bool {
 	return slices.Contains(c.nodeIP[:], a) || strings.Contains(c.nodeIPs, " "+a.String()+" ")
 }
 
+// rangesText is what the annotation says, in the order of the ports.
+func rangesText(all []portRange) string {
+	out := make([]string, len(all))
+	for i, r := range all {
+		out[i] = strings.TrimPrefix(fmt.Sprintf("%s=%d-%d/%s", r.name.Value(), r.first, r.last, strings.ToUpper(r.protocol.String())), "=")
+	}
+	return strings.Join(out, ",")
+}
+
 // unserved is why ranges that were asked for are not there, but for those that others hold.
 func (m *Model) unserved(e *entry) []Problem {
 	if e.spec == nil || e.raw == nil || len(e.spec.ranges) == 0 {
@@ -121,7 +130,7 @@ func (m *Model) unserved(e *entry) []Problem {
 	}
 	p := problems{kind: "Service", object: e.name}
 	if m.circumstances.noRanges {
-		p.add(annotation(PortRangesAnnotation), "", "the rules of this node have no ranges; they are not served")
+		p.add(annotation(PortRangesAnnotation), rangesText(e.spec.ranges), "the rules of this node have no ranges; they are not served")
 	}
 	for i := range e.raw.Ports {
 		port := &e.raw.Ports[i]

@@ -74,7 +74,7 @@ func TestBadPortRanges(t *testing.T) {
 	c.NoRanges = true
 	m := modelOf(t, c, web(withRanges("http=70-79")), slice1("web", here))
 	check(t, m, flow{podHere, webIP + ":70", "reject"})
-	if p := m.Problems(); len(p) != 1 || !strings.Contains(p[0].Reason, "no ranges") {
+	if p := m.Problems(); len(p) != 1 || p[0].Value != "http=70-79/TCP" || !strings.Contains(p[0].Reason, "no ranges") {
 		t.Errorf("%v", p)
 	}
 	m = modelOf(t, web(withExternalIPs("1.1.1.1", "1.1.1.2", "1.1.1.3"), withRanges("http=1-9,http=11-19,http=21-29,http=31-39,http=41-49")), slice1("web", here))
