@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-run/berth/internal/spell"
 )
 
 // serviceSpec is what the model keeps of a Service.
@@ -92,6 +94,26 @@ func reduceService(s *corev1.Service) (*serviceSpec, []Problem) {
 // annotation is the field of an annotation.
 func annotation(name string) string { return "metadata.annotations[" + name + "]" }
 
+// AnnotationPrefix is that of annotations that are for berth.
+const AnnotationPrefix = "berth.run/"
+
+// known are those of a Service.
+var known = []string{HashAnnotation, PortRangesAnnotation, ResetAnnotation, WeightsAnnotation}
+
+// unknown tells of annotations for berth that it does not have: somebody meant another one, which is not there then.
+func unknown(s *corev1.Service, bad *problems) {
+	var names []string
+	for name := range s.Annotations {
+		if strings.HasPrefix(name, AnnotationPrefix) && !slices.Contains(known, name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		bad.add(annotation(name), s.Annotations[name], "is unknown, the nearest known is "+spell.Nearest(name, known)+"; it is as if it were not there")
+	}
+}
+
 // drawn is what is done where no hash can be used.
 const drawn = "endpoints are drawn"
 
@@ -102,6 +124,7 @@ var errTooManyFrontends = errors.New("addresses and ports of the Service are too
 
 // readAnnotations reads what Kubernetes has no field for. A mistake there is as if it were not there.
 func (spec *serviceSpec) readAnnotations(s *corev1.Service, bad *problems) {
+	unknown(s, bad)
 	frontends := spec.frontends()
 	if text, ok := s.Annotations[ResetAnnotation]; ok {
 		var err error

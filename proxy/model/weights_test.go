@@ -169,3 +169,22 @@ func TestShares(t *testing.T) {
 		t.Error("more endpoints than there are numbers for")
 	}
 }
+
+func TestAnnotationsThatAreUnknownAreTold(t *testing.T) {
+	m := modelOf(t, web(annotated("berth.run/weihgts", "node/a=3"), annotated("berth.run/consistent_hash", "source"), annotated("example.com/weights", "x")), slice1("web", here))
+	p := m.Problems()
+	if len(p) != 2 {
+		t.Fatalf("%v", p)
+	}
+	for i, want := range []string{
+		`Service default/web: metadata.annotations[berth.run/consistent_hash]: "source": is unknown, the nearest known is berth.run/consistent-hash; it is as if it were not there`,
+		`Service default/web: metadata.annotations[berth.run/weihgts]: "node/a=3": is unknown, the nearest known is berth.run/weights; it is as if it were not there`,
+	} {
+		if p[i].String() != want {
+			t.Errorf("%s", p[i])
+		}
+	}
+	if m := modelOf(t, web(annotated(HashAnnotation, "source"), annotated(WeightsAnnotation, "*=2"), annotated(ResetAnnotation, "true"), annotated(PortRangesAnnotation, "http=70-79")), slice1("web", here)); len(m.Problems()) > 0 {
+		t.Errorf("%v", m.Problems())
+	}
+}

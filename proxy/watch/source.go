@@ -1,6 +1,8 @@
 package watch
 
 import (
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -67,13 +69,15 @@ func sources(c *Client, node string) [kinds]source {
 func trim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Service:
-		annotations := keep(o.Annotations, model.WeightsAnnotation, model.HashAnnotation, model.PortRangesAnnotation, model.ResetAnnotation)
+		annotations := keep(o.Annotations, func(name string) bool { return strings.HasPrefix(name, model.AnnotationPrefix) })
 		o.ObjectMeta = meta(&o.ObjectMeta)
 		o.Annotations = annotations
 		o.Spec.Selector = nil
 		o.Status.Conditions = nil
 	case *discoveryv1.EndpointSlice:
-		annotations := keep(o.Annotations, corev1.EndpointsLastChangeTriggerTime, model.WeightAnnotation)
+		annotations := keep(o.Annotations, func(name string) bool {
+			return name == corev1.EndpointsLastChangeTriggerTime || name == model.WeightAnnotation
+		})
 		o.ObjectMeta = meta(&o.ObjectMeta)
 		o.Annotations = annotations
 		for i := range o.Endpoints {
@@ -93,14 +97,14 @@ func trim(obj any) (any, error) {
 }
 
 // keep is those annotations that are read; nil without any.
-func keep(annotations map[string]string, names ...string) map[string]string {
+func keep(annotations map[string]string, read func(name string) bool) map[string]string {
 	var kept map[string]string
-	for _, n := range names {
-		if text, ok := annotations[n]; ok {
+	for name, text := range annotations {
+		if read(name) {
 			if kept == nil {
 				kept = map[string]string{}
 			}
-			kept[n] = text
+			kept[name] = text
 		}
 	}
 	return kept

@@ -610,9 +610,9 @@ func TestTrimKeepsWhatIsRead(t *testing.T) {
 		t.Error(got)
 	}
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "svc", Annotations: map[string]string{
-		"other": "x", model.WeightsAnnotation: "*=2", model.HashAnnotation: "source", model.PortRangesAnnotation: "1-2", model.ResetAnnotation: "true",
+		"other": "x", model.WeightsAnnotation: "*=2", model.HashAnnotation: "source", model.PortRangesAnnotation: "1-2", model.ResetAnnotation: "true", model.AnnotationPrefix + "weihgts": "1",
 	}}}
-	if _, _ = trim(svc); len(svc.Annotations) != 4 || svc.Annotations["other"] != "" {
+	if _, _ = trim(svc); len(svc.Annotations) != 5 || svc.Annotations["other"] != "" {
 		t.Errorf("%+v", svc)
 	}
 }
