@@ -57,6 +57,8 @@ const (
 	verifyEvery = time.Hour
 	// retryFirst is how long after a failure the kernel is tried again; it doubles up to the period.
 	retryFirst = time.Second
+	// nodeWithin is how long a node may run before its kubelet has made the Node.
+	nodeWithin = 5 * time.Second
 )
 
 // runner is the state of Run.
@@ -66,7 +68,9 @@ type runner struct {
 	failed string        // what was said of the last failure; empty while all is well
 	delay  time.Duration // until the next try
 	retry  <-chan time.Time
-	tidy   sync.WaitGroup // what gives memory of the first load back
+	alone  <-chan time.Time // there has been no Node of the name for long
+	told   bool             // that was told
+	tidy   sync.WaitGroup   // what gives memory of the first load back
 }
 
 // Run programs until the context ends. What is in the kernel then stays.
@@ -93,6 +97,10 @@ func Run(ctx context.Context, o Options) {
 		case by := <-changed:
 			r.Log.Warn("another program has changed the proxy's tables, which are mended", "program", by)
 			r.verify()
+		case <-r.alone:
+			r.alone, r.told = nil, true
+			node, _ := r.Model.Node()
+			r.Log.Warn("no Node has this name: the node's zone, addresses and pod CIDRs are unknown, and endpoints count as other nodes'; say --hostname-override, or hostnameOverride, as the kubelet does", "node", node)
 		case <-r.retry:
 			r.retry = nil
 			r.verify()
@@ -115,6 +123,11 @@ func (r *runner) take(b *watch.Batch) {
 		r.Health.SetNode(node)
 	}
 	d := r.commit(b)
+	if r.Model.HasNode() {
+		r.alone, r.told = nil, false
+	} else if r.alone == nil && !r.told {
+		r.alone = time.After(nodeWithin)
+	}
 	r.tell(d.Problems)
 	var report program.Report
 	var err error

@@ -127,11 +127,16 @@ func service(name, ip string) *corev1.Service {
 
 func newProxy(t *testing.T) (*recorder, *source, Options, chan *eventsv1.Event) {
 	t.Helper()
+	return newProxyThatLogs(t, slog.DiscardHandler)
+}
+
+func newProxyThatLogs(t *testing.T, to slog.Handler) (*recorder, *source, Options, chan *eventsv1.Event) {
+	t.Helper()
 	m, err := model.New(model.Config{NodeName: "n", IPv4: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	log, events := slog.New(slog.DiscardHandler), make(chan *eventsv1.Event, 10)
+	log, events := slog.New(to), make(chan *eventsv1.Event, 10)
 	rec, src := &recorder{changed: make(chan string, 1)}, &source{wake: make(chan struct{}, 10)}
 	o := Options{
 		Model: m, Source: src, Programmer: rec, Conntrack: rec, Period: time.Hour, Log: log,
@@ -185,6 +190,42 @@ func TestFailuresAreTriedAgain(t *testing.T) {
 	rec.set(func() { entries = strings.Join(rec.entries, "; ") })
 	if want := "will all; sync a; verify; will; apply b; verify; done; verify"; !strings.HasPrefix(entries, want) {
 		t.Errorf("got  %s\nwant %s", entries, want)
+	}
+}
+
+// lines is a log.
+type lines chan string
+
+func (l lines) Write(line []byte) (int, error) {
+	l <- string(line)
+	return len(line), nil
+}
+
+func TestANameThatNoNodeHasIsToldOnce(t *testing.T) {
+	t.Parallel()
+	log := make(lines, 10)
+	_, src, _, _ := newProxyThatLogs(t, slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	src.put(true, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}})
+	select {
+	case line := <-log:
+		t.Fatalf("with a Node: %s", line)
+	case <-time.After(nodeWithin + time.Second):
+	}
+	_, src, _, _ = newProxyThatLogs(t, slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	src.put(true, service("a", "10.0.0.1"))
+	select {
+	case line := <-log:
+		if !strings.Contains(line, "no Node has this name") || !strings.Contains(line, "node=n") {
+			t.Error(line)
+		}
+	case <-time.After(6 * nodeWithin):
+		t.Fatal("nobody says it")
+	}
+	src.put(false, service("b", "10.0.0.2"))
+	select {
+	case line := <-log:
+		t.Errorf("again: %s", line)
+	case <-time.After(nodeWithin + time.Second):
 	}
 }
 

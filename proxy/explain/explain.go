@@ -93,7 +93,9 @@ func (s *Server) Answer(q Question) (*Answer, error) {
 func (s *Server) source(a *Answer) {
 	s.Look.Lock()
 	a.Node, a.Zone = s.Model.Node()
-	a.Waiting = !s.Model.Committed()
+	if a.Waiting = !s.Model.Committed(); !a.Waiting && !s.Model.HasNode() {
+		a.Notes = append(a.Notes, fmt.Sprintf("no Node has the name %s: its zone, addresses and pod CIDRs are unknown, and endpoints count as other nodes'; see hostnameOverride", a.Node))
+	}
 	s.Look.Unlock()
 	if s.Silent == nil {
 		return

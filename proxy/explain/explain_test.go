@@ -288,6 +288,20 @@ func TestNodePortsThatTheProxyItselfServes(t *testing.T) {
 	}
 }
 
+func TestANameThatNoNodeHasIsTold(t *testing.T) {
+	s := serverOf(t)
+	if text, _ := say(t, s, "", ""); strings.Contains(text, "no Node") {
+		t.Error(text)
+	}
+	s.Model.SetNode(nil)
+	s.Model.Commit()
+	for _, target := range []string{"", "10.96.0.1:80"} {
+		if text, _ := say(t, s, target, ""); !strings.Contains(text, "note no Node has the name node-1") {
+			t.Error(text)
+		}
+	}
+}
+
 func TestTargets(t *testing.T) {
 	for text, want := range map[string]string{
 		"10.96.0.1:80/TCP": "10.96.0.1 80 tcp", "[fd96::1]:53/udp": "fd96::1 53 udp", "fd96::1": "fd96::1 0 0", "10.96.0.1/udp": "10.96.0.1 0 udp",

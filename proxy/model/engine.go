@@ -25,6 +25,8 @@ type Model struct {
 	dirty         map[*entry]struct{}
 	// stale is whether the node, the configuration or ServiceCIDRs have changed.
 	stale bool
+	// there is whether there is a Node of the name.
+	there bool
 	// committed is whether there was a Commit.
 	committed bool
 	journal   journal
@@ -66,6 +68,9 @@ func New(c Config) (*Model, error) {
 // State is as of the last Commit, and changes with the next one. Before the first it is empty.
 func (m *Model) State() *State { return &m.state }
 
+// HasNode is whether there is a Node of the name.
+func (m *Model) HasNode() bool { return m.there }
+
 // Committed is whether there was a Commit: before the first nothing is known.
 func (m *Model) Committed() bool { return m.committed }
 
@@ -94,6 +99,7 @@ func (m *Model) SetConfig(c Config) error {
 
 // SetNode takes the node's own Node; nil is one that is not there.
 func (m *Model) SetNode(n *corev1.Node) {
+	m.there = n != nil
 	facts, bad := reduceNode(n)
 	m.journal.set(subject{kind: "Node", object: types.NamespacedName{Name: m.config.NodeName}}, bad)
 	if facts != m.node {
