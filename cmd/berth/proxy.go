@@ -103,6 +103,9 @@ func cleanProxy(cmd *cobra.Command, clean func() ([]string, error)) error {
 	for _, what := range removed {
 		fmt.Fprintln(cmd.OutOrStdout(), "removed", what)
 	}
+	if who := proxy.Running(); who != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "berth: a berth proxy runs (%s), and makes its rules again: stop it, then clean up\n", who)
+	}
 	return err
 }
 
@@ -124,6 +127,19 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	if err != nil {
 		return err
 	}
+	ctx, stop := interrupted(ctx)
+	defer stop()
+	claim, err := proxy.Take(ctx, log)
+	switch {
+	case errors.Is(err, proxy.ErrClaimed):
+		return err
+	case ctx.Err() != nil:
+		return nil
+	case err != nil:
+		log.Warn("a second berth proxy in this network namespace would not be noticed", "error", err)
+	default:
+		defer claim.Close()
+	}
 	kernel, err := openKernel(c, own, log)
 	if err != nil {
 		return err
@@ -142,8 +158,6 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 		return err
 	}
 	prepareHost(c, log)
-	ctx, stop := interrupted(ctx)
-	defer stop()
 	log.Info("berth proxy starts", "node", node, "mode", kernel.mode, "families", strings.Join(families, " "), "version", version.String())
 	o := proxy.Options{
 		Model: m, Look: &sync.Mutex{}, Programmer: kernel, Programmed: kernel.alone, Period: c.SyncPeriod(), Log: log,
