@@ -106,6 +106,10 @@ func (e *plugins) answer(ctx context.Context, program string, stdin []byte, envi
 		}
 		e.log.Debug("program of a plugin is run", "plugin", file, "reason", err)
 		return e.execProgram(ctx, file, stdin, environ)
+	case errors.Is(err, cni.ErrConfig) && !classed(err) && settled(ctx, typ, variable(environ, "CNI_COMMAND")):
+		e.log.Warn("a plugin refuses its configuration at DEL as it did at ADD: it has made nothing, and is passed over",
+			"plugin", typ, "pod", variable(environ, "CNI_CONTAINERID"), "error", err)
+		return nil, nil
 	case errors.As(err, &spec):
 		return nil, specFailure(spec.Code, err)
 	}
@@ -192,8 +196,26 @@ func failure(err error, stdout, stderr []byte) error {
 	return fmt.Errorf("%w%s", specFailure(e.Code, &e), said("stderr", stderr))
 }
 
-// specFailure gives an error of the specification its class.
+// specFailure gives an error of the specification its class, unless it has it from a plugin that was delegated to.
 func specFailure(code uint, err error) error {
+	if classed(err) {
+		return err
+	}
+	return &codedError{specClass(code, err)}
+}
+
+// codedError is an error that says its code.
+type codedError struct{ error }
+
+func (e *codedError) Unwrap() error { return e.error }
+
+// classed says whether an error is that of a plugin that was delegated to.
+func classed(err error) bool {
+	var coded *codedError
+	return errors.As(err, &coded)
+}
+
+func specClass(code uint, err error) error {
 	switch code {
 	case cnitypes.ErrTryAgainLater, cnitypes.ErrPluginNotAvailable, cnitypes.ErrLimitedConnectivity:
 		return fmt.Errorf("%w (code %d): %w", err, code, errdefs.ErrUnavailable)

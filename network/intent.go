@@ -40,6 +40,8 @@ const (
 type intent struct {
 	Pod  Pod
 	Boot string // boot id of the kernel that ADD ran under
+	// Refused are the types of plugins that could not read their configuration at ADD.
+	Refused []string `json:",omitempty"`
 }
 
 func (m *Manager) intentsDir() string          { return filepath.Join(m.opts.CacheDir, "intents") }
@@ -48,7 +50,7 @@ func (m *Manager) intentFile(id string) string { return filepath.Join(m.intentsD
 // intend makes an intent, which no power cut loses without what the plugins do.
 func (m *Manager) intend(p Pod, c *conflist) error {
 	p.Conflist = c.Bytes
-	data, err := json.Marshal(intent{p, m.boot})
+	data, err := json.Marshal(intent{Pod: p, Boot: m.boot})
 	if err == nil {
 		err = os.MkdirAll(m.intentsDir(), 0o700)
 	}

@@ -78,8 +78,10 @@ func (m *Manager) Setup(ctx context.Context, p Pod) (*Result, error) {
 	if err := m.intend(p, c); err != nil {
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, err)
 	}
-	res, err := m.cni.AddNetworkList(ctx, c.NetworkConfigList, rt)
+	var refused refusals
+	res, err := m.cni.AddNetworkList(withRefusals(ctx, &refused), c.NetworkConfigList, rt)
 	if err != nil {
+		m.noteRefused(p.ID, refused.add)
 		return nil, fmt.Errorf("%s: network %s: %w", p, c.Name, withContext(ctx, err))
 	}
 	out, err := newResult(res, rt)
@@ -150,7 +152,7 @@ func (m *Manager) Teardown(ctx context.Context, p Pod) error {
 		}
 		if err == nil {
 			m.dropTornCache(c, rt)
-			err = m.cni.DelNetworkList(ctx, c.NetworkConfigList, rt)
+			err = m.cni.DelNetworkList(withRefusals(ctx, &refusals{del: m.refused(p.ID, c)}), c.NetworkConfigList, rt)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: network %s: %w", p, c.Name, withContext(ctx, err)))

@@ -16,7 +16,10 @@ const slowStep = 5 * time.Second
 func steps(log *slog.Logger) func(step.Event) {
 	return func(e step.Event) {
 		level, what := slog.LevelDebug, "step ends"
-		if e.Undo {
+		switch {
+		case e.Undo && e.Err != nil:
+			what = "step could not be undone"
+		case e.Undo:
 			what = "step is undone"
 		}
 		if e.Undo && e.Err != nil || e.Duration >= slowStep && e.Call != "PullImage" {

@@ -26,8 +26,8 @@ func TestWhichStepsAreWarnedOf(t *testing.T) {
 		{"slow", step.Event{Call: "RunPodSandbox", Step: "network", Duration: 6 * time.Second}, "WARN"},
 		{"slow registry", step.Event{Call: "PullImage", Step: "fetch", Duration: time.Minute}, "DEBUG"},
 		{"failed, as its call says", step.Event{Call: "RunPodSandbox", Step: "network", Err: failed}, "DEBUG"},
-		{"undone", step.Event{Call: "RunPodSandbox", Step: "network", Undo: true}, "DEBUG"},
-		{"not undone", step.Event{Call: "RunPodSandbox", Step: "network", Undo: true, Err: failed}, "WARN"},
+		{"undone", step.Event{Call: "RunPodSandbox", Step: "network", Undo: true}, `DEBUG msg="step is undone"`},
+		{"not undone", step.Event{Call: "RunPodSandbox", Step: "network", Undo: true, Err: failed}, `WARN msg="step could not be undone"`},
 	} {
 		var b bytes.Buffer
 		steps(slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{Level: slog.LevelDebug})))(tc.e)

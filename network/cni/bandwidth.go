@@ -101,7 +101,7 @@ func (l limit) qdisc(index int) *netlink.Tbf {
 func bandwidthAdd(c *call) error {
 	conf, err := loadBandwidthConf(c.config)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	if conf.PrevResult == nil {
 		return errors.New("must be called as chained plugin")
@@ -198,7 +198,7 @@ func limitEgress(port netlink.Link, name string, l limit) (*types100.Interface, 
 func bandwidthDel(c *call) error {
 	conf, err := loadBandwidthConf(c.config)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	if _, err := c.deleteByName(ifbName(conf.Name, c.containerID)); !errors.Is(err, ip.ErrLinkNotFound) {
 		return err
@@ -209,7 +209,7 @@ func bandwidthDel(c *call) error {
 func bandwidthCheck(c *call) error {
 	conf, err := loadBandwidthConf(c.config)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	if conf.PrevResult == nil {
 		return errors.New("must be called as a chained plugin")

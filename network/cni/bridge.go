@@ -36,7 +36,7 @@ type bridgeAttachment struct {
 func bridgeAdd(c *call) (err error) {
 	conf, err := loadBridgeConf(c.config, c.args)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	if err := conf.validateAdd(); err != nil {
 		return err
@@ -222,7 +222,7 @@ func hasDNS(d types.DNS) bool {
 func bridgeDel(c *call) error {
 	conf, err := loadBridgeConf(c.config, c.args)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	nets, err := c.deleteInside(c.netns, c.ifName)
 	if err != nil {

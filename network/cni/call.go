@@ -25,6 +25,15 @@ import (
 // Nothing was done yet.
 var ErrProgram = errors.New("not answered in process")
 
+// ErrConfig says that a plugin cannot read its configuration. It has done nothing.
+var ErrConfig = errors.New("configuration cannot be read")
+
+// configError is ErrConfig with the words of the reference plugin alone.
+type configError struct{ error }
+
+func (e configError) Unwrap() error        { return e.error }
+func (e configError) Is(target error) bool { return target == ErrConfig }
+
 // Plugins answers plugins in this process.
 type Plugins struct {
 	log        *slog.Logger
@@ -94,7 +103,8 @@ type call struct {
 
 // Run answers a plugin of a type that is known: environ, config and what it returns are what a program would have in its
 // environment, read and write. Plugins that it delegates to are run by exec. The network namespace of the node is that of
-// the calling thread. The error wraps a *types.Error or ErrProgram.
+// the calling thread. The error wraps a *types.Error or ErrProgram;
+// it is ErrConfig besides where ADD or DEL of the plugin itself could not read the configuration.
 func (p *Plugins) Run(ctx context.Context, typ string, config []byte, environ []string, exec invoke.Exec) (_ []byte, err error) {
 	c := &call{Plugins: p, ctx: ctx, environ: environ, exec: exec, config: config}
 	defer func() {

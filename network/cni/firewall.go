@@ -143,7 +143,7 @@ func firewallAdd(c *call) error {
 func (c *call) firewall() (*firewallConf, gate, error) {
 	conf, err := loadFirewallConf(c.config)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, configError{err}
 	}
 	if conf.PrevResult == nil {
 		return nil, nil, errors.New("missing prevResult from earlier plugin")
@@ -156,7 +156,7 @@ func (c *call) firewall() (*firewallConf, gate, error) {
 func firewallDel(c *call) error {
 	conf, err := loadFirewallConf(c.config)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	g, err := c.gate(conf)
 	if err != nil {

@@ -21,7 +21,7 @@ func init() {
 func hostLocalAdd(c *call) error {
 	conf, confVersion, err := allocator.LoadIPAMConfig(c.config, c.args)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	result := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Routes: conf.Routes}
 	if conf.ResolvConf != "" {
@@ -84,7 +84,7 @@ func takeWanted(wanted map[string]net.IP, set *allocator.RangeSet) net.IP {
 func hostLocalLeases(c *call) (*allocator.IPAMConfig, *leases, error) {
 	conf, _, err := allocator.LoadIPAMConfig(c.config, c.args)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, configError{err}
 	}
 	store, err := openLeases(c.ctx, conf.Name, conf.DataDir)
 	return conf, store, err

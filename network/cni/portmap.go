@@ -59,7 +59,7 @@ func portmapAdd(c *call) error {
 	conf, err := loadPortmapConf(c.config, c.ifName)
 	switch {
 	case err != nil:
-		return fmt.Errorf("failed to parse config: %w", err)
+		return configError{fmt.Errorf("failed to parse config: %w", err)}
 	case conf.PrevResult == nil:
 		return errors.New("must be called as chained plugin")
 	case len(conf.RuntimeConfig.PortMaps) == 0:
@@ -258,7 +258,7 @@ func portmapDel(c *call) error {
 	conf, err := loadPortmapConf(c.config, c.ifName)
 	switch {
 	case err != nil:
-		return fmt.Errorf("failed to parse config: %w", err)
+		return configError{fmt.Errorf("failed to parse config: %w", err)}
 	case len(conf.RuntimeConfig.PortMaps) == 0:
 		return nil
 	}
@@ -302,7 +302,7 @@ func removePortChains(v6 bool, network, id string) error {
 func portmapCheck(c *call) error {
 	conf, err := loadPortmapConf(c.config, c.ifName)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	if conf.PrevResult == nil {
 		return errors.New("Required prevResult missing")

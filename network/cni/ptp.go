@@ -40,7 +40,7 @@ func loadPtpConf(data []byte) (*ptpConf, error) {
 func ptpAdd(c *call) (err error) {
 	conf, err := loadPtpConf(c.config)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	given, err := c.delegateAdd(conf.IPAM.Type)
 	if err != nil {
@@ -175,7 +175,7 @@ func routeToPod(onHost string, result *types100.Result) error {
 func ptpDel(c *call) error {
 	conf, err := loadPtpConf(c.config)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	if err := c.delegate(conf.IPAM.Type, "DEL"); err != nil {
 		return err
@@ -193,7 +193,7 @@ func ptpDel(c *call) error {
 func ptpCheck(c *call) error {
 	conf, err := loadPtpConf(c.config)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	netns, err := c.podNamespace()
 	if err != nil {
@@ -244,7 +244,7 @@ func checkPointToPoint(i types100.Interface) error {
 func ptpStatus(c *call) error {
 	conf, err := loadPtpConf(c.config)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	return c.delegate(conf.IPAM.Type, "STATUS")
 }

@@ -254,7 +254,7 @@ func tuningAdd(c *call) error {
 	}
 	conf, err := loadTuningConf(c.config, c.args)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	if err := conf.allowed(); err != nil {
 		return err
@@ -337,7 +337,7 @@ func (c *call) keepTuning(dir string, was linkTuning) error {
 func tuningDel(c *call) error {
 	conf, err := loadTuningConf(c.config, c.args)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	if err := insidePath(c.netns, func() error { return c.untune(conf) }); err != nil && !gone(err) {
 		c.log.Debug("cni plugin tuning: the interface is not as it was", "pod", c.containerID, "error", err)
@@ -377,7 +377,7 @@ func tuningCheck(c *call) error {
 	}
 	conf, err := loadTuningConf(c.config, c.args)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	if _, err := previous(&conf.PluginConf, ""); err != nil {
 		return err
