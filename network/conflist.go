@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -144,10 +145,10 @@ func parseConflist(data []byte, further func(network string) ([][]byte, error)) 
 	if err := json.Unmarshal(data, &top); err != nil {
 		return nil, inLine(lineOf(data, err), fmt.Errorf("not a configuration: %w", err))
 	}
-	if err := utils.ValidateNetworkName(top.Name); err != nil { // before it becomes a part of paths
-		return nil, err
-	}
 	at := linesOf(data)
+	if err := checkName(top.Name); err != nil { // before it becomes a part of paths
+		return nil, inLine(cmp.Or(at.key("name"), 1), err)
+	}
 	for i, p := range top.Plugins {
 		if err := checkPlugin(p); err != nil {
 			return nil, inLine(at.plugin(i), fmt.Errorf("plugin %d: %w", i+1, err))
@@ -163,6 +164,8 @@ func parseConflist(data []byte, further func(network string) ([][]byte, error)) 
 			return nil, err
 		}
 		further = nil
+	} else if line := at.key("plugins"); line > 0 && len(top.Plugins) == 0 {
+		return nil, inLine(line, fmt.Errorf("network %s has no plugins", top.Name))
 	}
 	list, err := libcni.NetworkConfFromBytes(data)
 	if err != nil {
@@ -177,7 +180,7 @@ func parseConflist(data []byte, further func(network string) ([][]byte, error)) 
 		}
 	}
 	if len(list.Plugins) == 0 {
-		return nil, fmt.Errorf("network %s has no plugins", list.Name)
+		return nil, inLine(1, fmt.Errorf("network %s has no plugins", list.Name))
 	}
 	for _, typ := range types(list) { // those of further files, too
 		if err := validType(typ); err != nil {
@@ -185,6 +188,17 @@ func parseConflist(data []byte, further func(network string) ([][]byte, error)) 
 		}
 	}
 	return &conflist{NetworkConfigList: list, ports: top.Ports}, nil
+}
+
+// checkName says what is wrong with the name of a network.
+func checkName(name string) error {
+	if name == "" {
+		return errors.New("name is missing")
+	}
+	if err := utils.ValidateNetworkName(name); err != nil {
+		return fmt.Errorf("name %q: %s", name, err.Msg)
+	}
+	return nil
 }
 
 // checkPlugin says what is wrong with the configuration of one plugin.

@@ -30,8 +30,8 @@ func TestFirstConfigurationIsUsed(t *testing.T) {
 		"none":                   {nil, "", "no network configuration"},
 		"bad one is not skipped": {map[string]string{"10-a.conflist": "{", "20-b.conflist": list("b", "x")}, "", "10-a.conflist:1: not a configuration"},
 		"empty file":             {map[string]string{"10-a.conflist": ""}, "", "not a configuration"},
-		"null":                   {map[string]string{"10-a.conflist": "null"}, "", "network name"},
-		"no name":                {map[string]string{"10-a.conflist": `{"plugins":[{"type":"x"}]}`}, "", "network name"},
+		"null":                   {map[string]string{"10-a.conflist": "null"}, "", "10-a.conflist:1: name is missing"},
+		"no name":                {map[string]string{"10-a.conflist": `{"plugins":[{"type":"x"}]}`}, "", "name is missing"},
 		"name is a path":         {map[string]string{"10-a.conflist": list("../x", "x")}, "", "network name"},
 		"no plugins":             {map[string]string{"10-a.conflist": `{"name":"a","plugins":[]}`}, "", "no plugins"},
 		"nothing at all":         {map[string]string{"10-a.conflist": `{"name":"a"}`}, "", "no plugins"},
@@ -87,6 +87,12 @@ func TestErrorsNameFileAndLine(t *testing.T) {
 		"a version to come":                {"{\"name\": \"a\",\n\"cniVersion\": \"9.0.0\", \"plugins\": [{\"type\": \"x\"}]}", "10-a.conflist:2: network a: CNI version \"9.0.0\" is none of 0.1.0"},
 		"a version that is none":           {"{\"name\": \"a\", \"cniVersion\": \"new\", \"plugins\": [{\"type\": \"x\"}]}", "10-a.conflist:1: network a: CNI version \"new\""},
 		"plugins before the error":         {"{\"plugins\": [{\"type\": \"x\"}],\n\n\"cniVersion\": \"9\", \"name\": \"a\"}", "10-a.conflist:3: network a: "},
+		"no name":                          {"{\n\"plugins\": [{\"type\": \"x\"}]}", "10-a.conflist:1: name is missing"},
+		"a name that is empty":             {"{\n\"name\": \"\", \"plugins\": [{\"type\": \"x\"}]}", "10-a.conflist:2: name is missing"},
+		"a name that is a path":            {"{\n\"name\": \"../x\", \"plugins\": [{\"type\": \"x\"}]}", "10-a.conflist:2: name \"../x\": invalid characters found in network name"},
+		"no plugins":                       {"{\n\"name\": \"a\"}", "10-a.conflist:1: network a has no plugins"},
+		"plugins that are none":            {"{\n\"name\": \"a\",\n\"plugins\": []}", "10-a.conflist:3: network a has no plugins"},
+		"plugins that are null":            {"{\n\"name\": \"a\",\n\"plugins\": null}", "10-a.conflist:3: network a has no plugins"},
 		"a single one without IPAM's name": {"{\"name\": \"a\", \"type\": \"x\",\n\"ipam\": 1}", "10-a.conflist:2: "},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -99,6 +99,7 @@ func linesOf(data []byte) lines {
 			l.keys[name] = line
 			continue
 		}
+		l.keys["plugins"] = lineAt(data, d.InputOffset())
 		if t, err := d.Token(); err != nil || t != json.Delim('[') {
 			return l
 		}
