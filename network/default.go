@@ -83,7 +83,7 @@ func (m *Manager) defaultNetwork(none error) (*conflist, error) {
 	}
 	cidrs := m.cidrs.get()
 	if len(cidrs) == 0 {
-		return nil, fmt.Errorf("%w, and no pod CIDR from the kubelet to make one of", none)
+		return nil, fmt.Errorf("%w, and no pod CIDR from the kubelet to make one of (on a node without a kubelet --pod-cidr gives one)", none)
 	}
 	if had := m.configuredOnce(); had != "" && len(m.opts.PodCIDRs) == 0 {
 		return nil, fmt.Errorf("%w, where %s was: whoever put it there may bring it back, so that pods get no other network meanwhile (to make one of pod CIDR %s from now on, remove %s)",

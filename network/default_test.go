@@ -112,7 +112,7 @@ func TestBareNodeIsReadyWithThePodCIDR(t *testing.T) {
 	n := bare(t)
 	n.exec = []string{ExecAll} // so that they have to be installed
 	m := n.open()
-	readyWithin(t, m, 0, "no network configuration (*.conflist, *.conf, *.json) in "+n.conf+", and no pod CIDR from the kubelet")
+	readyWithin(t, m, 0, "no network configuration (*.conflist, *.conf, *.json) in "+n.conf+", and no pod CIDR from the kubelet to make one of (on a node without a kubelet --pod-cidr gives one)")
 	m.SetPodCIDRs("")
 	readyWithin(t, m, 0, "no pod CIDR from the kubelet")
 	m.SetPodCIDRs(someCIDR)
