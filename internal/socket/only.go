@@ -38,13 +38,19 @@ func Only(ctx context.Context, name string) (io.Closer, error) {
 	}
 	holder, err := listens(ctx, name)
 	if err != nil {
-		return nil, fmt.Errorf("%w: who has %s cannot be told: %w", ErrInUse, name, err)
+		return nil, fmt.Errorf("%w: it cannot be told which: %w", ErrInUse, err)
 	}
 	if !holder.counts() {
 		return io.NopCloser(nil), nil // closing it reads nothing
 	}
-	return nil, fmt.Errorf("%w by process %d", ErrInUse, holder.Pid)
+	return nil, heldError(holder.Pid)
 }
+
+// heldError is ErrInUse with the pid of who it is.
+type heldError int32
+
+func (e heldError) Error() string        { return fmt.Sprintf("process %d", int32(e)) }
+func (e heldError) Is(target error) bool { return target == ErrInUse }
 
 // peer is who listens on a socket.
 type peer struct{ *unix.Ucred }

@@ -289,7 +289,7 @@ func (a *Agent) claim() error {
 	}
 	only, err := socket.Only(context.Background(), onlyName)
 	if errors.Is(err, socket.ErrInUse) {
-		return fmt.Errorf("the node's routes are kept by another berth serve, whose --node-routes has them: have one of both with --node-routes off: %w", err)
+		return fmt.Errorf("another berth serve of this node keeps them; give one of both --node-routes off: %w", err)
 	}
 	if err != nil {
 		return fmt.Errorf("whether another daemon keeps the node's routes: %w", err)

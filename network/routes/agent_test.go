@@ -73,7 +73,7 @@ func TestOneDaemonKeepsTheRoutes(t *testing.T) {
 			t.Error("the second has the routes, too")
 		}
 	}
-	if s := two.State(); !strings.Contains(s.Problem, "kept by another berth serve, whose") || !strings.HasSuffix(s.Problem, fmt.Sprint("by process ", os.Getpid())) {
+	if s := two.State(); !strings.Contains(s.Problem, "another berth serve of this node keeps them") || !strings.HasSuffix(s.Problem, fmt.Sprint(": process ", os.Getpid())) {
 		t.Errorf("the second: %+v", s)
 	}
 	if n := strings.Count(log.String(), "node routes are left to another daemon"); n != 1 {
