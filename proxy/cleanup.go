@@ -32,6 +32,9 @@ func CleanupOwn() ([]string, error) {
 	return append(removed, chains...), errors.Join(err, err2)
 }
 
+// OwnLeft is what CleanupOwn leaves of berth's, since no kube-proxy has taken it over: the rules of mode iptables, which are in force.
+func OwnLeft() []string { return iptables.OwnLeft() }
+
 // RemoveNFTables is Cleanup for mode nftables alone.
 func RemoveNFTables() ([]string, error) {
 	removed, err := removeOwnTables()

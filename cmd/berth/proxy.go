@@ -49,7 +49,11 @@ func proxyCommand() *cobra.Command {
 			return cleanProxy(cmd, proxy.Cleanup)
 		}
 		if own.cleanup {
-			return cleanProxy(cmd, proxy.CleanupOwn)
+			err := cleanProxy(cmd, proxy.CleanupOwn)
+			for _, what := range proxy.OwnLeft() {
+				fmt.Fprintf(cmd.ErrOrStderr(), "berth: left %s: it is in force, since no kube-proxy has taken it over; start that first, or remove all by --cleanup\n", what)
+			}
+			return err
 		}
 		c, err := flags.Load()
 		if err != nil {

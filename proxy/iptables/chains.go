@@ -41,6 +41,7 @@ const (
 	canary           = "KUBE-PROXY-CANARY"
 	// kubeletFirewall is the kubelet's. It has one rule, which the proxy puts there, too.
 	kubeletFirewall = "KUBE-FIREWALL"
+	kubeletCanary   = "KUBE-KUBELET-CANARY"
 )
 
 // What names of chains of a Service's port begin with: its endpoints under each policy, what comes from outside, who may send to

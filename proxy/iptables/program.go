@@ -149,7 +149,7 @@ func (p *Programmer) reconcileFamily(f model.Family) error {
 	p.was[f] = true
 	p.canary.planted[f].Store(true)
 	if localNodePorts {
-		return setSysctl("net/ipv4/conf/all/route_localnet", "1")
+		return setSysctl(routeLocalnet, "1")
 	}
 	return nil
 }

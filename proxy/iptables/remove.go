@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/exec"
 	"slices"
+	"strings"
 
 	"github.com/berth-run/berth/proxy/model"
 )
@@ -56,6 +57,15 @@ func (p programs) remove(what func(saved, table) *batch) (removed []string, err 
 		return nil, nil // the kernel does not have the tables, so there is nothing in them
 	}
 	var errs []error
+	if b := what(have, filter); strings.Contains(b.String(), "-X "+kubeletFirewall+"\n") && isSet(routeLocalnet) {
+		// Before the rule goes that keeps the node's neighbours from its loopback.
+		if err := setSysctl(routeLocalnet, "0"); err != nil {
+			errs = append(errs, err)
+			delete(have, chain{filter, kubeletFirewall})
+		} else {
+			removed = append(removed, "1 from sysctl "+strings.ReplaceAll(routeLocalnet, "/", "."))
+		}
+	}
 	for t := range table(tables) {
 		b := what(have, t)
 		if b.empty() {
@@ -70,9 +80,42 @@ func (p programs) remove(what func(saved, table) *batch) (removed []string, err 
 	return removed, errors.Join(errs...)
 }
 
+// routeLocalnet is set for node ports at 127.0.0.1.
+const routeLocalnet = "net/ipv4/conf/all/route_localnet"
+
+// ownFirewall is whether the kubelet's chain is a proxy's: there was no kubelet, whose canary would be there, and it has the proxy's
+// rule alone. kube-proxy leaves it and the sysctl in any case.
+func (s saved) ownFirewall() bool {
+	rules := s[chain{filter, kubeletFirewall}]
+	for t := range table(tables) {
+		if _, there := s[chain{t, kubeletCanary}]; there {
+			return false
+		}
+	}
+	return len(rules) == 1 && same(rules[0], martian)
+}
+
+// OwnLeft is what RemoveOwn leaves of berth's, since it is in force.
+func OwnLeft() (left []string) {
+	for _, p := range present() {
+		have, err := p.save()
+		if err != nil {
+			continue // the kernel does not have the tables
+		}
+		for _, name := range []string{clusterIPs, rejects} {
+			if _, there := have[chain{filter, name}]; there {
+				left = append(left, fmt.Sprintf("chain %s of %s in table filter", name, p.name("")))
+			}
+		}
+	}
+	return left
+}
+
 // removal removes a proxy's chains from a table.
 func removal(have saved, t table) *batch {
 	b := &batch{}
+	firewall := t == filter && have.ownFirewall()
+	isProxys := func(name string) bool { return isProxys(name) || firewall && name == kubeletFirewall }
 	for _, c := range sortedChains(have) {
 		switch {
 		case c.table != t:

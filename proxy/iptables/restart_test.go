@@ -286,7 +286,7 @@ func TestRemove(t *testing.T) {
 		before := made()
 		p := openAt(s, backend)
 		want := some()
-		want.All.Family[model.IPv4].NodePorts.Loopback = false // or the kubelet's chain would stay
+		want.All.Family[model.IPv4].NodePorts.Loopback = true
 		if _, err := p.Sync(want); err != nil {
 			t.Fatal(err)
 		}
@@ -298,7 +298,14 @@ func TestRemove(t *testing.T) {
 			t.Error(list)
 		}
 		err := s.Do(func() error {
-			removed, err := Remove()
+			removed, err := RemoveOwn()
+			if left := strings.Join(OwnLeft(), "; "); err != nil || len(removed) > 0 || !strings.Contains(left, "chain KUBE-CLUSTER-IPS of iptables-"+backend) {
+				t.Errorf("of rules in force: %v, removed %q, left %q", err, removed, left)
+			}
+			removed, err = Remove()
+			if left := OwnLeft(); len(left) > 0 {
+				t.Error(left)
+			}
 			if text := strings.Join(removed, "; "); !strings.Contains(text, "chains of iptables-"+backend+" in table nat") {
 				t.Error(text)
 			}
@@ -309,6 +316,23 @@ func TestRemove(t *testing.T) {
 		}
 		if after := made(); !slices.Equal(after, before) || len(before) != 1 {
 			t.Errorf("left behind:\n%s\nwas\n%s", after, before)
+		}
+		const sysctl = "/proc/sys/net/ipv4/conf/all/route_localnet"
+		if got := s.Run("cat", sysctl); got != "0\n" {
+			t.Errorf("route_localnet is %s", got)
+		}
+
+		// Where there is a kubelet it has the chain, too, and both stay.
+		want.All.Family[model.IPv6].Enabled = true
+		if _, err := p.Sync(want); err != nil {
+			t.Fatal(err)
+		}
+		s.Run(programs{model.IPv4, backend}.name(""), "-t", "mangle", "-N", kubeletCanary)
+		if err := s.Do(func() error { _, err := Remove(); return err }); err != nil {
+			t.Error(err)
+		}
+		if got := s.Run("cat", sysctl); got != "1\n" || !strings.Contains(strings.Join(made(), ""), "-A KUBE-FIREWALL") {
+			t.Errorf("route_localnet is %s, and there is\n%s", got, made())
 		}
 	})
 }
