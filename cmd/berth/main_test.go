@@ -152,3 +152,24 @@ func TestCadvisorsAnswersEndWhenTheyAreToldTo(t *testing.T) {
 		t.Errorf("the socket is left behind: %v", err)
 	}
 }
+
+func TestAModeThatBerthDoesNotHaveIsRefusedWithItsPlace(t *testing.T) {
+	dir := t.TempDir()
+	kubeconfig, file := filepath.Join(dir, "kubeconfig"), filepath.Join(dir, "config.conf")
+	for name, text := range map[string]string{
+		kubeconfig: "apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n",
+		file:       "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclientConnection: {kubeconfig: " + kubeconfig + "}\nmode: ipvs\n",
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for want, args := range map[string][]string{
+		file + `:4: mode: "ipvs": berth has nftables and iptables`: {"proxy", "--init-only", "--config", file},
+		`--proxy-mode: "ipvs": berth has nftables and iptables`:    {"proxy", "--init-only", "--kubeconfig", kubeconfig, "--proxy-mode", "ipvs"},
+	} {
+		if _, err := run(t, args...); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}

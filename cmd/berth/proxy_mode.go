@@ -47,7 +47,7 @@ func openKernel(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel, e
 		return openNFTables(c, own, log)
 	case config.Auto:
 	default:
-		return nil, fmt.Errorf("mode %q: berth has nftables and iptables: set mode to one of them, or leave it empty", c.Proxy.Mode)
+		return nil, fmt.Errorf("%s: %q: berth has nftables and iptables: say one of them, or leave it empty", c.ModeAt(), c.Proxy.Mode)
 	}
 	k, err := openNFTables(c, own, log)
 	if err == nil {

@@ -33,8 +33,12 @@ type Config struct {
 	// Ignored are the flags that were given beside File and do not count then.
 	Ignored []string
 
-	localhost bool // iptables.localhostNodePorts was asked for, and not by default
+	localhost bool   // iptables.localhostNodePorts was asked for, and not by default
+	modeAt    string // file and line of mode, or its flag
 }
+
+// ModeAt is where the mode was said.
+func (c *Config) ModeAt() string { return c.modeAt }
 
 // Default is the configuration without a file and flags.
 func Default() *v1alpha1.KubeProxyConfiguration {
@@ -45,19 +49,19 @@ func Default() *v1alpha1.KubeProxyConfiguration {
 
 // Load reads a file, with defaults for what it leaves out. Errors name file, line, field and value.
 func Load(file string) (*v1alpha1.KubeProxyConfiguration, error) {
-	c, _, err := loadFile(file)
+	c, _, _, err := loadFile(file)
 	return c, err
 }
 
-// loadFile is Load, and says whether the file has iptables.localhostNodePorts be true.
-func loadFile(file string) (c *v1alpha1.KubeProxyConfiguration, localhost bool, err error) {
+// loadFile is Load, and says whether the file has iptables.localhostNodePorts be true, and where it has the mode.
+func loadFile(file string) (c *v1alpha1.KubeProxyConfiguration, localhost bool, modeAt string, err error) {
 	c, lines, err := readFile(file)
 	if err != nil {
-		return nil, false, err
+		return nil, false, "", err
 	}
 	localhost = c.IPTables.LocalhostNodePorts != nil && *c.IPTables.LocalhostNodePorts
 	setDefaults(c)
-	return c, localhost, check(c, func(path string) string { return place(file, lines, path) })
+	return c, localhost, place(file, lines, "mode"), check(c, func(path string) string { return place(file, lines, path) })
 }
 
 // place is file and line of a field; of the section that it would be in, if it is not there.

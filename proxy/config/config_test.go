@@ -194,6 +194,8 @@ func TestErrorsNameFileLineFieldAndValue(t *testing.T) {
 		{"iptables:\n  syncPeriod: 30x\n", `:4: iptables.syncPeriod: "30x": time: unknown unit`},
 		{"iptables:\n  syncPeriod: 500ms\n", `:3: iptables.minSyncPeriod: 1s: must not be more than iptables.syncPeriod, 500ms`},
 		{"iptables:\n  syncPeriod: -1s\n", `:4: iptables.syncPeriod: -1s: must be more than 0`},
+		{"nftables:\n  syncPeriod: -1s\n", `:4: nftables.syncPeriod: -1s: must be more than 0`},
+		{"nftables: {minSyncPeriod: -1s}\n", `:3: nftables.minSyncPeriod: -1s: must not be negative`},
 		{"oomScoreAdj: 1001\n", `:3: oomScoreAdj: 1001: must be from -1000 to 1000`},
 		{"oomScoreAdj: 5000000000\n", `:3: oomScoreAdj: "5000000000" is a number 5000000000 and not a whole number of 32 bits`},
 		{"enableProfiling: maybe\n", `:3: enableProfiling: "maybe" is a string and not a true or false`},

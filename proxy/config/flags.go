@@ -161,11 +161,11 @@ func (f *Flags) Load() (*Config, error) {
 
 // fromFile has the file count, and flags for logs over it, as kube-proxy does.
 func (f *Flags) fromFile(c *Config) error {
-	p, localhost, err := loadFile(f.file)
+	p, localhost, modeAt, err := loadFile(f.file)
 	if err != nil {
 		return err
 	}
-	c.localhost = localhost
+	c.localhost, c.modeAt = localhost, modeAt
 	if f.set.Changed("v") {
 		p.Logging.Verbosity = logsapi.VerbosityLevel(f.verbosity)
 	}
@@ -225,6 +225,7 @@ func (f *Flags) fromFlags(c *Config) error {
 	if errs != nil {
 		return errs
 	}
+	c.modeAt = "--proxy-mode"
 	c.localhost = given("iptables-localhost-nodeports") && *p.IPTables.LocalhostNodePorts
 	c.Proxy = *p
 	return check(p, func(path string) string {

@@ -115,18 +115,26 @@ func (c *checker) times(p *v1alpha1.KubeProxyConfiguration) {
 		}
 	}
 	period, least := periods(p)
-	if period.Duration <= 0 {
-		c.fail(section+".syncPeriod", period.Duration, "must be more than 0")
-	}
-	c.notNegative(section+".minSyncPeriod", least)
-	if least.Duration > period.Duration {
-		c.fail(section+".minSyncPeriod", least.Duration, "must not be more than %s.syncPeriod, %v", section, period.Duration)
+	c.periods(section, period, least)
+	// Without a mode it is nftables that is in force, whatever section counts. Flags set both.
+	if n := &p.NFTables; p.Mode == Auto && (n.SyncPeriod != period || n.MinSyncPeriod != least) {
+		c.periods("nftables", n.SyncPeriod, n.MinSyncPeriod)
 	}
 	if p.ConfigSyncPeriod.Duration <= 0 {
 		c.fail("configSyncPeriod", p.ConfigSyncPeriod.Duration, "must be more than 0")
 	}
 	if d := p.Logging.FlushFrequency.Duration.Duration; d < 0 || d > 24*time.Hour {
 		c.fail("logging.flushFrequency", d, "must be from 0 to 24h")
+	}
+}
+
+func (c *checker) periods(section string, period, least metav1.Duration) {
+	if period.Duration <= 0 {
+		c.fail(section+".syncPeriod", period.Duration, "must be more than 0")
+	}
+	c.notNegative(section+".minSyncPeriod", least)
+	if least.Duration > period.Duration {
+		c.fail(section+".minSyncPeriod", least.Duration, "must not be more than %s.syncPeriod, %v", section, period.Duration)
 	}
 }
 
