@@ -2,12 +2,15 @@ package health
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"log/slog"
-	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -46,8 +49,10 @@ func (e *Events) Warn(object corev1.ObjectReference, reason, action, note string
 	if namespace == "" {
 		namespace = metav1.NamespaceDefault
 	}
+	// The name says what it is about: a proxy that starts again does not write the same once more while it is there.
+	sum := sha256.Sum256([]byte(strings.Join([]string{e.Node, object.Kind, reason, note}, "\x00")))
 	event := &eventsv1.Event{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: object.Name + "." + strconv.FormatInt(now.UnixNano(), 16)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: object.Name + "." + hex.EncodeToString(sum[:8])},
 		EventTime:  metav1.NewMicroTime(now), ReportingController: "berth-proxy", ReportingInstance: "berth-proxy-" + e.Node,
 		Action: action, Reason: reason, Regarding: object, Note: note, Type: corev1.EventTypeWarning,
 	}
@@ -78,7 +83,7 @@ func (e *Events) Run(ctx context.Context) {
 func (e *Events) send(ctx context.Context, event *eventsv1.Event) {
 	ctx, stop := context.WithTimeout(ctx, eventWithin)
 	defer stop()
-	if err := e.Create(ctx, event); err != nil {
+	if err := e.Create(ctx, event); err != nil && !apierrors.IsAlreadyExists(err) {
 		e.Log.Debug("an Event was not written", "object", event.Regarding.Name, "error", err)
 	}
 }

@@ -1,6 +1,7 @@
 package health
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -348,6 +350,29 @@ func TestCVE_2019_11248_NoProfilesUnlessAskedFor(t *testing.T) {
 				t.Errorf("%s: %s: %d", name, path, w.Code)
 			}
 		}
+	}
+}
+
+// A proxy that starts again finds the same mistakes: an Event that is there is not written once more.
+func TestEventsHaveNamesThatStay(t *testing.T) {
+	there := map[string]*eventsv1.Event{}
+	var log bytes.Buffer
+	object := Reference("Service", types.NamespacedName{Namespace: "default", Name: "web"})
+	for _, node := range []string{"a", "a", "a", "b"} {
+		e := NewEvents(node, func(_ context.Context, ev *eventsv1.Event) error {
+			if there[ev.Name] != nil {
+				return apierrors.NewAlreadyExists(eventsv1.Resource("events"), ev.Name)
+			}
+			there[ev.Name] = ev
+			return nil
+		}, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		for _, note := range []string{"one", "two"} {
+			e.Warn(object, "PartLeftOut", "Program", note)
+			e.send(t.Context(), <-e.queue)
+		}
+	}
+	if len(there) != 4 || log.Len() > 0 {
+		t.Errorf("%d Events of two mistakes on two nodes: %v; %s", len(there), there, log.String())
 	}
 }
 
