@@ -49,7 +49,13 @@ func Only(ctx context.Context, name string) (io.Closer, error) {
 // heldError is ErrInUse with the pid of who it is.
 type heldError int32
 
-func (e heldError) Error() string        { return fmt.Sprintf("process %d", int32(e)) }
+func (e heldError) Error() string {
+	if e == 0 {
+		return "a process of another pid namespace"
+	}
+	return fmt.Sprintf("process %d", int32(e))
+}
+
 func (e heldError) Is(target error) bool { return target == ErrInUse }
 
 // peer is who listens on a socket.
