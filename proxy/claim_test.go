@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/berth-run/berth/internal/socket"
 )
 
 const claimEnv = "BERTH_TEST_CLAIM"
@@ -48,13 +50,13 @@ func TestClaimer(t *testing.T) {
 
 func TestASecondProxyIsRefusedAndNamesTheFirst(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	name := fmt.Sprintf("@berth-test-claim-%d", os.Getpid())
-	if who := holder(name); who != "" {
+	name := fmt.Sprintf("berth-test-claim-%d", os.Getpid())
+	if who := socket.Holder(t.Context(), name); who != "" {
 		t.Fatal(who)
 	}
 	other := claimer(t, name)
-	pid := fmt.Sprintf("pid %d", other.Process.Pid)
-	if who := holder(name); who != pid {
+	pid := fmt.Sprintf("process %d", other.Process.Pid)
+	if who := socket.Holder(t.Context(), name); who != pid {
 		t.Errorf("%q, want %s", who, pid)
 	}
 	if _, err := take(t.Context(), name, 300*time.Millisecond, log); !errors.Is(err, ErrClaimed) || !strings.Contains(err.Error(), pid) {

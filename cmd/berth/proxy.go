@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -107,14 +108,21 @@ func cleanProxy(cmd *cobra.Command, clean func() ([]string, error)) error {
 	for _, what := range removed {
 		fmt.Fprintln(cmd.OutOrStdout(), "removed", what)
 	}
-	if who := proxy.Running(); who != "" {
+	if who := proxy.Running(cmd.Context()); who != "" {
 		fmt.Fprintf(cmd.ErrOrStderr(), "berth: a berth proxy runs (%s), and makes its rules again: stop it, then clean up\n", who)
 	}
 	return err
 }
 
+// proxyGCPercent has garbage collected twice as often as programs do otherwise: a proxy that has loaded its Services makes little of it,
+// and is on each node for its memory.
+const proxyGCPercent = 50
+
 // runProxy runs the proxy: its parts end together.
 func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(proxyGCPercent)
+	}
 	log := proxyLogger(c)
 	if len(c.Ignored) > 0 {
 		log.Warn("flags do not count beside --config", "flags", strings.Join(c.Ignored, " "), "config", c.File)

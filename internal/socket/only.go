@@ -46,6 +46,15 @@ func Only(ctx context.Context, name string) (io.Closer, error) {
 	return nil, heldError(holder.Pid)
 }
 
+// Holder is who has a name in the network namespace of the calling thread, in words; "" where nobody has it who counts.
+func Holder(ctx context.Context, name string) string {
+	p, err := listens(ctx, name)
+	if err != nil || !p.counts() {
+		return ""
+	}
+	return heldError(p.Pid).Error()
+}
+
 // heldError is ErrInUse with the pid of who it is.
 type heldError int32
 
