@@ -131,7 +131,7 @@ bench: build ## measure berth: pod start, exec, removal, density, log; pulls bes
 	@integration/tools/build.sh registry cni crictl busybox containerd > /dev/null
 	@integration/progress.sh bench $(GO) test -tags integration -count=1 -timeout 30m -run '^$$' -bench '$(RUN)' -benchtime 1x ./integration
 
-bench-proxy: build ## berth proxy beside kube-proxy 1.37 with a real API server, 1,000 to 30,000 Services (SIZES="1000"; a quarter of an hour)
+bench-proxy: build ## berth proxy beside kube-proxy 1.37 with a real API server, 1,000 to 30,000 Services (SIZES="1000"; half an hour)
 	@integration/tools/build.sh kube-apiserver kubectl etcd kube-proxy > /dev/null
 	@BERTH_TOOLS="kube-apiserver kubectl etcd kube-proxy" BERTH_BENCH_PROXY="$(SIZES)" integration/progress.sh bench-proxy \
 		$(GO) test -tags integration -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkServiceProxy$$' -benchtime 1x ./integration
