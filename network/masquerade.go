@@ -18,8 +18,10 @@ func (m *Manager) keepMasqueraded() {
 	m.mu.Lock()
 	c, ready := m.conflist, m.notReady == nil
 	m.mu.Unlock()
-	file, _ := findProgram("bridge", m.opts.BinDirs) // none is needed
-	if !ready || !c.byDefault() || !m.plugins.answers("bridge", file) {
+	if !ready || !c.byDefault() {
+		return
+	}
+	if file, _ := findProgram("bridge", m.opts.BinDirs); !m.plugins.answers("bridge", file) { // none is needed
 		return
 	}
 	again, err := m.masqueradeAgain(c)

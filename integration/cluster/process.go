@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/berth-run/berth/integration/lab"
 )
 
 // start starts a program that outlives this process, in a cgroup, by which it and all that it starts is found again. The log is
@@ -46,15 +48,6 @@ type process struct {
 	ended     chan struct{}
 }
 
-func tail(log string, lines int) string {
-	text, err := os.ReadFile(log)
-	if err != nil {
-		return err.Error()
-	}
-	all := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
-}
-
 // ready waits until a probe succeeds. A program that ends before, or takes too long, is the error, with the end of its log.
 func (p *process) ready(ctx context.Context, within time.Duration, probe func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
@@ -66,9 +59,9 @@ func (p *process) ready(ctx context.Context, within time.Duration, probe func(co
 		}
 		select {
 		case <-p.ended:
-			return fmt.Errorf("%s ended before it was ready. The end of %s:\n%s", p.name, p.log, tail(p.log, 15))
+			return fmt.Errorf("%s ended before it was ready. The end of %s:\n%s", p.name, p.log, lab.Tail(p.log, 15))
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready after %v: %w. The end of %s:\n%s", p.name, within, err, p.log, tail(p.log, 15))
+			return fmt.Errorf("%s is not ready after %v: %w. The end of %s:\n%s", p.name, within, err, p.log, lab.Tail(p.log, 15))
 		case <-time.After(200 * time.Millisecond):
 		}
 	}

@@ -10,10 +10,6 @@ import (
 	"github.com/berth-run/berth/integration/testimages"
 )
 
-// Mirrored are the hosts whose images the cluster's registry serves, by the paths that they have there: what pods here can pull is
-// what was pushed to it.
-var Mirrored = []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io", "registry.example"}
-
 // startRegistry starts the registry, with a copy of the lab's test images if these are asked for. Anybody on the bridge may push.
 func (c *Cluster) startRegistry(ctx context.Context, tools Tools) error {
 	data := c.path("registry")
@@ -53,15 +49,11 @@ func (c *Cluster) Builder() (*testimages.Builder, error) {
 	return &testimages.Builder{Registry: c.Registry(), Busybox: c.program("busybox"), Work: work}, nil
 }
 
-// hostsToml writes what leads a node's pulls to the registry.
+// hostsToml writes what leads a node's pulls to the registry: what pods here can pull is what was pushed to it, by the paths that it has
+// at these hosts.
 func (n *Node) hostsToml() error {
-	for _, host := range append([]string{n.c.Registry()}, Mirrored...) {
-		dir := n.path("certs.d", host)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		text := fmt.Sprintf("server = \"http://%[1]s\"\n\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", n.c.Registry())
-		if err := os.WriteFile(dir+"/hosts.toml", []byte(text), 0o644); err != nil {
+	for _, host := range append([]string{n.c.Registry()}, lab.Mirrored...) {
+		if err := lab.Mirror(n.path("certs.d"), host, n.c.Registry()); err != nil {
 			return err
 		}
 	}

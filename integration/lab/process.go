@@ -120,8 +120,11 @@ func (p *Process) Stop() error {
 }
 
 // Tail is the end of the process's output, for messages.
-func (p *Process) Tail(lines int) string {
-	text, err := os.ReadFile(p.Log)
+func (p *Process) Tail(lines int) string { return Tail(p.Log, lines) }
+
+// Tail is the end of a log, for messages.
+func Tail(log string, lines int) string {
+	text, err := os.ReadFile(log)
 	if err != nil {
 		return err.Error()
 	}

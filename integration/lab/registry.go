@@ -13,8 +13,8 @@ import (
 	"github.com/berth-run/berth/integration/testimages"
 )
 
-// mirrored are the hosts whose images the node's registry serves.
-var mirrored = []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io", "registry.example"}
+// Mirrored are the hosts whose images a registry of tests serves.
+var Mirrored = []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io", "registry.example"}
 
 // StartRegistry starts a registry on loopback with the test images, and makes it the mirror of the hosts that tests name.
 // The images are built once for a machine and served read-only from the cache.
@@ -52,7 +52,7 @@ func (n *Node) startRegistry(ctx context.Context, data string, readOnly bool) er
 // UseRegistry makes a registry (HOST:PORT, plain HTTP) the mirror of the hosts that tests name.
 func (n *Node) UseRegistry(addr string) error {
 	n.Registry = addr
-	for _, host := range append([]string{addr}, mirrored...) {
+	for _, host := range append([]string{addr}, Mirrored...) {
 		if err := n.mirror(host); err != nil {
 			return err
 		}
@@ -61,12 +61,15 @@ func (n *Node) UseRegistry(addr string) error {
 }
 
 // mirror writes the hosts.toml that sends pulls from host to the node's registry.
-func (n *Node) mirror(host string) error {
-	dir := filepath.Join(n.CertsD(), host)
+func (n *Node) mirror(host string) error { return Mirror(n.CertsD(), host, n.Registry) }
+
+// Mirror has a registry (HOST:PORT, plain HTTP) serve what a host has, by its hosts.toml in a directory of these.
+func Mirror(certsD, host, registry string) error {
+	dir := filepath.Join(certsD, host)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	text := fmt.Sprintf("server = \"http://%[1]s\"\n\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", n.Registry)
+	text := fmt.Sprintf("server = \"http://%[1]s\"\n\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", registry)
 	return os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644)
 }
 

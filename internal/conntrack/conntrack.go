@@ -147,6 +147,37 @@ func (c *Conn) Delete(key Key) (bool, error) {
 	return true, nil
 }
 
+// ForgetUDP removes the connections of UDP of a family that pick wants, of those to some ports: a node may track a million
+// connections, and whoever has these ports asks about a few of them, so the kernel is told which. Of many ports pick is given
+// those to others, too.
+func (c *Conn) ForgetUDP(v6 bool, ports []uint16, pick func(*Entry) bool) error {
+	const few = 8 // as often the table is walked, rather than told as a whole
+	if len(ports) > few {
+		ports = []uint16{0}
+	}
+	filter := Filter{Family: unix.AF_INET, Protocol: unix.IPPROTO_UDP}
+	if v6 {
+		filter.Family = unix.AF_INET6
+	}
+	var gone []Key
+	for _, filter.Port = range ports {
+		if err := c.Each(filter, func(e *Entry) bool {
+			if pick(e) {
+				gone = append(gone, e.Key())
+			}
+			return true
+		}); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	for _, key := range gone {
+		_, err := c.Delete(key)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 // Count is how many entries of all families there are.
 func (c *Conn) Count() (int, error) {
 	answers, err := c.request(c.remove, msgGetStats, unix.NLM_F_ACK, 0, nil).Execute(unix.NETLINK_NETFILTER, 0)

@@ -10,7 +10,6 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/containernetworking/plugins/pkg/utils"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/conntrack"
 )
@@ -203,36 +202,17 @@ func (c *call) forgetConnections(conf *portmapConf, v6 bool) {
 			ports[uint16(m.HostPort)] = true
 		}
 	}
-	if err := forgetUDP(slices.Sorted(maps.Keys(ports)), v6); err != nil {
-		c.log.Warn("cni plugin portmap: connections to ports stay", "pod", c.containerID, "error", err)
-	}
-}
-
-// forgetUDP asks the kernel for the connections to each port, rather than for all there are: a node may track a million.
-func forgetUDP(ports []uint16, v6 bool) error {
 	if len(ports) == 0 {
-		return nil
+		return
 	}
 	conn, err := conntrack.Open()
+	if err == nil {
+		defer conn.Close()
+		err = conn.ForgetUDP(v6, slices.Sorted(maps.Keys(ports)), func(e *conntrack.Entry) bool { return ports[e.Original.Dst.Port()] })
+	}
 	if err != nil {
-		return err
+		c.log.Warn("cni plugin portmap: connections to ports stay", "pod", c.containerID, "error", err)
 	}
-	defer conn.Close()
-	filter := conntrack.Filter{Family: unix.AF_INET, Protocol: unix.IPPROTO_UDP}
-	if v6 {
-		filter.Family = unix.AF_INET6
-	}
-	var errs []error
-	for _, port := range ports {
-		filter.Port = port
-		err := conn.Each(filter, func(e *conntrack.Entry) bool {
-			_, err := conn.Delete(e.Key())
-			errs = append(errs, err)
-			return true
-		})
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }
 
 // routeLocalnet lets packets from the node's loopback address out of the interface that leads to an address.

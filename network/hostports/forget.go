@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/conntrack"
 )
@@ -49,40 +48,7 @@ func (s staleFlows) forget(v6 bool) (err error) {
 		return err
 	}
 	defer conn.Close()
-	stale, err := connectionsOf(conn, v6, slices.Sorted(maps.Keys(ports)), s.staleEntry)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, key := range stale {
-		_, err := conn.Delete(key)
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
-}
-
-// connectionsOf are the connections of UDP of a family, to some ports, that pick wants. A node may track a million connections,
-// and a pod asks about a few of them: the kernel is told which.
-func connectionsOf(conn *conntrack.Conn, v6 bool, ports []uint16, pick func(*conntrack.Entry) bool) (all []conntrack.Key, err error) {
-	const few = 8 // as often the table is walked, rather than told as a whole
-	if len(ports) > few {
-		ports = []uint16{0}
-	}
-	family := uint8(unix.AF_INET)
-	if v6 {
-		family = unix.AF_INET6
-	}
-	for _, port := range ports {
-		if err := conn.Each(conntrack.Filter{Family: family, Protocol: uint8(UDP), Port: port}, func(e *conntrack.Entry) bool {
-			if pick(e) {
-				all = append(all, e.Key())
-			}
-			return true
-		}); err != nil {
-			return nil, err
-		}
-	}
-	return all, nil
+	return conn.ForgetUDP(v6, slices.Sorted(maps.Keys(ports)), s.staleEntry)
 }
 
 // udpFlows are what entries of a family say of ports of UDP, by the ports.
