@@ -272,7 +272,7 @@ func (c *Cleaner) clean(ctx context.Context) error {
 			c.take()
 		}
 		if i := kindOf(e.Protocol); i >= 0 {
-			seen[familyOf(e.Original.Dst.Addr())][i]++
+			seen[model.FamilyOf(e.Original.Dst.Addr())][i]++
 			if s, ok := c.active.judge(e, here); ok {
 				stale = append(stale, s)
 			}
@@ -352,7 +352,7 @@ func (c *Cleaner) remove(stale []found) (removed [model.Families]int, err error)
 			return removed, err
 		}
 		if there {
-			removed[familyOf(s.original.Dst.Addr())]++
+			removed[model.FamilyOf(s.original.Dst.Addr())]++
 		}
 	}
 	return removed, c.reset(gone)

@@ -89,7 +89,7 @@ func (p *probes) close() {
 // send asks the sender of each flow for a packet. What cannot be sent is not: who sends by itself is told, too.
 func (p *probes) send(log *slog.Logger, flows []program.Flow) {
 	for _, flow := range flows {
-		f := familyOf(flow.Src.Addr())
+		f := model.FamilyOf(flow.Src.Addr())
 		if err := p.open(f); err != nil {
 			if !p.said {
 				p.said = true

@@ -59,7 +59,7 @@ func (c *Cleaner) reset(gone []found) error {
 		if !there { // it ended by itself, or another one is in its place
 			continue
 		}
-		n[familyOf(gone[i].original.Dst.Addr())]++
+		n[model.FamilyOf(gone[i].original.Dst.Addr())]++
 		f := gone[i].flows()
 		asked = append(asked, f[:]...)
 	}

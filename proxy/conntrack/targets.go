@@ -278,17 +278,10 @@ func (w *work) kinds() (of kinds[bool], nodePorts bool) {
 		of[f][0] = len(w.clusterIPs[f]) > 0
 	}
 	for at := range w.places {
-		of[familyOf(at.at.Addr())][kindOf(uint8(at.protocol))] = true
+		of[model.FamilyOf(at.at.Addr())][kindOf(uint8(at.protocol))] = true
 		nodePorts = nodePorts || at.at.Addr().IsUnspecified()
 	}
 	return of, nodePorts
-}
-
-func familyOf(a netip.Addr) model.Family {
-	if a.Is6() {
-		return model.IPv6
-	}
-	return model.IPv4
 }
 
 // port is the one that all work of a protocol is for; 0 if there are several.
@@ -318,7 +311,7 @@ func (w *work) find(e *conntrack.Entry, here node) (at place, t *target, orphan 
 		return place{}, nil, false
 	}
 	sent := e.Original.Dst
-	f := familyOf(sent.Addr())
+	f := model.FamilyOf(sent.Addr())
 	at = place{at: sent, protocol: model.Protocol(e.Protocol)}
 	if t := w.places[at]; t != nil {
 		return at, t, false

@@ -320,7 +320,7 @@ func (s *Server) address(m *match, from netip.Addr, counts map[program.Counted]p
 		a.Affinity = m.port.Affinity.String()
 	}
 	if h := m.port.Hash; h.By != model.Unhashed && !m.loopback.IsValid() {
-		a.Hash = [...]string{model.BySource: "source", model.BySourcePort: "source-and-port"}[h.By]
+		a.Hash = h.By.String()
 	}
 	g := &st.Globals().Family[m.port.Family]
 	policies := []model.Policy{f.Policy}

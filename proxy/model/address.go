@@ -8,8 +8,8 @@ import (
 	utilnet "k8s.io/utils/net"
 )
 
-// familyOf is the family of an unmapped address.
-func familyOf(a netip.Addr) Family {
+// FamilyOf is the family of an unmapped address.
+func FamilyOf(a netip.Addr) Family {
 	if a.Is4() {
 		return IPv4
 	}

@@ -73,10 +73,10 @@ func Decide(s *State, p Packet) Verdict {
 	if !p.Dst.IsValid() {
 		return v
 	}
-	g := &s.globals.Family[familyOf(p.Dst)]
+	g := &s.globals.Family[FamilyOf(p.Dst)]
 	svc, port, f := s.Lookup(p.Protocol, netip.AddrPortFrom(p.Dst, p.Port))
 	if f == nil && p.DstLocal && g.NodePorts.Match(p.Dst) {
-		svc, port, f = s.Lookup(p.Protocol, netip.AddrPortFrom(unspecified(familyOf(p.Dst)), p.Port))
+		svc, port, f = s.Lookup(p.Protocol, netip.AddrPortFrom(unspecified(FamilyOf(p.Dst)), p.Port))
 	}
 	if f != nil {
 		v.Service, v.Port, v.Frontend = svc.Name, port, f

@@ -39,8 +39,8 @@ func reduceNode(n *corev1.Node) (nodeFacts, []Problem) {
 				continue
 			}
 			f.all += " " + ip.String() + " "
-			if !f.ips[familyOf(ip)].IsValid() {
-				f.ips[familyOf(ip)] = ip
+			if !f.ips[FamilyOf(ip)].IsValid() {
+				f.ips[FamilyOf(ip)] = ip
 			}
 		}
 	}
@@ -48,8 +48,8 @@ func reduceNode(n *corev1.Node) (nodeFacts, []Problem) {
 		p, ok := parsePrefix(s)
 		if !ok {
 			bad.at("spec.podCIDRs", i, "", s, "is no CIDR; it is left out")
-		} else if !f.podCIDRs[familyOf(p.Addr())].IsValid() {
-			f.podCIDRs[familyOf(p.Addr())] = p
+		} else if !f.podCIDRs[FamilyOf(p.Addr())].IsValid() {
+			f.podCIDRs[FamilyOf(p.Addr())] = p
 		}
 	}
 	return f, bad.list
@@ -100,7 +100,7 @@ func readConfig(c *Config) (rules, error) {
 		if !ok {
 			return r, fmt.Errorf("ClusterCIDRs[%d]: %q is no CIDR", i, s)
 		}
-		if f := familyOf(p.Addr()); !r.clusterCIDRs[f].IsValid() {
+		if f := FamilyOf(p.Addr()); !r.clusterCIDRs[f].IsValid() {
 			r.clusterCIDRs[f] = p
 		}
 	}
@@ -154,7 +154,7 @@ func (c *Config) checkMode() error {
 // nodeIP is the address that the node has for itself; loopback where none is known, as in kube-proxy.
 func (r *rules) nodeIP(n *nodeFacts, f Family) netip.Addr {
 	switch {
-	case r.bind.IsValid() && familyOf(r.bind) == f:
+	case r.bind.IsValid() && FamilyOf(r.bind) == f:
 		return r.bind
 	case n.ips[f].IsValid():
 		return n.ips[f]
@@ -177,7 +177,7 @@ func globals(c *Config, r *rules, n *nodeFacts, cidrs []netip.Prefix) Globals {
 			NodePorts: c.nodePorts(r, n, f),
 		}
 		for _, p := range cidrs {
-			if familyOf(p.Addr()) == f {
+			if FamilyOf(p.Addr()) == f {
 				g.Family[f].ServiceCIDRs = append(g.Family[f].ServiceCIDRs, p)
 			}
 		}
@@ -227,7 +227,7 @@ func (c *Config) nodePorts(r *rules, n *nodeFacts, f Family) NodePortAddresses {
 				continue
 			}
 			list = append(list, netip.PrefixFrom(ip, ip.BitLen()))
-		} else if familyOf(p.Addr()) == f {
+		} else if FamilyOf(p.Addr()) == f {
 			list = append(list, *p)
 		}
 	}

@@ -37,6 +37,11 @@ const (
 	BySourcePort
 )
 
+// String is what HashAnnotation says; "" for Unhashed.
+func (b HashBy) String() string {
+	return [...]string{BySource: "source", BySourcePort: "source-and-port"}[b]
+}
+
 // Hash is how endpoints are chosen by a hash. The zero value draws them.
 type Hash struct {
 	By      HashBy
@@ -66,7 +71,7 @@ func readHash(text string) (Hash, error) {
 
 // text is what the annotation says.
 func (h Hash) text() string {
-	by := [...]string{BySource: "source", BySourcePort: "source-and-port"}[h.By]
+	by := h.By.String()
 	if h.Buckets != defaultBuckets {
 		by += "/" + strconv.Itoa(int(h.Buckets))
 	}

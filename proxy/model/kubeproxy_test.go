@@ -328,7 +328,7 @@ func byDesign(s *State, world *objects, p Packet, v *Verdict) string {
 		return "an external address that is another Service's cluster IP: masqueraded like that one, too, on kube-proxy"
 	}
 	if p.Interface == "" && p.DstLocal && v.Frontend != nil && v.Frontend.Kind == NodePort && v.Action != Forward &&
-		(s.IsClusterIP(p.Dst) || within(s.globals.Family[familyOf(p.Dst)].ServiceCIDRs, p.Dst)) {
+		(s.IsClusterIP(p.Dst) || within(s.globals.Family[FamilyOf(p.Dst)].ServiceCIDRs, p.Dst)) {
 		return "the node's own packet to an address of its own among those of Services, at a node port that leads nowhere: kube-proxy asks about the address first"
 	}
 	if v.Port != nil && world.ambiguous(v.Service) {

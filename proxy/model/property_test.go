@@ -136,7 +136,7 @@ func sound(t testing.TB, s *State) {
 					t.Fatalf("not sorted: %s", svc)
 				}
 				for j, e := range list {
-					if familyOf(e.Addr) != p.Family || e.Port == 0 || special(e.Addr) != "" || j > 0 && list[j-1].compare(e) == 0 {
+					if FamilyOf(e.Addr) != p.Family || e.Port == 0 || special(e.Addr) != "" || j > 0 && list[j-1].compare(e) == 0 {
 						t.Fatalf("bad endpoint %s: %s", e, svc)
 					}
 				}
@@ -145,7 +145,7 @@ func sound(t testing.TB, s *State) {
 				weighed(t, svc, list)
 			}
 			for _, f := range p.Frontends {
-				if f.Action == Pass || familyOf(f.Addr.Addr()) != p.Family || f.Addr.Port() == 0 || f.Addr.Addr().IsLoopback() ||
+				if f.Action == Pass || FamilyOf(f.Addr.Addr()) != p.Family || f.Addr.Port() == 0 || f.Addr.Addr().IsLoopback() ||
 					(f.Kind == NodePort) != f.Addr.Addr().IsUnspecified() ||
 					(f.Action == Forward) != (len(p.Endpoints(&f)) > 0) || f.ShortCircuit && len(p.Cluster) == 0 ||
 					(f.Action == Reject) && (f.ShortCircuit || len(p.Cluster)+len(p.Local) > 0) ||

@@ -187,9 +187,9 @@ func clusterIP(s *corev1.Service, f Family, bad *problems) (netip.Addr, bool) {
 	switch {
 	case !ok:
 		bad.add(field, value, "is no IP address; the Service is not served there")
-	case len(s.Spec.IPFamilies) == 0 && familyOf(ip) != f:
+	case len(s.Spec.IPFamilies) == 0 && FamilyOf(ip) != f:
 		return ip, false
-	case familyOf(ip) != f:
+	case FamilyOf(ip) != f:
 		bad.add(field, value, "is no "+f.String()+" address; the Service is not served in that family")
 	case ip.IsUnspecified() || ip.IsLoopback():
 		bad.add(field, value, special(ip)+"; the Service is not served there")
@@ -259,7 +259,7 @@ func (spec *serviceSpec) readExternalIPs(s *corev1.Service, bad *problems) {
 			bad.at("spec.externalIPs", i, "", text, "is no IP address; it is left out")
 		} else if why := special(ip); why != "" {
 			bad.at("spec.externalIPs", i, "", text, why+"; it is left out")
-		} else if f := spec.family[familyOf(ip)]; f != nil {
+		} else if f := spec.family[FamilyOf(ip)]; f != nil {
 			f.externalIPs = append(f.externalIPs, ip)
 		}
 	}
@@ -289,7 +289,7 @@ func (spec *serviceSpec) readLoadBalancers(s *corev1.Service, bad *problems) {
 		} else if ip.IsUnspecified() || ip.IsLoopback() {
 			// The API server lets them pass. The first would be all addresses, the second those of the node's own programs.
 			bad.at("status.loadBalancer.ingress", i, ".ip", in.IP, special(ip)+"; it is left out")
-		} else if f := spec.family[familyOf(ip)]; f != nil {
+		} else if f := spec.family[FamilyOf(ip)]; f != nil {
 			f.loadBalancers = append(f.loadBalancers, ip)
 		}
 	}
@@ -316,7 +316,7 @@ func (spec *serviceSpec) readSources(s *corev1.Service, bad *problems) {
 			bad.at("spec.loadBalancerSourceRanges", i, "", text, "is no CIDR; nobody is let in by it")
 			continue
 		}
-		f := familyOf(p.Addr())
+		f := FamilyOf(p.Addr())
 		all[f] = all[f] || whole(p)
 		lists[f] = append(lists[f], p)
 	}

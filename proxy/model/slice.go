@@ -127,7 +127,7 @@ func (out *slice) readEndpoints(s *discoveryv1.EndpointSlice, node string, bad *
 		case !ok:
 			bad.at("endpoints", i, ".addresses[0]", e.Addresses[0], "is no IP address; the endpoint is left out")
 			continue
-		case familyOf(ip) != out.family:
+		case FamilyOf(ip) != out.family:
 			bad.at("endpoints", i, ".addresses[0]", e.Addresses[0], "is no "+out.family.String()+" address; the endpoint is left out")
 			continue
 		case special(ip) != "":

@@ -104,7 +104,7 @@ func (r *Resets) put(f layer, flows []program.Flow) {
 		n = 0
 	}
 	for i := range flows {
-		if familyOf(flows[i].Dst.Addr()) != f.model {
+		if model.FamilyOf(flows[i].Dst.Addr()) != f.model {
 			continue
 		}
 		if n == 0 {
@@ -126,13 +126,6 @@ func (r *Resets) put(f layer, flows []program.Flow) {
 	if n > 0 {
 		end()
 	}
-}
-
-func familyOf(a netip.Addr) model.Family {
-	if a.Is6() {
-		return model.IPv6
-	}
-	return model.IPv4
 }
 
 func flowKey(f program.Flow) []byte {
