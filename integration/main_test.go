@@ -32,7 +32,9 @@ func TestMain(m *testing.M) {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	lab.RemoveDefaultParent()
+	os.Exit(code)
 }
 
 // newNode starts a node with the test images and its runtime. At the end of the test all is taken down, and the runtime

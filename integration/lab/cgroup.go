@@ -7,7 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
+
+	"github.com/berth-run/berth/cgroups"
 )
 
 // cgroupMounts lists the roots of all cgroup hierarchies: one on v2, one for each controller on v1.
@@ -123,4 +126,15 @@ func RemoveCgroup(name string) error { return removeCgroup(name) }
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
+}
+
+// RemoveDefaultParent takes away the cgroup of pods that name no parent, where nobody is in it: berth leaves it for the next.
+func RemoveDefaultParent() {
+	roots, err := cgroupMounts()
+	if err != nil {
+		return
+	}
+	for _, root := range roots {
+		_ = syscall.Rmdir(filepath.Join(root, cgroups.DefaultParent)) // not there, or somebody's
+	}
 }
