@@ -14,7 +14,7 @@ import (
 
 // answerCadvisor answers on the socket until end is called, which waits for that. A node without it runs pods as well, and
 // shows less of them: what is wrong with the socket is told, and no reason not to serve.
-func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager *pods.Manager, store *images.Store) (end func()) {
+func answerCadvisor(ctx context.Context, log *slog.Logger, path, criSocket string, manager *pods.Manager, store *images.Store) (end func()) {
 	if path == "" {
 		return func() {}
 	}
@@ -28,7 +28,7 @@ func answerCadvisor(ctx context.Context, log *slog.Logger, path string, manager 
 		return func() {}
 	}
 	server := cadvisor.New(cadvisor.Options{
-		Pods: pods.Born{Manager: manager}, SandboxImage: cri.SandboxImage,
+		Pods: pods.Born{Manager: manager}, SandboxImage: cri.SandboxImage, CRI: criSocket,
 		Image: func(c *pods.Container) string { return cri.ImageLabel(store, c) }, Log: log,
 	})
 	return beside(ctx, func(ctx context.Context) {

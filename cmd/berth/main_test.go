@@ -135,7 +135,7 @@ func TestShownConfigurationHasEveryOption(t *testing.T) {
 // What ends before the daemon is told to, as after an error, must not wait for that.
 func TestCadvisorsAnswersEndWhenTheyAreToldTo(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "c.sock")
-	end := answerCadvisor(t.Context(), slog.New(slog.DiscardHandler), path, nil, nil)
+	end := answerCadvisor(t.Context(), slog.New(slog.DiscardHandler), path, "", nil, nil)
 	c, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)

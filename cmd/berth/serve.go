@@ -198,7 +198,7 @@ func serve(ctx context.Context, c *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	endAnswers := answerCadvisor(ctx, log, c.CadvisorSocket, manager, store)
+	endAnswers := answerCadvisor(ctx, log, c.CadvisorSocket, c.Socket, manager, store)
 	defer endAnswers()
 	endTools := answerTools(ctx, log, c.AdminSocket(), store)
 	defer endTools()

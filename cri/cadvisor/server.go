@@ -7,6 +7,7 @@ import (
 	"net"
 	"regexp"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
@@ -34,6 +35,7 @@ type Options struct {
 	// Image names the image of a container, SandboxImage that of all sandboxes.
 	Image        func(*pods.Container) string
 	SandboxImage string
+	CRI          string // path of the socket where the CRI is served, for those who take this one for it
 	Log          *slog.Logger
 }
 
@@ -57,7 +59,7 @@ const helloTimeout = 5 * time.Second
 // New makes a server.
 func New(o Options) *Server {
 	g := grpc.NewServer(grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxCalls), grpc.ConnectionTimeout(helloTimeout),
-		grpc.ChainUnaryInterceptor(o.guard, inNamespace))
+		grpc.ChainUnaryInterceptor(o.guard, inNamespace), grpc.UnknownServiceHandler(o.elsewhere))
 	containersapi.RegisterContainersServer(g, containers{o: o})
 	tasksapi.RegisterTasksServer(g, tasks{o: o})
 	versionapi.RegisterVersionServer(g, versions{})
@@ -72,6 +74,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
 	return nil
+}
+
+// elsewhere refuses calls of services that are not here. kubeadm and crictl try containerd's socket where they are told of none, and would
+// else say no more than that the runtime is not implemented.
+func (o *Options) elsewhere(_ any, stream grpc.ServerStream) error {
+	method, _ := grpc.Method(stream.Context())
+	if o.CRI != "" && strings.HasPrefix(method, "/runtime.") {
+		return status.Errorf(codes.Unimplemented, "this is berth's socket for the kubelet's cAdvisor; its CRI is served at unix://%s", o.CRI)
+	}
+	return status.Errorf(codes.Unimplemented, "unknown service of method %.200s", method)
 }
 
 // guard has a panic fail its call, and no other.

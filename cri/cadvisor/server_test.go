@@ -79,7 +79,7 @@ func dial(t *testing.T) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := New(Options{Pods: node, SandboxImage: "shim", Log: slog.New(slog.DiscardHandler), Image: func(c *pods.Container) string {
+	server := New(Options{Pods: node, SandboxImage: "shim", CRI: "/run/berth/berth.sock", Log: slog.New(slog.DiscardHandler), Image: func(c *pods.Container) string {
 		if c.ID == exitedID {
 			panic("no image")
 		}
@@ -215,5 +215,17 @@ func TestAPanicFailsItsCallAndNoOther(t *testing.T) {
 	}
 	if _, err := client.Get(ctx, &containersapi.GetContainerRequest{ID: runningID}); err != nil {
 		t.Errorf("the next one: %v", err)
+	}
+}
+
+// kubeadm takes this socket for a runtime's where it is told of no other.
+func TestWhoAsksForTheCRIIsToldWhereItIs(t *testing.T) {
+	conn := dial(t)
+	_, err := cri.NewRuntimeServiceClient(conn).Version(t.Context(), &cri.VersionRequest{})
+	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CRI is served at unix:///run/berth/berth.sock") {
+		t.Errorf("the CRI: %v", err)
+	}
+	if err := conn.Invoke(t.Context(), "/of.Another/Call", &emptypb.Empty{}, &emptypb.Empty{}); status.Code(err) != codes.Unimplemented || strings.Contains(err.Error(), "CRI") {
+		t.Errorf("another service: %v", err)
 	}
 }
