@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeproxy-tests e2e dns etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
+#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeadm kubeproxy-tests e2e dns etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
 #   default: what the tests need
 #
 # Standard output: a line "NAME PATH" for each (cni: the directory of the plugins; kubeproxy-tests and e2e: directories, too). Progress goes to standard error.
@@ -102,6 +102,8 @@ kube-scheduler() { kubernetes kube-scheduler controllers; }
 
 kube-controller-manager() { kubernetes kube-controller-manager controllers; }
 
+kubeadm() { kubernetes kubeadm kubeadm; }
+
 # kube-proxy's tests with files of this repository in them, of which a change is a new build, too.
 kubeproxy-tests() {
   local out
@@ -119,7 +121,7 @@ build_kubeproxy_tests() {
 # CoreDNS with those of its plugins that a cluster's DNS has.
 dns() {
   local out
-  out=$(slot dns)/coredns
+  out=$(slot dns)/coredns-$(sha256sum < "$here/dns/main.go" | cut -c1-16) # its plugins
   once "$out" gobuild dns "$out" .
   echo "dns $out"
 }
@@ -254,7 +256,7 @@ golangci-lint() {
 [ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl kubeproxy-tests etcd containerd ctr
 for tool; do
   case $tool in
-  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeproxy-tests | e2e | dns | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
+  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeadm | kubeproxy-tests | e2e | dns | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done
