@@ -176,9 +176,9 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 		return nil, err
 	}
 	c := m.newContainer(p, containerRecord{
-		Version: recordVersion, ID: id, SandboxID: p.rec.ID, Boot: m.boot, Phase: creating, CreatedAt: time.Now(),
+		ID: id, SandboxID: p.rec.ID, Boot: m.boot, Phase: creating, CreatedAt: time.Now(),
 		ImageID: image.ID.String(), ImageRef: imageRef(image), Cgroup: string(cgroup), LogPath: logPath,
-		Config: message[*cri.ContainerConfig]{cfg}, Resources: message[*cri.LinuxContainerResources]{cfg.GetLinux().GetResources()},
+		Config: message[*cri.ContainerConfig]{M: cfg}, Resources: message[*cri.LinuxContainerResources]{M: cfg.GetLinux().GetResources()},
 	})
 	s := m.stack("CreateContainer", id, c.saveSteps)
 	m.mu.Lock()

@@ -138,7 +138,7 @@ func (b *build) writeSpec(context.Context) error {
 	}
 	b.process.Store(out.Spec.Process)
 	return b.update(func(r *containerRecord) {
-		r.User = message[*cri.ContainerUser]{out.User}
+		r.User = message[*cri.ContainerUser]{M: out.User}
 		r.StopSignal, r.StopName = int(out.StopSignal), out.StopSignalName
 	})
 }

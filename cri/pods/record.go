@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,10 +21,6 @@ import (
 	"github.com/berth-run/berth/cri/spec"
 )
 
-// recordVersion is the format of records. Fields may be added without a new one; a daemon refuses to touch records of a
-// later version.
-const recordVersion = 1
-
 // phase is how far a pod or a container is on its way.
 type phase string
 
@@ -37,7 +34,8 @@ const (
 
 // podRecord is what is kept of a pod, in ROOT/pods/ID.json.
 type podRecord struct {
-	Version   int
+	format
+
 	ID        string
 	Boot      string // boot id of the kernel it was made under
 	Phase     phase
@@ -62,7 +60,8 @@ type podRecord struct {
 
 // containerRecord is what is kept of a container, in ROOT/containers/ID.json.
 type containerRecord struct {
-	Version    int
+	format
+
 	ID         string
 	SandboxID  string
 	Boot       string
@@ -90,24 +89,34 @@ type containerRecord struct {
 	Resizing message[*cri.LinuxContainerResources] `json:",omitzero"`
 }
 
-// message is a protocol buffer in a JSON record, readable by people.
-type message[M proto.Message] struct{ M M }
+// message is a protocol buffer in a JSON record, readable by people. It is never changed, but replaced.
+type message[M proto.Message] struct {
+	M     M
+	later json.RawMessage // all of it, where it has fields of a later release
+}
 
 // MarshalJSON implements json.Marshaler.
 func (m message[M]) MarshalJSON() ([]byte, error) {
+	if m.later != nil {
+		return m.later, nil
+	}
 	if !m.M.ProtoReflect().IsValid() {
 		return []byte("null"), nil
 	}
 	return protojson.MarshalOptions{UseProtoNames: true}.Marshal(m.M)
 }
 
-// UnmarshalJSON implements json.Unmarshaler. Fields of a later release are passed over.
+// UnmarshalJSON implements json.Unmarshaler. Fields of a later release are passed over, and kept.
 func (m *message[M]) UnmarshalJSON(data []byte) error {
 	if string(data) == "null" {
 		return nil
 	}
 	var zero M
 	m.M = zero.ProtoReflect().New().Interface().(M)
+	if protojson.Unmarshal(data, m.M) == nil {
+		return nil
+	}
+	m.later = bytes.Clone(data)
 	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, m.M)
 }
 
@@ -131,8 +140,8 @@ func (r *records) path(id string) string { return filepath.Join(r.dir, id+".json
 
 func (r *records) spare(id string) string { return filepath.Join(r.dir, "."+id) }
 
-func (r *records) save(id string, rec any) error {
-	data, err := json.Marshal(rec)
+func (r *records) save(id string, rec record) error {
+	data, err := encode(rec)
 	if err != nil {
 		return fmt.Errorf("record %s: %w", id, err)
 	}
@@ -211,15 +220,10 @@ func (r *records) load(log *slog.Logger, each func(id string, data []byte) error
 	return damaged, nil
 }
 
-var errLaterVersion = errors.New("record was written by a later berth: start that one, or remove its pods first")
-
 func decodePod(id string, data []byte) (*podRecord, error) {
 	var r podRecord
-	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, err
-	}
-	if r.Version > recordVersion {
-		return nil, fmt.Errorf("pod %s: %w", id, errLaterVersion)
+	if err := decode(data, &r, &r.format); err != nil {
+		return nil, fmt.Errorf("pod %s: %w", id, err)
 	}
 	if r.ID != id || r.Config.M == nil || r.Config.M.Metadata == nil {
 		return nil, errors.New("record is not of this pod or has no configuration")
@@ -229,11 +233,8 @@ func decodePod(id string, data []byte) (*podRecord, error) {
 
 func decodeContainer(id string, data []byte) (*containerRecord, error) {
 	var r containerRecord
-	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, err
-	}
-	if r.Version > recordVersion {
-		return nil, fmt.Errorf("container %s: %w", id, errLaterVersion)
+	if err := decode(data, &r, &r.format); err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
 	if r.ID != id || !idPattern.MatchString(r.SandboxID) || r.Config.M == nil || r.Config.M.Metadata == nil {
 		return nil, errors.New("record is not of this container or has no configuration")

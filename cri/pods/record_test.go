@@ -3,6 +3,7 @@ package pods
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -23,8 +24,8 @@ const (
 
 func somePod(id string) *podRecord {
 	return &podRecord{
-		Version: recordVersion, ID: id, Boot: "b", Phase: ready, Steps: []string{"dirs", "network"}, CreatedAt: time.Unix(1700000000, 5).UTC(), Cgroup: "/x/" + id,
-		Config: message[*cri.PodSandboxConfig]{&cri.PodSandboxConfig{
+		ID: id, Boot: "b", Phase: ready, Steps: []string{"dirs", "network"}, CreatedAt: time.Unix(1700000000, 5).UTC(), Cgroup: "/x/" + id,
+		Config: message[*cri.PodSandboxConfig]{M: &cri.PodSandboxConfig{
 			Metadata: &cri.PodSandboxMetadata{Name: "web", Namespace: "shop", Uid: "u", Attempt: 3},
 			Labels:   map[string]string{"a/b": "c", "leer": ""}, Annotations: map[string]string{"x": "ä\n\"y"},
 			Linux: &cri.LinuxPodSandboxConfig{Sysctls: map[string]string{"net.core.somaxconn": "1"}},
@@ -34,12 +35,12 @@ func somePod(id string) *podRecord {
 
 func someContainer(id, pod string) *containerRecord {
 	return &containerRecord{
-		Version: recordVersion, ID: id, SandboxID: pod, Boot: "b", Phase: starting, CreatedAt: time.Unix(1700000000, 0).UTC(), ImageID: "sha256:1",
-		Config: message[*cri.ContainerConfig]{&cri.ContainerConfig{
+		ID: id, SandboxID: pod, Boot: "b", Phase: starting, CreatedAt: time.Unix(1700000000, 0).UTC(), ImageID: "sha256:1",
+		Config: message[*cri.ContainerConfig]{M: &cri.ContainerConfig{
 			Metadata: &cri.ContainerMetadata{Name: "app", Attempt: 7}, Labels: map[string]string{"io.kubernetes.container.restartCount": "7"},
 			Annotations: map[string]string{"io.kubernetes.container.hash": "abc"},
 		}},
-		User: message[*cri.ContainerUser]{&cri.ContainerUser{Linux: &cri.LinuxContainerUser{Uid: 1, SupplementalGroups: []int64{1, 2}}}},
+		User: message[*cri.ContainerUser]{M: &cri.ContainerUser{Linux: &cri.LinuxContainerUser{Uid: 1, SupplementalGroups: []int64{1, 2}}}},
 	}
 }
 
@@ -102,24 +103,93 @@ func TestTornRecordsAreSetAside(t *testing.T) {
 }
 
 func TestLaterRecordsAreLeftAlone(t *testing.T) {
+	for name, text := range map[string]string{
+		"format":            fmt.Sprintf(`{"Version": %d}`, recordVersion+1),
+		"types":             fmt.Sprintf(`{"Version": %d, "Steps": {}, "Config": 1}`, recordVersion+1),
+		"named oldest":      fmt.Sprintf(`{"Version": %d, "Reader": %d}`, recordVersion+5, recordVersion+1),
+		"without a version": fmt.Sprintf(`{"Reader": %d}`, recordVersion+1),
+	} {
+		files, err := openRecords(filepath.Join(t.TempDir(), "pods"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(files.path(podA), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err = files.load(slog.Default(), func(id string, data []byte) error {
+			_, err := decodePod(id, data)
+			return err
+		})
+		if !errors.Is(err, errLaterVersion) || !strings.Contains(err.Error(), podA) {
+			t.Errorf("%s: error is %v", name, err)
+		}
+		if is, err := os.ReadFile(files.path(podA)); err != nil || string(is) != text {
+			t.Errorf("%s: the record of a later release is %q, %v", name, is, err)
+		}
+	}
+}
+
+// TestRecordsGoToALaterVersionAndBack: what a later daemon has noted, and may be passed over, is there when it comes again.
+func TestRecordsGoToALaterVersionAndBack(t *testing.T) {
 	files, err := openRecords(filepath.Join(t.TempDir(), "pods"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	rec := somePod(podA)
-	rec.Version = recordVersion + 1
-	if err := files.save(podA, rec); err != nil {
+	made := somePod(podA)
+	made.Handler = "kata"
+	if err := files.save(podA, made); err != nil {
 		t.Fatal(err)
 	}
-	_, err = files.load(slog.Default(), func(id string, data []byte) error {
-		_, err := decodePod(id, data)
-		return err
-	})
-	if !errors.Is(err, errLaterVersion) {
-		t.Errorf("error is %v", err)
+	read := func() map[string]any {
+		t.Helper()
+		text, err := os.ReadFile(files.path(podA))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var rec map[string]any
+		if err := json.Unmarshal(text, &rec); err != nil {
+			t.Fatal(err)
+		}
+		return rec
 	}
-	if _, err := os.Stat(files.path(podA)); err != nil {
-		t.Error("the record of a later release is not there any more:", err)
+	later := read()
+	later["Version"], later["Reader"], later["Colour"] = recordVersion+1, recordReader, map[string]any{"name": "red"}
+	later["Config"].(map[string]any)["berths_in_moon_harbour"] = []any{"one"}
+	text, err := json.Marshal(later)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := decodePod(podA, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Handler != "kata" || !proto.Equal(got.Config.M, made.Config.M) {
+		t.Errorf("read as %+v", got)
+	}
+	got.Reason = "a change by the older daemon"
+	for range 2 { // what is read again is kept as well
+		if err := files.save(podA, got); err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(files.path(podA))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err = decodePod(podA, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := json.Marshal(later)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := read()
+	if is["Reason"] != "a change by the older daemon" {
+		t.Errorf("the change is lost: %v", is)
+	}
+	delete(is, "Reason")
+	if text, err := json.Marshal(is); err != nil || string(text) != string(want) {
+		t.Errorf("it is %s, %v\nwant  %s", text, err, want)
 	}
 }
 

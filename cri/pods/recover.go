@@ -85,7 +85,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	}
 	for _, c := range orphans {
 		// Its pod's record is damaged. A stand-in without a shim serves to undo what is left.
-		c.pod = m.newPod(podRecord{Version: recordVersion, ID: c.rec.SandboxID, Phase: stopped})
+		c.pod = m.newPod(podRecord{ID: c.rec.SandboxID, Phase: stopped})
 		if err := m.undoContainer(ctx, c); err != nil {
 			m.log.Warn("container without a pod cannot be undone", "id", c.rec.ID, "error", err)
 		}
@@ -234,8 +234,8 @@ func (m *Manager) recoverContainers(p *pod, members []*container, states []shim.
 		}
 		m.log.Warn("a container without a record is ended", "id", id, "pod", name(p.config()))
 		undo = append(undo, m.newContainer(p, containerRecord{
-			Version: recordVersion, ID: id, SandboxID: p.rec.ID, Boot: m.boot, Phase: removing, Cgroup: string(cgroup), Steps: []string{"create"},
-			Config: message[*cri.ContainerConfig]{&cri.ContainerConfig{}},
+			ID: id, SandboxID: p.rec.ID, Boot: m.boot, Phase: removing, Cgroup: string(cgroup), Steps: []string{"create"},
+			Config: message[*cri.ContainerConfig]{M: &cri.ContainerConfig{}},
 		}))
 	}
 	if len(undo) == 0 {

@@ -150,8 +150,8 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		return nil, err
 	}
 	p := m.newPod(podRecord{
-		Version: recordVersion, ID: id, Boot: m.boot, Phase: creating, Handler: handler, CreatedAt: time.Now(),
-		Cgroup: string(cgroup), SELinux: labels, Config: message[*cri.PodSandboxConfig]{cfg},
+		ID: id, Boot: m.boot, Phase: creating, Handler: handler, CreatedAt: time.Now(),
+		Cgroup: string(cgroup), SELinux: labels, Config: message[*cri.PodSandboxConfig]{M: cfg},
 	})
 	m.mu.Lock()
 	m.makingPods[id] = p
