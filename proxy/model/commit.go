@@ -139,6 +139,14 @@ func (m *Model) unhashed(e *entry) []Problem {
 	if e.spec == nil || e.raw == nil || e.spec.hash.By == Unhashed {
 		return nil
 	}
+	field, value, instead := HashAnnotation, e.spec.hash.text(), drawn
+	if e.spec.rangesHash {
+		if m.circumstances.noRanges { // which is told, and leaves nothing to be hashed
+			return nil
+		}
+		field, value = PortRangesAnnotation, rangesText(e.spec.ranges)
+		instead = "session affinity does not go for the ranges, whose " + drawn
+	}
 	p := problems{kind: "Service", object: e.name}
 	for i := range e.raw.Ports {
 		port := &e.raw.Ports[i]
@@ -149,7 +157,7 @@ func (m *Model) unhashed(e *entry) []Problem {
 		if !m.circumstances.noHash {
 			why = "port " + strconv.Quote(port.Name) + ": " + strconv.Itoa(max(len(port.Cluster), len(port.Local))) + " endpoints are more than " + strconv.Itoa(int(e.spec.hash.Buckets)) + " buckets"
 		}
-		p.add(annotation(HashAnnotation), e.spec.hash.text(), why+"; "+drawn)
+		p.add(annotation(field), value, why+"; "+instead)
 		break
 	}
 	return p.list

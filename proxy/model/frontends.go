@@ -81,7 +81,7 @@ func buildPort(spec *serviceSpec, fs *familySpec, p portSpec, f Family, all []ca
 		Family: f, Protocol: p.protocol, Name: p.name.Value(), Affinity: time.Duration(spec.affinity) * time.Second,
 		Cluster: u.cluster, Local: u.local,
 	}
-	if h := spec.hash; !c.noHash && h.fits(u.cluster) && h.fits(u.local) {
+	if h := spec.hashAt(c); h.fits(u.cluster) && h.fits(u.local) {
 		out.Hash = h
 	}
 	if p.protocol == UDP {

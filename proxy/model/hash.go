@@ -78,6 +78,14 @@ func (h Hash) text() string {
 	return by
 }
 
+// hashAt is what can be had of a Service's hash.
+func (spec *serviceSpec) hashAt(c *circumstances) Hash {
+	if c.noHash || spec.rangesHash && c.noRanges {
+		return Hash{}
+	}
+	return spec.hash
+}
+
 // fits is whether a table has a bucket for each endpoint.
 func (h Hash) fits(list []Endpoint) bool { return len(list) <= int(h.Buckets) }
 

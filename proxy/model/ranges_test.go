@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -173,5 +174,24 @@ func TestPortRangesWithAffinity(t *testing.T) {
 	}
 	if v := Decide(m.State(), packet(t, outside, webIP+":80")); len(v.Endpoints) != 3 {
 		t.Errorf("whom affinity sends it to is not the model's to say: %v", v.Endpoints)
+	}
+	// That takes a hash, which nobody has asked for: what is told where there is none is about the ranges.
+	for _, tc := range []struct {
+		noRanges, noHash bool
+		slice            *discoveryv1.EndpointSlice
+		reason           string
+	}{
+		{true, true, slice1("web", here), "have no ranges"},
+		{true, false, slice1("web", here), "have no ranges"},
+		{false, true, slice1("web", here), "cannot hash; session affinity does not go for the ranges"},
+		{false, false, crowdedSlice(defaultBuckets + 1), "1022 endpoints are more than 1021 buckets; session affinity does not go for the ranges"},
+	} {
+		c := testConfig
+		c.NoRanges, c.NoHash = tc.noRanges, tc.noHash
+		m := modelOf(t, c, web(sticky, withRanges("http=70-79")), tc.slice)
+		p := m.Problems()
+		if hashOf(t, m) != (Hash{}) || len(p) != 1 || p[0].Field != "metadata.annotations[berth.run/port-ranges]" || p[0].Value != "http=70-79/TCP" || !strings.Contains(p[0].Reason, tc.reason) {
+			t.Errorf("%+v: %v, %v", tc, hashOf(t, m), p)
+		}
 	}
 }

@@ -26,8 +26,10 @@ type serviceSpec struct {
 	externalLocal bool
 	weights       []weightRule
 	hash          Hash
-	ranges        []portRange
-	resets        wish
+	// rangesHash is that hash was asked for by nobody: ranges with session affinity need one.
+	rangesHash bool
+	ranges     []portRange
+	resets     wish
 	// even is that endpoints have no weights, whatever their slices say, for it has too many addresses and ports.
 	even bool
 }
@@ -155,10 +157,11 @@ func (spec *serviceSpec) readAnnotations(s *corev1.Service, bad *problems) {
 	}
 	if len(spec.ranges) > 0 && spec.affinity > 0 {
 		// A client has to reach the same endpoint at all ports of a range, which clients are not remembered for.
-		spec.hash = Hash{BySource, defaultBuckets}
+		spec.hash, spec.rangesHash = Hash{BySource, defaultBuckets}, true
 	}
 	if text, ok := s.Annotations[HashAnnotation]; ok {
 		var err error
+		spec.rangesHash = false
 		spec.hash, err = readHash(text)
 		if err == nil && frontends*int(spec.hash.Buckets) > maxNumbers {
 			spec.hash, err = Hash{}, errTooManyFrontends
