@@ -17,12 +17,15 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/berth-run/berth/internal/file"
+	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/internal/socket"
 )
 
 const (
 	// settle is how long a burst of changes may take to be seen as one.
 	settle = 100 * time.Millisecond
+	// tableEvery is how often it is looked what has become of the table, however busy others are with theirs.
+	tableEvery = 2 * time.Second
 	// lookEvery finds what others have changed and the kernel does not tell of, and tries again what failed.
 	lookEvery = 30 * time.Second
 	// retryAfter is how soon what failed is tried again at first.
@@ -62,6 +65,7 @@ type Agent struct {
 	said    map[string]bool // what was told and still holds
 	elseNow string          // the file of the network that is none of ours
 	shape   string
+	table   rules     // what the table was made to be
 	only    io.Closer // has other daemons leave the node's routes alone; nil without it
 
 	current atomic.Pointer[State]
@@ -175,11 +179,23 @@ func (a *Agent) sync() bool {
 		return true
 	}
 	if err = a.note(); err == nil {
-		err = plan.apply()
+		err = a.apply(plan)
 	}
 	a.remember(plan)
 	a.report(plan, err)
 	return err == nil
+}
+
+func (a *Agent) apply(plan *Plan) error {
+	made, err := plan.apply()
+	table := plan.rules()
+	if made && err == nil && table.equal(a.table) {
+		a.log.Warn("node routes' rules were changed by somebody else, and are as they should be again", "table", "inet "+tableName)
+	}
+	if err == nil {
+		a.table = table
+	}
+	return err
 }
 
 // leaveAlone has nothing of ours on a node whose network is another's.
@@ -195,7 +211,7 @@ func (a *Agent) leaveAlone(other string) bool {
 		a.log.Debug("the name by which node routes are kept", "error", err)
 	}
 	a.log.Info("node routes are left to the node's network", "network", other)
-	a.elseNow, a.shape, a.said = other, (&Plan{}).shape(), map[string]bool{}
+	a.elseNow, a.shape, a.said, a.table = other, (&Plan{}).shape(), map[string]bool{}, rules{}
 	a.used.Store(nil)
 	a.current.Store(&State{Mode: a.opts.Mode, Problem: "left to the node's network, " + other})
 	return true
@@ -417,8 +433,24 @@ func (a *Agent) watchKernelOnce(ctx context.Context, changed chan<- struct{}) er
 		return err
 	}
 	defer leave(stop, routes)
+	tables := make(chan struct{}, 1)
+	if told, err := nftables.WatchTransactions(); err != nil {
+		a.log.Debug("changes of nf_tables are not told, and looked for every thirty seconds", "error", err)
+	} else {
+		defer told.Close()
+		go told.Each(func() { poke(tables) })
+	}
+	var last time.Time
+	var due <-chan time.Time
 	for {
 		select {
+		case <-tables:
+			if due == nil {
+				due = time.After(time.Until(last.Add(tableEvery)))
+			}
+		case last = <-due:
+			due = nil
+			poke(changed)
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-failures:

@@ -34,7 +34,7 @@ func TestThousandsOfNodes(t *testing.T) {
 	}{{"at first", nodes}, {"nothing differs", nodes}, {"a node goes", nodes[1:]}, {"it comes", nodes}} {
 		plan := h.plan(VXLAN, round.nodes...)
 		began := time.Now()
-		h.do(plan.apply)
+		h.put(plan)
 		t.Logf("%s: %v", round.what, time.Since(began))
 		if routes := h.command("ip", "route", "show", "proto", "98"); len(routes) != len(round.nodes) {
 			t.Errorf("%s: %d routes", round.what, len(routes))

@@ -105,7 +105,7 @@ func toNet(p netip.Prefix) *net.IPNet {
 }
 
 // apply makes the kernel have what the plan says. What fails is told and does not keep the rest from being done.
-func (p *Plan) apply() error {
+func (p *Plan) apply() (tableMade bool, err error) {
 	indexes := map[string]int{}
 	var errs []error
 	for _, t := range p.Tunnels {
@@ -117,7 +117,7 @@ func (p *Plan) apply() error {
 		indexes[t.Name] = index
 	}
 	// Before routes lead to the others, nobody may masquerade what goes there.
-	if err := p.rules().apply(); err != nil {
+	if tableMade, err = p.rules().apply(); err != nil {
 		errs = append(errs, fmt.Errorf("nftables table %s: %w", tableName, err))
 	}
 	wanted := map[netip.Prefix]netlink.Route{}
@@ -130,7 +130,7 @@ func (p *Plan) apply() error {
 	errs = append(errs, applyRoutes(wanted), removeTunnels(func(name string) bool {
 		return !slices.ContainsFunc(p.Tunnels, func(t Tunnel) bool { return t.Name == name })
 	}))
-	return errors.Join(errs...)
+	return tableMade, errors.Join(errs...)
 }
 
 // withdraw removes all that any plan can have made.

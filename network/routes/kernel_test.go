@@ -1,7 +1,10 @@
 package routes
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -10,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -102,7 +106,15 @@ func (h host) plan(mode Mode, nodes ...Node) *Plan {
 func (h host) apply(mode Mode, nodes ...Node) {
 	h.t.Helper()
 	plan := h.plan(mode, nodes...)
-	h.do(plan.apply)
+	h.put(plan)
+}
+
+func (h host) put(plan *Plan) {
+	h.t.Helper()
+	h.do(func() error {
+		_, err := plan.apply()
+		return err
+	})
 }
 
 // state is all that is ours in the kernel.
@@ -192,7 +204,7 @@ func TestKernelHasThePlan(t *testing.T) {
 func TestNothingIsChangedTwice(t *testing.T) {
 	h := newHost(t)
 	plan := h.plan(Auto, nearNode, farNode)
-	h.do(plan.apply)
+	h.put(plan)
 	handles := h.command("nft", "-a", "list", "table", "inet", tableName)
 	var monitor *exec.Cmd
 	out, err := os.Create(filepath.Join(t.TempDir(), "news"))
@@ -213,7 +225,7 @@ func TestNothingIsChangedTwice(t *testing.T) {
 		return monitor.Start()
 	})
 	for range 3 {
-		h.do(plan.apply)
+		h.put(plan)
 	}
 	h.command("ip", "route", "add", "10.99.0.0/24", "via", "192.168.1.99") // which the monitor tells
 	for range 100 {
@@ -289,6 +301,42 @@ func TestWhatIsChangedIsMended(t *testing.T) {
 	}
 }
 
+// Who loads a firewall anew begins with `flush ruleset`: that is told at once, and said once the rules are there again.
+func TestFlushedRulesAreSeenAtOnce(t *testing.T) {
+	h := newHost(t)
+	log := &strings.Builder{}
+	a := &Agent{log: slog.New(slog.NewTextHandler(log, nil))}
+	plan := h.plan(Auto, nearNode)
+	apply := func() { h.do(func() error { return a.apply(plan) }) }
+	apply()
+	changed := make(chan struct{}, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	watched := make(chan error)
+	go func() {
+		watched <- network.InNamespaces([]string{h.ns}, func() error { return a.watchKernelOnce(ctx, changed) })
+	}()
+	for told := false; !told; { // until somebody listens
+		h.command("nft", "flush", "ruleset")
+		select {
+		case <-changed:
+			told = true
+		case err := <-watched:
+			t.Fatalf("it ended: %v", err)
+		case <-time.After(tableEvery / 10):
+		}
+	}
+	apply()
+	apply()
+	h.command("nft", "list", "table", "inet", tableName)
+	if n := strings.Count(log.String(), "changed by somebody else"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, log)
+	}
+	stop()
+	if err := <-watched; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
 // Nothing that is another's is touched, not even where it is in the way.
 func TestWhatIsOthersStays(t *testing.T) {
 	h := newHost(t)
@@ -305,7 +353,7 @@ func TestWhatIsOthersStays(t *testing.T) {
 	plan := h.plan(Auto, nearNode, farNode)
 	var err error
 	h.do(func() error {
-		err = plan.apply()
+		_, err = plan.apply()
 		return nil
 	})
 	for _, dst := range []string{"10.2.0.0/24", "fd02::/64"} {
@@ -327,7 +375,7 @@ func TestALinkOfThatNameIsNotOurs(t *testing.T) {
 	plan := h.plan(Auto, farNode)
 	var err error
 	h.do(func() error {
-		err = plan.apply()
+		_, err = plan.apply()
 		return nil
 	})
 	if err == nil || !strings.Contains(err.Error(), "link berth.vxlan: there is one of type veth, which is not ours") {
@@ -353,7 +401,7 @@ func TestNodeGetsAnotherAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.do(plan.apply)
+	h.put(plan)
 	h.wantState("moved", slices.Concat(ends[:2], farState)...)
 	if link := h.command("ip", "-d", "-o", "link", "show", "berth.vxlan")[0]; !strings.Contains(link, "local 192.168.1.200") {
 		t.Error(link)

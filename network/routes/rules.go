@@ -143,6 +143,14 @@ func (s ruleSet) equal(o ruleSet) bool {
 	return s.v6 == o.v6 && s.interval == o.interval && slices.Equal(s.keys, o.keys)
 }
 
+// equal says whether tables of both would be one and the same.
+func (r rules) equal(o rules) bool {
+	sameChain := func(a, b ruleChain) bool {
+		return slices.EqualFunc(a.rules, b.rules, func(a, b rule) bool { return a.comment == b.comment })
+	}
+	return maps.EqualFunc(r.sets, o.sets, ruleSet.equal) && maps.EqualFunc(r.chains, o.chains, sameChain)
+}
+
 // patience is for an answer of the kernel, which may have to load modules.
 const patience = 20 * time.Second
 
@@ -155,15 +163,15 @@ func openNFT() (*nftables.Conn, error) {
 	}))
 }
 
-// apply makes the table anew, in one transaction, unless it is as it should be.
-func (r rules) apply() error {
+// apply makes the table anew, in one transaction, unless it is as it should be, and says whether it has.
+func (r rules) apply() (made bool, err error) {
 	conn, err := openNFT()
 	if err != nil {
-		return err
+		return false, err
 	}
 	same, err := r.inForce(conn)
 	if err != nil || same {
-		return err
+		return false, err
 	}
 	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
 	conn.AddTable(table) // so that there is one to delete
@@ -172,7 +180,7 @@ func (r rules) apply() error {
 	sets := map[string]*nftables.Set{}
 	for _, name := range slices.Sorted(maps.Keys(r.sets)) {
 		if sets[name], err = r.sets[name].add(conn, table, name); err != nil {
-			return err
+			return false, err
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.chains)) {
@@ -187,7 +195,7 @@ func (r rules) apply() error {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule.exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, rule.comment)})
 		}
 	}
-	return conn.Flush()
+	return true, conn.Flush()
 }
 
 func (s ruleSet) add(conn *nftables.Conn, table *nftables.Table, name string) (*nftables.Set, error) {
