@@ -89,6 +89,7 @@ func clusterTools() cluster.Tools {
 	return cluster.Tools{
 		Etcd: tools.Etcd, APIServer: tools.APIServer, Scheduler: tools.Scheduler, ControllerManager: tools.ControllerManager,
 		Kubelet: tools.Kubelet, Kubectl: tools.Kubectl, Registry: tools.Registry, Busybox: tools.Busybox,
+		KubeProxy: tools.KubeProxy, Containerd: tools.Containerd, CNI: tools.CNI,
 	}
 }
 

@@ -290,13 +290,7 @@ func figures(t *testing.T, n *lab.Node, processes map[string]int) map[string]fig
 	t.Helper()
 	out := map[string]figure{}
 	for name, pid := range processes {
-		size, err := pss(pid)
-		must(t, err)
-		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-		must(t, err)
-		threads, err := strconv.Atoi(readStatus(t, pid)["Threads"])
-		must(t, err)
-		out[name] = figure{anon: statusKiB(t, pid, "RssAnon"), pss: size, rss: statusKiB(t, pid, "VmRSS"), threads: threads, fds: len(fds)}
+		out[name] = figureOf(t, pid)
 	}
 	resp, err := n.CRI.RuntimeServiceClient.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
 	must(t, err)
@@ -305,4 +299,15 @@ func figures(t *testing.T, n *lab.Node, processes map[string]int) map[string]fig
 	must(t, err)
 	out["daemon"] = daemon
 	return out
+}
+
+func figureOf(t *testing.T, pid int) figure {
+	t.Helper()
+	size, err := pss(pid)
+	must(t, err)
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	must(t, err)
+	threads, err := strconv.Atoi(readStatus(t, pid)["Threads"])
+	must(t, err)
+	return figure{anon: statusKiB(t, pid, "RssAnon"), pss: size, rss: statusKiB(t, pid, "VmRSS"), threads: threads, fds: len(fds)}
 }

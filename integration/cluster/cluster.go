@@ -41,7 +41,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		{"bridge", c.makeBridge},
 		{"registry", func(ctx context.Context) error { return c.startRegistry(ctx, o.Tools) }},
 		{"control plane", c.startControlPlane},
-		{"rights of berth", c.grant},
+		{"rights of the nodes' programs", c.grant},
 		{"nodes", c.startNodes},
 	}
 	for _, s := range steps {
@@ -57,14 +57,18 @@ func (c *Cluster) programs(ctx context.Context, t *Tools) error {
 	if err := t.from(os.Getenv("K8S_BIN")); err != nil {
 		return err
 	}
-	if err := t.build(ctx); err != nil {
+	if err := t.build(ctx, c.parts); err != nil {
 		return err
 	}
 	root, err := lab.RepoRoot()
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{"bin", "logs", "ns"} {
+	programs, err := t.byName(root, c.parts)
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{"bin/cni", "logs", "ns"} {
 		if err := os.MkdirAll(c.path(dir), 0o755); err != nil {
 			return err
 		}
@@ -72,7 +76,7 @@ func (c *Cluster) programs(ctx context.Context, t *Tools) error {
 	if err := c.save(); err != nil {
 		return err
 	}
-	for name, program := range t.byName(root) {
+	for name, program := range programs {
 		if err := copyProgram(program, c.program(name)); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
@@ -87,11 +91,14 @@ func (c *Cluster) programs(ctx context.Context, t *Tools) error {
 }
 
 // build has build.sh make what is not named.
-func (t *Tools) build(ctx context.Context) error {
+func (t *Tools) build(ctx context.Context, parts Parts) error {
 	var missing []string
 	into := map[string]*string{
 		"etcd": &t.Etcd, "kube-apiserver": &t.APIServer, "kube-scheduler": &t.Scheduler, "kube-controller-manager": &t.ControllerManager,
 		"kubelet": &t.Kubelet, "kubectl": &t.Kubectl, "registry": &t.Registry, "busybox": &t.Busybox,
+	}
+	if parts == Containerd {
+		into["kube-proxy"], into["containerd"], into["cni"] = &t.KubeProxy, &t.Containerd, &t.CNI
 	}
 	for name, program := range into {
 		if *program == "" {
@@ -108,8 +115,9 @@ func (t *Tools) build(ctx context.Context) error {
 	for name, program := range map[string]string{
 		"etcd": built.Etcd, "kube-apiserver": built.APIServer, "kube-scheduler": built.Scheduler, "kube-controller-manager": built.ControllerManager,
 		"kubelet": built.Kubelet, "kubectl": built.Kubectl, "registry": built.Registry, "busybox": built.Busybox,
+		"kube-proxy": built.KubeProxy, "containerd": built.Containerd, "cni": built.CNI,
 	} {
-		if *into[name] == "" {
+		if into[name] != nil && *into[name] == "" {
 			*into[name] = program
 		}
 	}
@@ -147,8 +155,12 @@ func (c *Cluster) makeBridge(ctx context.Context) error {
 	return nil
 }
 
-// grant gives berth's programs the rights of the manifests in examples/, in the way that docs/operations.md says.
+// grant gives berth's programs the rights of the manifests in examples/, in the way that docs/operations.md says. kube-proxy has a
+// certificate, of a name to which the API server gives rights by itself.
 func (c *Cluster) grant(ctx context.Context) error {
+	if c.parts == Containerd {
+		return nil
+	}
 	root, err := lab.RepoRoot()
 	if err != nil {
 		return err
@@ -217,7 +229,7 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 		if err := n.Start(ctx); err != nil {
 			return err
 		}
-		c.logf("%s runs kubelet, berth serve and berth proxy", n.Name)
+		c.logf("%s runs kubelet, %s", n.Name, map[Parts]string{Berth: "berth serve and berth proxy", Containerd: "containerd and kube-proxy"}[c.parts])
 	}
 	for _, n := range c.Nodes {
 		if err := n.WaitReady(ctx, 2*time.Minute); err != nil {

@@ -44,7 +44,7 @@ func (n *Node) files() error {
 	}
 	for file, text := range map[string]string{
 		"hosts": hosts, "hostname": n.Name + "\n", "machine-id": hex.EncodeToString(id) + "\n", "resolv.conf": "nameserver " + n.c.HostAddress() + "\n",
-		"kubelet.yaml": string(kubelet), "berth.yaml": n.berthConfig(), "proxy.yaml": n.proxyConfig(),
+		"kubelet.yaml": string(kubelet), "berth.yaml": n.berthConfig(), "containerd.toml": n.containerdConfig(), "proxy.yaml": n.proxyConfig(),
 	} {
 		if err := os.WriteFile(n.path(file), []byte(text), 0o644); err != nil {
 			return err
@@ -62,7 +62,7 @@ func (n *Node) kubeletConfig() map[string]any {
 		"authentication": map[string]any{"anonymous": map[string]any{"enabled": false}, "webhook": map[string]any{"enabled": true}, "x509": map[string]any{"clientCAFile": pki("ca.crt")}},
 		"authorization":  map[string]any{"mode": "Webhook"},
 		"tlsCertFile":    pki(n.Name + "-serving.crt"), "tlsPrivateKeyFile": pki(n.Name + "-serving.key"),
-		"containerRuntimeEndpoint": "unix:///run/berth/berth.sock",
+		"containerRuntimeEndpoint": "unix://" + n.socket(),
 		"clusterDNS":               []string{n.c.dns()}, "clusterDomain": "cluster.local",
 		"resolvConf": n.path("resolv.conf"), "cgroupDriver": "cgroupfs", "cgroupRoot": n.cgroup(), "failCgroupV1": false, "failSwapOn": false,
 		// The machine is not the node's alone: limits of all pods together, its firewall, what it has of disk and memory.
@@ -91,9 +91,9 @@ mode: nftables
 hostnameOverride: %s
 clusterCIDR: %s
 clientConnection: {kubeconfig: %s}
-nodePortAddresses: [primary, localhost]
+nodePortAddresses: %s
 conntrack: {maxPerCore: 0, min: 0} # the machine's, not the namespace's
-`, n.Name, n.c.podCIDR(), n.path("proxy.kubeconfig"))
+`, n.Name, n.c.podCIDR(), n.path("proxy.kubeconfig"), map[Parts]string{Berth: "[primary, localhost]", Containerd: "[primary]"}[n.c.parts])
 }
 
 // namespaceScript makes a node of copies of this machine's mounts, in the namespaces that it runs in. What is a mount of another
@@ -186,16 +186,16 @@ func (n *Node) start(name string, files []*os.File, program string, args ...stri
 
 // Start boots the node and starts its programs. It does not wait for the node to be Ready.
 func (n *Node) Start(ctx context.Context) error {
-	if err := n.boot(ctx); err != nil {
-		return err
+	steps := []func(context.Context) error{n.boot, n.StartBerth, n.StartKubelet, n.StartProxy}
+	if n.c.parts == Containerd {
+		steps = []func(context.Context) error{n.boot, n.startContainerd, n.StartKubelet, n.connect, n.startKubeProxy}
 	}
-	if err := n.StartBerth(ctx); err != nil {
-		return err
+	for _, do := range steps {
+		if err := do(ctx); err != nil {
+			return err
+		}
 	}
-	if err := n.StartKubelet(ctx); err != nil {
-		return err
-	}
-	return n.StartProxy(ctx)
+	return nil
 }
 
 // StartBerth starts berth serve, and waits until it answers.
@@ -245,7 +245,11 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 
 // StartProxy starts berth proxy, and waits until Services are programmed.
 func (n *Node) StartProxy(ctx context.Context) error {
-	p, err := n.start("berth proxy", nil, "berth", "proxy", "--config", n.path("proxy.yaml"))
+	return n.startProxy(ctx, "berth proxy", "berth", "proxy")
+}
+
+func (n *Node) startProxy(ctx context.Context, name, program string, args ...string) error {
+	p, err := n.start(name, nil, program, append(args, "--config", n.path("proxy.yaml"))...)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ type Options struct {
 	Log    func(format string, args ...any) // is told of each step; may be nil
 	Tools  Tools                            // those that are empty are built
 	Images bool                             // the registry starts with the lab's test images, else it is empty
+	Parts  Parts                            // what nodes are made of; default Berth
 
 	// More arguments, which win over the cluster's own.
 	APIServer, ControllerManager []string
@@ -25,10 +26,24 @@ type Options struct {
 // DefaultDir is where `make cluster` has its cluster.
 const DefaultDir = "/var/lib/berth-cluster"
 
+// Parts are what makes the pods and the Services of nodes.
+type Parts string
+
+const (
+	// Berth is `berth serve` with node routes, and `berth proxy`.
+	Berth Parts = "berth"
+	// Containerd is what berth is compared with: containerd with runc and the reference CNI plugins, routes between the nodes, and
+	// kube-proxy in mode nftables.
+	Containerd Parts = "containerd"
+)
+
 // Tools are the programs of a cluster.
 type Tools struct {
 	Etcd, APIServer, Scheduler, ControllerManager, Kubelet, Kubectl string
 	Registry, Busybox                                               string
+
+	// For nodes made of Containerd: a program, and the directories that build.sh has made of the targets containerd and cni.
+	KubeProxy, Containerd, CNI string
 }
 
 // Cluster is one that was started.
@@ -39,6 +54,7 @@ type Cluster struct {
 
 	log      func(format string, args ...any)
 	images   bool
+	parts    Parts
 	moreArgs map[string][]string
 }
 
@@ -53,6 +69,7 @@ type Node struct {
 type state struct {
 	Index, Nodes int
 	Images       bool
+	Parts        Parts
 	MoreArgs     map[string][]string
 }
 
@@ -63,7 +80,14 @@ func (o *Options) check() error {
 	case o.Nodes == 0:
 		o.Nodes = 2
 	}
+	if o.Parts == "" {
+		o.Parts = Berth
+	}
 	switch {
+	case o.Parts != Berth && o.Parts != Containerd:
+		return fmt.Errorf("parts: %q is neither %s nor %s", o.Parts, Berth, Containerd)
+	case o.Parts == Containerd && !o.Images:
+		return fmt.Errorf("images: nodes made of %s need the lab's test images, of which pause is one", Containerd)
 	case o.Nodes < 1 || o.Nodes > 9:
 		return fmt.Errorf("nodes: %d is not 1 to 9", o.Nodes)
 	case o.Index < 0 || o.Index > 9:
@@ -75,7 +99,7 @@ func (o *Options) check() error {
 }
 
 func build(o Options) *Cluster {
-	c := &Cluster{Dir: o.Dir, Index: o.Index, log: o.Log, images: o.Images, moreArgs: map[string][]string{
+	c := &Cluster{Dir: o.Dir, Index: o.Index, log: o.Log, images: o.Images, parts: o.Parts, moreArgs: map[string][]string{
 		"kube-apiserver": o.APIServer, "kube-controller-manager": o.ControllerManager,
 	}}
 	for n := 1; n <= o.Nodes; n++ {
@@ -94,7 +118,7 @@ func Open(dir string, log func(string, ...any)) (*Cluster, error) {
 	if err := json.Unmarshal(text, &s); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, stateFile), err)
 	}
-	c := build(Options{Dir: dir, Index: s.Index, Nodes: s.Nodes, Log: log, Images: s.Images})
+	c := build(Options{Dir: dir, Index: s.Index, Nodes: s.Nodes, Log: log, Images: s.Images, Parts: s.Parts})
 	c.moreArgs = s.MoreArgs
 	return c, nil
 }
@@ -102,7 +126,7 @@ func Open(dir string, log func(string, ...any)) (*Cluster, error) {
 const stateFile = "cluster.json"
 
 func (c *Cluster) save() error {
-	text, err := json.Marshal(state{c.Index, len(c.Nodes), c.images, c.moreArgs})
+	text, err := json.Marshal(state{c.Index, len(c.Nodes), c.images, c.parts, c.moreArgs})
 	if err != nil {
 		return err
 	}
@@ -155,12 +179,27 @@ func (n *Node) path(parts ...string) string {
 // they do not see.
 func (c *Cluster) program(name string) string { return c.path("bin", name) }
 
-func (t Tools) byName(root string) map[string]string {
-	return map[string]string{
+// byName are the programs of which a cluster has copies, by their names there.
+func (t Tools) byName(root string, parts Parts) (map[string]string, error) {
+	programs := map[string]string{
 		"etcd": t.Etcd, "kube-apiserver": t.APIServer, "kube-scheduler": t.Scheduler, "kube-controller-manager": t.ControllerManager,
 		"kubelet": t.Kubelet, "kubectl": t.Kubectl, "registry": t.Registry, "busybox": t.Busybox,
-		"berth": filepath.Join(root, "bin/berth"), "berth-shim": filepath.Join(root, "bin/berth-shim"),
 	}
+	if parts == Berth {
+		programs["berth"], programs["berth-shim"] = filepath.Join(root, "bin/berth"), filepath.Join(root, "bin/berth-shim")
+		return programs, nil
+	}
+	programs["kube-proxy"] = t.KubeProxy
+	for into, dir := range map[string]string{"": t.Containerd, "cni": t.CNI} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			programs[filepath.Join(into, e.Name())] = filepath.Join(dir, e.Name())
+		}
+	}
+	return programs, nil
 }
 
 // from takes what a directory has of the programs of Kubernetes.

@@ -139,6 +139,7 @@ func (c *Cluster) certificates() error {
 		{ca, "apiserver-kubelet-client", "kube-apiserver-kubelet-client", []string{"berth-cluster:kubelet-clients"}, nil},
 		{ca, "kube-controller-manager", "system:kube-controller-manager", nil, []string{c.loopback(), "localhost"}},
 		{ca, "kube-scheduler", "system:kube-scheduler", nil, []string{c.loopback(), "localhost"}},
+		{ca, "kube-proxy", "system:kube-proxy", nil, nil},
 		{ca, "admin", "berth-cluster-admin", []string{"system:masters"}, nil},
 		{front, "front-proxy-client", "front-proxy-client", nil, nil},
 		{store, "etcd", "etcd", nil, []string{c.loopback()}},
@@ -156,6 +157,12 @@ func (c *Cluster) certificates() error {
 			return err
 		}
 		if err := c.kubeconfig(n.path("kubelet.kubeconfig"), n.Name); err != nil {
+			return err
+		}
+		if c.parts == Berth {
+			continue
+		}
+		if err := c.kubeconfig(n.path("proxy.kubeconfig"), "kube-proxy"); err != nil {
 			return err
 		}
 	}

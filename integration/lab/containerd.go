@@ -27,9 +27,7 @@ func (n *Node) startContainerd(ctx context.Context) error {
 	if err := os.WriteFile(file, []byte(n.containerdConfig()), 0o644); err != nil {
 		return err
 	}
-	// It finds its shim in PATH.
-	env := []string{"PATH=" + n.Tools.Containerd + ":" + os.Getenv("PATH")}
-	p, err := start("containerd", filepath.Join(n.Dir, "containerd.log"), env,
+	p, err := start("containerd", filepath.Join(n.Dir, "containerd.log"), nil,
 		filepath.Join(n.Tools.Containerd, "containerd"), "--config", file, "--log-level", "warn")
 	if err != nil {
 		return err
@@ -54,6 +52,22 @@ func (n *Node) ContainerdSocket() string { return filepath.Join(n.containerdRun(
 func (n *Node) containerdRun() string { return filepath.Join(n.Dir, "containerd") }
 
 func (n *Node) containerdConfig() string {
+	return ContainerdConfig{
+		Root: filepath.Join(n.Dir, "containerd-root"), State: filepath.Join(n.Dir, "containerd-state"), Socket: n.ContainerdSocket(),
+		CertsD: n.CertsD(), CNIBin: n.Tools.CNI, CNIConf: n.CNIConf(), Programs: n.Tools.Containerd,
+	}.String()
+}
+
+// ContainerdConfig says where a node's containerd has its things. All else is as distributions configure it.
+type ContainerdConfig struct {
+	Root, State, Socket string
+	CertsD              string // directory of registry configurations
+	CNIBin, CNIConf     string // directories of plugins and of networks
+	Programs            string // directory of containerd-shim-runc-v2 and runc
+}
+
+// String is the file.
+func (c ContainerdConfig) String() string {
 	return fmt.Sprintf(`version = 3
 root = %q
 state = %q
@@ -71,9 +85,10 @@ state = %q
   conf_dir = %q
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
+  runtime_path = %q
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
   BinaryName = %q
   SystemdCgroup = false
-`, filepath.Join(n.Dir, "containerd-root"), filepath.Join(n.Dir, "containerd-state"), n.ContainerdSocket(), testimages.Pause,
-		n.CertsD(), n.Tools.CNI, n.CNIConf(), filepath.Join(n.Tools.Containerd, "runc"))
+`, c.Root, c.State, c.Socket, testimages.Pause, c.CertsD, c.CNIBin, c.CNIConf,
+		filepath.Join(c.Programs, "containerd-shim-runc-v2"), filepath.Join(c.Programs, "runc"))
 }

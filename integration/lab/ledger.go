@@ -238,69 +238,104 @@ func (n *Node) lookCgroups(s Snapshot) error {
 		tops = append(tops, "/berth")
 	}
 	for _, top := range tops {
-		dirs, err := cgroupDirs(top)
-		if err != nil {
+		if err := s.LookCgroups(top); err != nil {
 			return err
-		}
-		for _, dir := range dirs {
-			// The parent itself may stay, and so may the kubelet's of the quality-of-service classes.
-			switch _, below, _ := strings.Cut(dir, top); below {
-			case "", "/kubepods", "/kubepods/besteffort", "/kubepods/burstable":
-			default:
-				s["cgroup "+dir] = true
-			}
 		}
 	}
 	return nil
 }
 
-// lookFiles notes the files of the runtime, of the address pool and of the kubelet's legacy links. Logs are the kubelet's
-// (or the test's) to remove, image content is there to stay, and a directory counts when it is something's, not when it
-// is one of those that every daemon makes.
-func (n *Node) lookFiles(s Snapshot) error {
-	for _, top := range []string{n.Root(), n.Run(), filepath.Join(n.Dir, "ipam")} {
-		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			rel := strings.TrimPrefix(path, n.Dir+"/")
-			// ipam/NETWORK/{lock,last_reserved_ip.0} are host-local's own; image content lies three levels down.
-			base := filepath.Base(path)
-			if strings.HasPrefix(rel, "ipam/") && (base == "lock" || strings.HasPrefix(base, "last_reserved_ip") || base == n.Network()) {
-				return nil
-			}
-			if rel == "root/cni" || rel == "run/cni" || filepath.Dir(rel) == "root/cni" && (d.IsDir() || base == "configured") { // made with the first pod, and network
-				return nil
-			}
-			// What was to be added, and is gone, is kept for a minute, for the sake of power cuts (network/intent.go).
-			if filepath.Dir(rel) == "root/cni/intents" && strings.HasSuffix(base, ".done") {
-				return nil
-			}
-			// The default network's are there.
-			if pool := filepath.Dir(rel); pool == "root/cni/networks" || filepath.Dir(pool) == "root/cni/networks" && net.ParseIP(base) == nil {
-				return nil
-			}
-			if rel == "root/images/layers" || rel == "root/images/records" { // images are there to stay
-				return fs.SkipDir
-			}
-			if rel == "run/seccomp" { // so are the last profiles that were compiled
-				return fs.SkipDir
-			}
-			s["file "+rel] = true
-			return nil
-		})
-		if err != nil {
-			return err
+// LookCgroups notes what is below a cgroup. It may stay itself, and so may the kubelet's of the quality-of-service classes.
+func (s Snapshot) LookCgroups(top string) error {
+	dirs, err := cgroupDirs(top)
+	for _, dir := range dirs {
+		switch _, below, _ := strings.Cut(dir, top); below {
+		case "", "/kubepods", "/kubepods/besteffort", "/kubepods/burstable":
+		default:
+			s["cgroup "+dir] = true
 		}
+	}
+	return err
+}
+
+// lookFiles notes the files of the runtime, of the address pool and of the kubelet's legacy links. Logs are the kubelet's
+// (or the test's) to remove.
+func (n *Node) lookFiles(s Snapshot) error {
+	if err := s.LookBerth(n.Root(), n.Run()); err != nil {
+		return err
+	}
+	err := s.lookBelow(filepath.Join(n.Dir, "ipam"), "ipam", func(rel string, _ fs.DirEntry) error {
+		// ipam/NETWORK/{lock,last_reserved_ip.0} are host-local's own.
+		base := filepath.Base(rel)
+		if base == "lock" || strings.HasPrefix(base, "last_reserved_ip") || base == n.Network() {
+			return errStays
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	links, err := n.logLinks()
 	for _, link := range links {
 		s["link "+link] = true
 	}
 	return err
+}
+
+// errStays is said of a file that is no pod's.
+var errStays = errors.New("it stays")
+
+// LookBerth notes the files in the root and in the run directory of a `berth serve`. Image content is there to stay, and a
+// directory counts when it is something's, not when it is one of those that every daemon makes.
+func (s Snapshot) LookBerth(root, run string) error {
+	if err := s.lookBelow(root, "root", func(rel string, d fs.DirEntry) error {
+		base, dir := filepath.Base(rel), filepath.Dir(rel)
+		switch {
+		case rel == "root/images/layers" || rel == "root/images/records": // images are there to stay
+			return fs.SkipDir
+		case rel == "root/cni" || dir == "root/cni" && (d.IsDir() || base == "configured"): // made with the first pod, and network
+			return errStays
+		// What was to be added, and is gone, is kept for a minute, for the sake of power cuts (network/intent.go).
+		case dir == "root/cni/intents" && strings.HasSuffix(base, ".done"):
+			return errStays
+		// The default network's are there.
+		case dir == "root/cni/networks" || filepath.Dir(dir) == "root/cni/networks" && net.ParseIP(base) == nil:
+			return errStays
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return s.lookBelow(run, "run", func(rel string, _ fs.DirEntry) error {
+		switch rel {
+		case "run/seccomp": // the last profiles that were compiled are there to stay
+			return fs.SkipDir
+		case "run/cni":
+			return errStays
+		}
+		return nil
+	})
+}
+
+// lookBelow notes a directory by another name, and all below it that does not stay.
+func (s Snapshot) lookBelow(top, name string, stays func(rel string, d fs.DirEntry) error) error {
+	return filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		rel := name + strings.TrimPrefix(path, top)
+		switch err := stays(rel, d); {
+		case errors.Is(err, errStays):
+		case err != nil:
+			return err
+		default:
+			s["file "+rel] = true
+		}
+		return nil
+	})
 }
 
 // killAll ends processes until none is listed any more.
