@@ -19,6 +19,9 @@ VM_SELINUX_RUN ?= ^(TestSELinux|TestCritestSELinux)$$
 # How many Services `make bench-proxy` measures beside; kube-proxy up to 10,000 of them.
 SIZES ?= 1000 5000 10000 30000
 
+# The clusters of `make bench-cluster`, one after the other.
+ORDER ?= berth containerd
+
 # Nodes of `make cluster`.
 N ?= 2
 
@@ -136,6 +139,11 @@ bench-proxy: build ## berth proxy beside kube-proxy 1.37 with a real API server,
 	@BERTH_TOOLS="kube-apiserver kubectl etcd kube-proxy" BERTH_BENCH_PROXY="$(SIZES)" integration/progress.sh bench-proxy \
 		$(GO) test -tags integration -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkServiceProxy$$' -benchtime 1x ./integration
 
+bench-cluster: build ## fifty pods made and deleted ten times on two nodes of berth, then of containerd and kube-proxy (ORDER="containerd berth"; 15 minutes)
+	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox containerd cni kube-proxy > /dev/null
+	@BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox containerd cni kube-proxy" BERTH_BENCH_CLUSTER="$(ORDER)" \
+		integration/progress.sh bench-cluster $(GO) test -tags integration -count=1 -timeout 90m -v -run '^TestFiftyPods$$' ./integration
+
 test-proxy-scale: build ## a node's proxy starts in a cluster of 250,000 endpoints in 5,000 Services, beside forwarded traffic (3 minutes)
 	@integration/tools/build.sh kube-apiserver kubectl etcd > /dev/null
 	@BERTH_TOOLS="kube-apiserver kubectl etcd" BERTH_PROXY_SCALE=1 integration/progress.sh test-proxy-scale \
@@ -155,4 +163,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo cluster cluster-down test test-cluster test-e2e-proxy vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy lint fmt install clean
+.PHONY: help setup build demo cluster cluster-down test test-cluster test-e2e-proxy vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster lint fmt install clean

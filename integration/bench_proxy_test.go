@@ -35,24 +35,12 @@ const (
 // BERTH_BENCH_PROXY says, with a real API server, each in a network namespace of its own. See docs/results.md for what the
 // figures are.
 func BenchmarkServiceProxy(b *testing.B) {
-	var sizes []int
-	for _, s := range strings.Fields(os.Getenv("BERTH_BENCH_PROXY")) {
-		n, err := strconv.Atoi(s)
-		must(b, err)
-		sizes = append(sizes, n)
-	}
+	sizes := numbers(b, "BERTH_BENCH_PROXY")
 	if sizes == nil {
 		b.Skip("BERTH_BENCH_PROXY has no numbers of Services: see make bench-proxy")
 	}
 	slices.Sort(sizes)
-	if tools.KubeProxy == "" {
-		built, err := lab.BuildTools(b.Context(), os.Stderr, "kube-proxy")
-		must(b, err)
-		tools.KubeProxy = built.KubeProxy
-	}
-	root, err := lab.RepoRoot()
-	must(b, err)
-	programs := []proxyProgram{{"berth", filepath.Join(root, "bin/berth"), []string{"proxy"}}, {"kube-proxy", tools.KubeProxy, nil}}
+	programs := proxyPrograms(b)
 	services := newProxyCrowd(b)
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
@@ -79,6 +67,19 @@ func BenchmarkServiceProxy(b *testing.B) {
 type proxyProgram struct {
 	name, path string
 	args       []string
+}
+
+// proxyPrograms are berth and kube-proxy.
+func proxyPrograms(b *testing.B) []proxyProgram {
+	b.Helper()
+	if tools.KubeProxy == "" {
+		built, err := lab.BuildTools(b.Context(), os.Stderr, "kube-proxy")
+		must(b, err)
+		tools.KubeProxy = built.KubeProxy
+	}
+	root, err := lab.RepoRoot()
+	must(b, err)
+	return []proxyProgram{{"berth", filepath.Join(root, "bin/berth"), []string{"proxy"}}, {"kube-proxy", tools.KubeProxy, nil}}
 }
 
 // proxyFigures are what was measured of a proxy beside a number of Services.

@@ -24,16 +24,7 @@ func BenchmarkPull(b *testing.B) {
 	if os.Getenv("BERTH_TEST_ENDPOINT") != "" {
 		b.Skip("it compares two runtimes of its own")
 	}
-	berth := idleNode(b, lab.Options{})
-	must(b, berth.StartEmptyRegistry(b.Context()))
-	builder, err := berth.Builder()
-	must(b, err)
-	must(b, builder.PushLayers(b.Context()))
-	containerd := idleNode(b, lab.Options{Containerd: true})
-	must(b, containerd.UseRegistry(berth.Registry))
-	for _, n := range []*lab.Node{berth, containerd} {
-		must(b, n.StartBerth(b.Context()))
-	}
+	berth, containerd := pullNodes(b)
 	for _, form := range []struct{ name, image, before string }{
 		{name: "8-layers", image: testimages.Layers},
 		{name: "7-of-8-shared", image: testimages.LayersNext, before: testimages.Layers},
@@ -55,6 +46,22 @@ func BenchmarkPull(b *testing.B) {
 			b.ReportMetric(0, "ns/op") // of all rounds together: of no use
 		})
 	}
+}
+
+// pullNodes run berth and containerd, and have one registry with the images for measurements of pulls.
+func pullNodes(b *testing.B) (berth, containerd *lab.Node) {
+	b.Helper()
+	berth = idleNode(b, lab.Options{})
+	must(b, berth.StartEmptyRegistry(b.Context()))
+	builder, err := berth.Builder()
+	must(b, err)
+	must(b, builder.PushLayers(b.Context()))
+	containerd = idleNode(b, lab.Options{Containerd: true})
+	must(b, containerd.UseRegistry(berth.Registry))
+	for _, n := range []*lab.Node{berth, containerd} {
+		must(b, n.StartBerth(b.Context()))
+	}
+	return berth, containerd
 }
 
 func median(all []time.Duration) time.Duration {

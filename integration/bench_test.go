@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -52,34 +51,63 @@ func (t times) report(b *testing.B) {
 	b.ReportMetric(0, "ns/op") // of all rounds and their preparation: of no use
 }
 
-// BenchmarkPod is the life of a pod with one container, call by call, with an ExecSync in the middle.
+// BenchmarkPod is the life of a pod with one container.
 func BenchmarkPod(b *testing.B) {
 	n := benchNode(b)
-	ctx := b.Context()
 	t := times{}
 	for i := range rounds {
-		pod, ctr := n.Pod(fmt.Sprintf("bench-%d", i)), lab.Sleeper("c")
-		var podID, id string
-		began := time.Now()
-		must(b, t.measure("run-sandbox", func() (err error) { podID, err = n.CRI.RunPod(ctx, pod); return err }))
-		must(b, t.measure("create", func() (err error) { id, err = n.CRI.Create(ctx, podID, pod, ctr); return err }))
-		must(b, t.measure("start", func() error {
-			_, err := n.CRI.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
-			return err
-		}))
-		t["pod-start"] = append(t["pod-start"], time.Since(began))
-		must(b, t.measure("exec-sync", func() error { _, err := n.CRI.Exec(ctx, id, "true"); return err }))
-		must(b, t.measure("stats", func() error {
-			_, err := n.CRI.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
-			return err
-		}))
-		must(b, t.measure("stop-container", func() error {
-			_, err := n.CRI.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 10})
-			return err
-		}))
-		must(b, t.measure("stop-and-remove-pod", func() error { return n.CRI.RemovePod(ctx, podID) }))
+		must(b, t.podLife(b.Context(), n, n.Pod(fmt.Sprintf("bench-%d", i)), lab.Sleeper("c")))
 	}
 	t.report(b)
+}
+
+// podLife is the life of a pod with one container, call by call, with an ExecSync in the middle.
+func (t times) podLife(ctx context.Context, n *lab.Node, pod *runtimeapi.PodSandboxConfig, ctr *runtimeapi.ContainerConfig) error {
+	var podID, id string
+	for _, phase := range []struct {
+		name  string // of all calls together
+		calls []call
+	}{
+		{"pod-start", []call{
+			{"run-sandbox", func() (err error) { podID, err = n.CRI.RunPod(ctx, pod); return err }},
+			{"create", func() (err error) { id, err = n.CRI.Create(ctx, podID, pod, ctr); return err }},
+			{"start", func() error {
+				_, err := n.CRI.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+				return err
+			}},
+		}},
+		{"while-it-runs", []call{
+			{"exec-sync", func() error { _, err := n.CRI.Exec(ctx, id, "true"); return err }},
+			{"stats", func() error {
+				_, err := n.CRI.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
+				return err
+			}},
+		}},
+		{"pod-removal", []call{
+			{"stop-container", func() error {
+				_, err := n.CRI.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 10})
+				return err
+			}},
+			{"stop-and-remove-pod", func() error { return n.CRI.RemovePod(ctx, podID) }},
+		}},
+	} {
+		if err := t.measure(phase.name, func() error {
+			for _, c := range phase.calls {
+				if err := t.measure(c.name, c.do); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type call struct {
+	name string
+	do   func() error
 }
 
 // BenchmarkIdlePods is the memory that an idle pod adds: the proportional set size of all its processes but its own.
@@ -96,21 +124,27 @@ func BenchmarkIdlePods(b *testing.B) {
 		_, err = n.CRI.Start(ctx, podID, pod, lab.Sleeper("c"))
 		must(b, err)
 	}
-	processes, err := n.Processes()
-	must(b, err)
-	var kib, shims int
-	for pid, name := range processes {
-		if !strings.HasPrefix(name, "berth-shim") || strings.Contains(name, " exec") {
-			continue
-		}
-		size, err := pss(pid)
-		must(b, err)
-		kib += size
-		shims++
-	}
+	kib, shims := podsOwn(b, n)
 	b.ReportMetric(float64(kib)/rounds, "KiB-PSS/pod")
 	b.ReportMetric(float64(shims)/rounds, "processes/pod")
 	b.ReportMetric(0, "ns/op")
+}
+
+// podsOwn are the processes that a runtime has for its pods, beside those of containers, and their proportional set size in KiB.
+func podsOwn(t testing.TB, n *lab.Node) (kib, count int) {
+	t.Helper()
+	processes, err := n.Processes()
+	must(t, err)
+	for pid, cmdline := range processes {
+		if processPart(cmdline) != podProcesses {
+			continue
+		}
+		size, err := pss(pid)
+		must(t, err)
+		kib += size
+		count++
+	}
+	return kib, count
 }
 
 // pss reads the proportional set size of a process, in KiB.
@@ -130,33 +164,38 @@ func pss(pid int) (int, error) {
 	return 0, fmt.Errorf("smaps_rollup of %d has no Pss line", pid)
 }
 
+// logScript writes 100 MiB of log lines.
+const logScript = "yes 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde | head -c 104857600"
+
 // BenchmarkLog is how long a container takes to write 100 MiB of log lines, beside what it takes to write them to a file.
 func BenchmarkLog(b *testing.B) {
 	n := benchNode(b)
 	ctx := b.Context()
-	const script = "yes 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde | head -c 104857600"
 	pod := n.Pod("log")
 	podID, err := n.CRI.RunPod(ctx, pod)
 	must(b, err)
 	t := times{}
 	for i := range 5 {
-		for _, way := range []struct{ name, script string }{{"log", script}, {"plain-file", script + " > /tmp/x"}} {
+		for _, way := range []struct{ name, script string }{{"log", logScript}, {"plain-file", logScript + " > /tmp/x"}} {
 			ctr := lab.Sh(fmt.Sprintf("%s-%d", way.name, i), way.script)
-			must(b, t.measure(way.name+"-100MiB", func() error {
-				id, err := n.CRI.Start(ctx, podID, pod, ctr)
-				if err != nil {
-					return err
-				}
-				for {
-					status, err := n.CRI.ContainerState(ctx, id)
-					if err != nil || status.State == runtimeapi.ContainerState_CONTAINER_EXITED {
-						return err
-					}
-					time.Sleep(5 * time.Millisecond)
-				}
-			}))
+			must(b, t.measure(way.name+"-100MiB", func() error { return runs(ctx, n, podID, pod, ctr) }))
 		}
 	}
 	t.report(b)
 	must(b, n.CRI.RemovePod(context.WithoutCancel(ctx), podID))
+}
+
+// runs has a container run to its end.
+func runs(ctx context.Context, n *lab.Node, podID string, pod *runtimeapi.PodSandboxConfig, ctr *runtimeapi.ContainerConfig) error {
+	id, err := n.CRI.Start(ctx, podID, pod, ctr)
+	if err != nil {
+		return err
+	}
+	for {
+		status, err := n.CRI.ContainerState(ctx, id)
+		if err != nil || status.State == runtimeapi.ContainerState_CONTAINER_EXITED {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }

@@ -1,5 +1,5 @@
 // Package cluster makes a Kubernetes cluster on this machine, of real parts: etcd, API server, scheduler, controller manager, a
-// registry, and nodes that run a stock kubelet, `berth serve` and `berth proxy`.
+// registry, and nodes that run a stock kubelet, `berth serve` and `berth proxy`, or containerd and kube-proxy, to compare.
 //
 // It promises that a node is in network, mount and UTS namespaces of its own, with a hostname, /run, /var and /etc/hosts of its own
 // and a cgroup of its own, in which are all its daemons and pods; that nodes and the API server see each other through one bridge
