@@ -106,6 +106,11 @@ test-e2e-proxy: build ## Kubernetes' own end-to-end tests of Services, on a clus
 	@BERTH_E2E=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e dns" integration/progress.sh test-e2e-proxy \
 		$(GO) test -tags integration -count=1 -timeout 120m -v -run '^TestUpstreamServices$$' ./integration
 
+test-conformance: build ## Kubernetes' own tests of conformance, on a cluster of three nodes (two hours)
+	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e sample-apiserver dns > /dev/null
+	@BERTH_E2E=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e sample-apiserver dns" integration/progress.sh test-conformance \
+		$(GO) test -tags integration -count=1 -timeout 240m -v -run '^TestConformance$$' ./integration
+
 test-churn: build ## 110 pods at once, then 200 short ones a minute for ten minutes: nothing is left, memory as before (20 s of it in CI)
 	@BERTH_TOOLS="registry cni crictl busybox" BERTH_CHURN=10m integration/progress.sh test-churn \
 		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^(TestPodsAtOnce|TestPodChurn)$$' ./integration
@@ -163,4 +168,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo cluster cluster-down test test-cluster test-e2e-proxy vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster lint fmt install clean
+.PHONY: help setup build demo cluster cluster-down test test-cluster test-e2e-proxy test-conformance vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster lint fmt install clean

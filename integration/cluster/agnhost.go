@@ -13,47 +13,21 @@ import (
 	"sort"
 	"strings"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/berth-run/berth/integration/testimages"
 )
 
 // agnhostTools are the Debian packages with what upstream's image has beside agnhost, by its Dockerfile.
 var agnhostTools = []string{"curl", "netcat-openbsd", "iproute2", "bash", "dash", "coreutils", "grep", "sed", "util-linux", "socat", "iperf", "bind9-dnsutils", "conntrack"}
 
-// PushTestImages pushes images of Kubernetes' end-to-end tests, by the names that these want: agnhost, which most use, and the server of
-// kubernetes#74839. The directory is what build.sh has made of the target e2e.
-func (c *Cluster) PushTestImages(ctx context.Context, e2e string) error {
-	b, err := c.Builder()
+// agnhostLayers are those of Kubernetes' image agnhost. The directory is what build.sh has made of the target e2e.
+func (c *Cluster) agnhostLayers(ctx context.Context, work, e2e string) ([][]byte, error) {
+	tools, err := debianLayer(ctx, work, filepath.Dir(e2e), "agnhost", agnhostTools)
 	if err != nil {
-		return err
-	}
-	defer func() { _ = os.RemoveAll(b.Work) }()
-	version, err := os.ReadFile(filepath.Join(e2e, "VERSION"))
-	if err != nil {
-		return err
-	}
-	server, err := os.ReadFile(filepath.Join(e2e, "regression-issue-74839"))
-	if err != nil {
-		return err
-	}
-	layer, err := testimages.Layer(testimages.Program("regression-issue-74839", server))
-	if err != nil {
-		return err
-	}
-	if _, err := b.Push(ctx, testimages.Image{
-		Repo: "e2e-test-images/regression-issue-74839", Tags: []string{"1.5"}, Layers: [][]byte{layer},
-		Config: ocispec.ImageConfig{Entrypoint: []string{"/regression-issue-74839"}},
-	}); err != nil {
-		return err
-	}
-	tools, err := agnhostLayer(ctx, b.Work, filepath.Dir(e2e))
-	if err != nil {
-		return fmt.Errorf("image agnhost: %w", err)
+		return nil, err
 	}
 	program, err := os.ReadFile(filepath.Join(e2e, "agnhost"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	entries := []testimages.Entry{
 		testimages.Program("agnhost", program),
@@ -70,11 +44,11 @@ func (c *Cluster) PushTestImages(ctx context.Context, e2e string) error {
 	// What upstream's has from Alpine is busybox's, wget above all. It is asked last.
 	busybox, err := os.ReadFile(c.program("busybox"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	applets, err := run(ctx, c.program("busybox"), "--list")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	entries = append(entries, testimages.Program("usr/busybox/busybox", busybox))
 	for _, applet := range strings.Fields(applets) {
@@ -85,29 +59,22 @@ func (c *Cluster) PushTestImages(ctx context.Context, e2e string) error {
 	for _, name := range []string{"localhost.crt", "localhost.key"} {
 		text, err := os.ReadFile(filepath.Join(e2e, name))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		entries = append(entries, testimages.File(name, string(text)))
 	}
 	own, err := testimages.Layer(entries...)
-	if err != nil {
-		return err
-	}
-	config := ocispec.ImageConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/busybox"}, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}}
-	_, err = b.Push(ctx, testimages.Image{
-		Repo: "e2e-test-images/agnhost", Tags: []string{strings.TrimSpace(string(version)), "latest"}, Layers: [][]byte{tools, own}, Config: config,
-	})
-	return err
+	return [][]byte{tools, own}, err
 }
 
-// agnhostLayer makes the layer with the tools, or takes the one that was made before.
-func agnhostLayer(ctx context.Context, work, cache string) ([]byte, error) {
-	file := filepath.Join(cache, fmt.Sprintf("agnhost-%x.tar", sha256.Sum256([]byte(strings.Join(agnhostTools, " ")))))
+// debianLayer makes the layer of an image with Debian's packages, or takes the one that was made before.
+func debianLayer(ctx context.Context, work, cache, image string, packages []string) ([]byte, error) {
+	file := filepath.Join(cache, fmt.Sprintf("%s-%x.tar", image, sha256.Sum256([]byte(strings.Join(packages, " ")))))
 	layer, err := os.ReadFile(file)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return layer, err
 	}
-	if layer, err = debian(ctx, filepath.Join(work, "debian"), agnhostTools); err != nil {
+	if layer, err = debian(ctx, filepath.Join(work, "debian-"+image), packages); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(file+".part", layer, 0o644); err != nil {

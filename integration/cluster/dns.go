@@ -4,10 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/berth-run/berth/integration/testimages"
 )
 
 // StartDNS has CoreDNS, a program, run as a pod, at the address that kubelets give to pods, and waits until it is ready.
@@ -17,17 +13,7 @@ func (c *Cluster) StartDNS(ctx context.Context, program string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(b.Work) }()
-	text, err := os.ReadFile(program)
-	if err != nil {
-		return err
-	}
-	layer, err := testimages.Layer(testimages.Program("coredns", text))
-	if err != nil {
-		return err
-	}
-	if _, err := b.Push(ctx, testimages.Image{
-		Repo: "coredns/coredns", Tags: []string{"cluster"}, Layers: [][]byte{layer}, Config: ocispec.ImageConfig{Entrypoint: []string{"/coredns"}},
-	}); err != nil {
+	if err := pushProgram(ctx, b, "coredns/coredns", "cluster", program, "coredns"); err != nil {
 		return err
 	}
 	if err := c.Apply(ctx, fmt.Sprintf(dnsManifest, c.dns())); err != nil {

@@ -24,7 +24,7 @@ type Tools struct {
 	KubeProxyTests                              string // directory of the test programs nftables and proxy
 	E2E                                         string // directory of e2e.test, ginkgo and agnhost
 	DNS                                         string // program: CoreDNS
-	Kubeadm                                     string // program
+	Kubeadm, SampleAPIServer                    string // programs
 }
 
 // BuildTools builds the named tools (all when none is named) unless an earlier run did. Progress goes to the writer.
@@ -44,6 +44,7 @@ func BuildTools(ctx context.Context, progress io.Writer, names ...string) (*Tool
 		"kubelet": &t.Kubelet, "crictl": &t.Crictl, "critest": &t.Critest, "registry": &t.Registry, "busybox": &t.Busybox,
 		"cni": &t.CNI, "containerd": &t.Containerd, "kube-apiserver": &t.APIServer, "kube-proxy": &t.KubeProxy, "kubectl": &t.Kubectl, "etcd": &t.Etcd, "ctr": &t.Ctr,
 		"kubeproxy-tests": &t.KubeProxyTests, "e2e": &t.E2E, "dns": &t.DNS, "kube-scheduler": &t.Scheduler, "kube-controller-manager": &t.ControllerManager, "kubeadm": &t.Kubeadm,
+		"sample-apiserver": &t.SampleAPIServer,
 	}
 	lines := bufio.NewScanner(bytes.NewReader(out))
 	for lines.Scan() {

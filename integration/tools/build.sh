@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeadm kubeproxy-tests e2e dns etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
+#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeadm kubeproxy-tests e2e sample-apiserver dns etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
 #   default: what the tests need
 #
 # Standard output: a line "NAME PATH" for each (cni: the directory of the plugins; kubeproxy-tests and e2e: directories, too). Progress goes to standard error.
@@ -132,7 +132,19 @@ e2e() {
   out=$(slot e2e)/bin
   once "$out" build_e2e "$out"
   once "$out/regression-issue-74839" gobuild e2e "$out/regression-issue-74839" k8s.io/kubernetes/test/images/regression-issue-74839
+  once "$out/images" copy_e2e_images "$out/images"
   echo "e2e $out"
+}
+
+# What images of the tests have beside agnhost.
+copy_e2e_images() {
+  local out=$1 kubernetes image
+  kubernetes=$(cd "$here/e2e" && go list -mod=readonly -m -f '{{.Dir}}' k8s.io/kubernetes)
+  rm -rf "$out.part"
+  for image in kitten nautilus; do
+    install -D -m 644 -t "$out.part/$image" "$kubernetes/test/images/$image"/html/*
+  done
+  mv "$out.part" "$out"
 }
 
 build_e2e() {
@@ -146,6 +158,14 @@ build_e2e() {
   (cd "$here/e2e" && CGO_ENABLED=0 run "build e2e.test" go test -c -v -mod=readonly \
     -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$KUBERNETES" -o "$out.part/e2e.test" k8s.io/kubernetes/test/e2e)
   mv "$out.part" "$out"
+}
+
+# The API server that the tests of aggregation run as a pod.
+sample-apiserver() {
+  local out
+  out=$(slot sampleapiserver)/sample-apiserver
+  once "$out" gobuild sampleapiserver "$out" k8s.io/sample-apiserver
+  echo "sample-apiserver $out"
 }
 
 etcd() {
@@ -256,7 +276,7 @@ golangci-lint() {
 [ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl kubeproxy-tests etcd containerd ctr
 for tool; do
   case $tool in
-  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeadm | kubeproxy-tests | e2e | dns | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
+  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeadm | kubeproxy-tests | e2e | sample-apiserver | dns | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done
