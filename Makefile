@@ -22,6 +22,9 @@ SIZES ?= 1000 5000 10000 30000
 # The clusters of `make bench-cluster`, one after the other.
 ORDER ?= berth containerd
 
+# What `make test-kubeadm` runs.
+KUBEADM_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl kubeadm registry busybox dns
+
 # Nodes of `make cluster`.
 N ?= 2
 
@@ -101,6 +104,11 @@ test-cluster: build ## clusters of two nodes: Services across nodes, containers 
 	@BERTH_CLUSTER=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns" integration/progress.sh test-cluster \
 		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestCluster(Story)?$$' ./integration
 
+test-kubeadm: build ## kubeadm makes a cluster of two nodes on berth, its control plane in pods, and takes it down (4 minutes, and as long again to build kubeadm, once)
+	@integration/tools/build.sh $(KUBEADM_TOOLS) > /dev/null
+	@BERTH_KUBEADM=1 BERTH_TOOLS="$(KUBEADM_TOOLS)" integration/progress.sh test-kubeadm \
+		$(GO) test -tags integration -count=1 -timeout 40m -v -run '^TestKubeadm$$' ./integration
+
 test-e2e-proxy: build ## Kubernetes' own end-to-end tests of Services, on a cluster of three nodes (20 minutes)
 	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e dns > /dev/null
 	@BERTH_E2E=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e dns" integration/progress.sh test-e2e-proxy \
@@ -168,4 +176,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo cluster cluster-down test test-cluster test-e2e-proxy test-conformance vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster lint fmt install clean
+.PHONY: help setup build demo cluster cluster-down test test-cluster test-kubeadm test-e2e-proxy test-conformance vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster lint fmt install clean

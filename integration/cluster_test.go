@@ -31,11 +31,11 @@ func TestCluster(t *testing.T) {
 		t.Skip("make test-cluster runs it")
 	}
 	dir := filepath.Join(t.TempDir(), "cluster")
-	before := traces(t, dir)
+	before := clusterTraces(t, 1, dir)
 	t.Cleanup(func() {
 		must(t, cluster.Down(dir))
 		must(t, cluster.Down(dir)) // again
-		if left := slices.DeleteFunc(traces(t, dir), func(trace string) bool { return slices.Contains(before, trace) }); len(left) > 0 {
+		if left := slices.DeleteFunc(clusterTraces(t, 1, dir), func(trace string) bool { return slices.Contains(before, trace) }); len(left) > 0 {
 			t.Errorf("the cluster has left:\n%s", strings.Join(left, "\n"))
 		}
 	})
@@ -51,14 +51,7 @@ func TestCluster(t *testing.T) {
 	if c != nil {
 		t.Cleanup(func() {
 			if t.Failed() {
-				s := story{t, c}
-				t.Logf("pods:\n%s\nevents:\n%s", s.try("get", "pods", "-A", "-o", "wide"), s.try("get", "events", "-A"))
-				logs, _ := filepath.Glob(filepath.Join(dir, "logs", "*"))
-				for _, log := range logs {
-					if out, err := exec.Command("tail", "-n", "12", log).Output(); err == nil {
-						t.Logf("%s:\n%s", filepath.Base(log), out)
-					}
-				}
+				tellCluster(t, c)
 			}
 		})
 	}
@@ -81,6 +74,18 @@ func TestCluster(t *testing.T) {
 			t.Logf("%.1f s", time.Since(began).Seconds())
 		}) {
 			return // the others go on from here
+		}
+	}
+}
+
+// tellCluster has the log say what there is in a cluster, and how its programs ended.
+func tellCluster(t *testing.T, c *cluster.Cluster) {
+	s := story{t, c}
+	t.Logf("pods:\n%s\nevents:\n%s", s.try("get", "pods", "-A", "-o", "wide"), s.try("get", "events", "-A"))
+	logs, _ := filepath.Glob(filepath.Join(c.Dir, "logs", "*")) // for messages alone
+	for _, log := range logs {
+		if out, err := exec.Command("tail", "-n", "12", log).Output(); err == nil {
+			t.Logf("%s:\n%s", filepath.Base(log), out)
 		}
 	}
 }
@@ -411,19 +416,19 @@ func (s story) remove() {
 	})
 }
 
-// traces are what the cluster could leave on this machine.
-func traces(t *testing.T, dir string) []string {
+// clusterTraces are what a cluster, of an index, could leave on this machine.
+func clusterTraces(t *testing.T, index int, dir string) []string {
 	t.Helper()
 	look := exec.Command("sh", "-c", `
-		ip -o link | awk '{ print "link", $2 }' | grep berth-cl1
-		ip route | grep -E '10\.(101\.1|111|121)\.'
+		ip -o link | awk '{ print "link", $2 }' | grep "berth-cl$INDEX"
+		ip route | grep -E "10\.(101\.$INDEX|11$INDEX|12$INDEX)\."
 		grep -F "$DIR" /proc/self/mountinfo
-		find /sys/fs/cgroup -type d -name 'berth-cluster1*'
+		find /sys/fs/cgroup -type d -name "berth-cluster$INDEX*"
 		[ -n "$BERTH_LAB_SHARED" ] || sysctl vm.overcommit_memory kernel.panic kernel.panic_on_oops
 		ls -d "$DIR"
 		echo "$DIR" | grep -lFf - /proc/[0-9]*/cmdline /proc/[0-9]*/mountinfo
 		:`)
-	look.Env = append(os.Environ(), "DIR="+dir) // as an argument it would find itself
+	look.Env = append(os.Environ(), "DIR="+dir, fmt.Sprintf("INDEX=%d", index)) // as an argument it would find itself
 	out, err := look.Output()
 	must(t, err)
 	return strings.Split(strings.TrimSpace(string(out)), "\n")

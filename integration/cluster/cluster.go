@@ -22,15 +22,9 @@ import (
 // Start makes a cluster, and returns when all its nodes are Ready. What was made until an error stays for Down, and for whoever wants to
 // look at it.
 func Start(ctx context.Context, o Options) (*Cluster, error) {
-	if err := o.check(); err != nil {
-		return nil, err
-	}
-	if _, err := os.Lstat(o.Dir); err == nil {
-		return nil, fmt.Errorf("%s is there already: take the cluster down first (make cluster-down)", o.Dir)
-	}
-	c := build(o)
-	if err := c.programs(ctx, &o.Tools); err != nil {
-		return nil, err
+	c, err := prepare(ctx, &o)
+	if err != nil {
+		return c, err
 	}
 	steps := []struct {
 		name string
@@ -48,6 +42,21 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		if err := s.do(ctx); err != nil {
 			return c, fmt.Errorf("%s: %w", s.name, err)
 		}
+	}
+	return c, nil
+}
+
+// prepare checks the options, and makes the cluster's directory.
+func prepare(ctx context.Context, o *Options) (*Cluster, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if _, err := os.Lstat(o.Dir); err == nil {
+		return nil, fmt.Errorf("%s is there already: take the cluster down first (make cluster-down)", o.Dir)
+	}
+	c := build(*o)
+	if err := c.programs(ctx, &o.Tools); err != nil {
+		return nil, err
 	}
 	return c, nil
 }
@@ -237,7 +246,7 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 		}
 	}
 	c.logf("all nodes are Ready")
-	return c.hostRoutes(ctx)
+	return c.HostRoutes(ctx)
 }
 
 // WaitReady waits until the node is Ready, and has taken its pod CIDR.
@@ -277,8 +286,8 @@ func (n *Node) waitCondition(ctx context.Context, within time.Duration, want str
 	})
 }
 
-// hostRoutes leads this machine to pods, for the API server's proxy and webhooks; they go with the bridge.
-func (c *Cluster) hostRoutes(ctx context.Context) error {
+// HostRoutes leads this machine to pods, for the API server's proxy and webhooks; they go with the bridge.
+func (c *Cluster) HostRoutes(ctx context.Context) error {
 	for _, n := range c.Nodes {
 		cidr, err := c.Kubectl(ctx, "get", "node", n.Name, "--output", "jsonpath={.spec.podCIDR}")
 		if err != nil {
@@ -289,7 +298,7 @@ func (c *Cluster) hostRoutes(ctx context.Context) error {
 		}
 	}
 	// By the first node, so that a Service answers on this machine as well.
-	_, err := run(ctx, "ip", "route", "replace", c.serviceCIDR(), "via", c.Nodes[0].Address(), "dev", c.bridge())
+	_, err := run(ctx, "ip", "route", "replace", c.ServiceCIDR(), "via", c.Nodes[0].Address(), "dev", c.bridge())
 	return err
 }
 

@@ -63,7 +63,7 @@ func (c *Cluster) startAPIServer(context.Context) (*process, error) {
 		"--kubelet-client-certificate", pki("apiserver-kubelet-client.crt"), "--kubelet-client-key", pki("apiserver-kubelet-client.key"),
 		"--kubelet-certificate-authority", pki("ca.crt"), "--kubelet-preferred-address-types", "InternalIP",
 		"--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction", "--enable-bootstrap-token-auth",
-		"--service-cluster-ip-range", c.serviceCIDR(), "--service-account-issuer", "https://kubernetes.default.svc.cluster.local",
+		"--service-cluster-ip-range", c.ServiceCIDR(), "--service-account-issuer", "https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file", pki("sa.key"), "--service-account-signing-key-file", pki("sa.key"),
 		"--requestheader-client-ca-file", pki("front-proxy-ca.crt"), "--requestheader-allowed-names", "front-proxy-client",
 		"--requestheader-extra-headers-prefix", "X-Remote-Extra-", "--requestheader-group-headers", "X-Remote-Group", "--requestheader-username-headers", "X-Remote-User",
@@ -88,7 +88,7 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 			"--controllers", "*,bootstrapsigner,tokencleaner", "--use-service-account-credentials",
 			"--root-ca-file", pki("ca.crt"), "--cluster-signing-cert-file", pki("ca.crt"), "--cluster-signing-key-file", pki("ca.key"),
 			"--service-account-private-key-file", pki("sa.key"), "--requestheader-client-ca-file", pki("front-proxy-ca.crt"),
-			"--allocate-node-cidrs", "--cluster-cidr", c.podCIDR(), "--service-cluster-ip-range", c.serviceCIDR(), "--cluster-name", "berth-cluster",
+			"--allocate-node-cidrs", "--cluster-cidr", c.PodCIDR(), "--service-cluster-ip-range", c.ServiceCIDR(), "--cluster-name", "berth-cluster",
 		},
 	} {
 		p, err := c.startHere(name, append(common(name), more...)...)

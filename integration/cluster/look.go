@@ -85,7 +85,7 @@ func (n *Node) lookKernel(ctx context.Context, s lab.Snapshot) error {
 	if err != nil {
 		return fmt.Errorf("links, mounts and rules: %w", err)
 	}
-	pod := regexp.MustCompile(regexp.QuoteMeta(strings.TrimSuffix(n.c.podCIDR(), "0.0/16")) + `\d+\.\d+([^/.\d]|$)`)
+	pod := regexp.MustCompile(regexp.QuoteMeta(strings.TrimSuffix(n.c.PodCIDR(), "0.0/16")) + `\d+\.\d+([^/.\d]|$)`)
 	for line := range strings.Lines(string(out)) {
 		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "rule ") || pod.MatchString(line) {
 			s[line] = true

@@ -93,7 +93,7 @@ clusterCIDR: %s
 clientConnection: {kubeconfig: %s}
 nodePortAddresses: %s
 conntrack: {maxPerCore: 0, min: 0} # the machine's, not the namespace's
-`, n.Name, n.c.podCIDR(), n.path("proxy.kubeconfig"), map[Parts]string{Berth: "[primary, localhost]", Containerd: "[primary]"}[n.c.parts])
+`, n.Name, n.c.PodCIDR(), n.path("proxy.kubeconfig"), map[Parts]string{Berth: "[primary, localhost]", Containerd: "[primary]"}[n.c.parts])
 }
 
 // namespaceScript makes a node of copies of this machine's mounts, in the namespaces that it runs in. What is a mount of another
@@ -109,6 +109,10 @@ const namespaceScript = `
 	mount -t tmpfs -o mode=755 "berth-$NODE" /run
 	mount --bind "/mnt/$NODE/tmp" /tmp
 	mount --bind "/mnt/$NODE/var" /var
+	if [ -d "/mnt/$NODE/etc" ]; then # one of Machines
+		mount -t overlay -o "lowerdir=/etc,upperdir=/mnt/$NODE/etc,workdir=/mnt/$NODE/etc.work" "berth-$NODE" /etc
+		mount --bind /mnt/bin /usr/local/bin
+	fi
 	mkdir -p /run/sys /run/lock /var/tmp /var/lib/kubelet /var/lib/berth /var/log/pods /var/log/containers "$DIR"
 	chmod 1777 /var/tmp
 	ln -sfn /run /var/run
@@ -204,13 +208,15 @@ func (n *Node) StartBerth(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.ready(ctx, time.Minute, func(ctx context.Context) error {
-		out, err := n.Command(ctx, n.c.program("berth"), "images", "list").CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("berth images list: %w: %s", err, out)
-		}
-		return nil
-	})
+	return p.ready(ctx, time.Minute, n.runtimeAnswers)
+}
+
+func (n *Node) runtimeAnswers(ctx context.Context) error {
+	out, err := n.Command(ctx, n.c.program("berth"), "images", "list").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("berth images list: %w: %s", err, out)
+	}
+	return nil
 }
 
 // StartKubelet starts the kubelet, and waits until it is healthy.
@@ -226,21 +232,23 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.ready(ctx, 2*time.Minute, func(ctx context.Context) error {
-		var c net.Conn
-		err := network.InNamespaces([]string{n.NetNS()}, func() (err error) {
-			c, err = net.DialTimeout("tcp", "127.0.0.1:10248", 5*time.Second) // a socket stays in the namespace that it was made in
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		defer func() { _ = c.Close() }()
-		return healthyOn("http://127.0.0.1:10248/healthz", &http.Transport{
-			DialContext:       func(context.Context, string, string) (net.Conn, error) { return c, nil },
-			DisableKeepAlives: true,
-		})(ctx)
+	return p.ready(ctx, 2*time.Minute, n.kubeletHealthy)
+}
+
+func (n *Node) kubeletHealthy(ctx context.Context) error {
+	var c net.Conn
+	err := network.InNamespaces([]string{n.NetNS()}, func() (err error) {
+		c, err = net.DialTimeout("tcp", "127.0.0.1:10248", 5*time.Second) // a socket stays in the namespace that it was made in
+		return err
 	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	return healthyOn("http://127.0.0.1:10248/healthz", &http.Transport{
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return c, nil },
+		DisableKeepAlives: true,
+	})(ctx)
 }
 
 // StartProxy starts berth proxy, and waits until Services are programmed.

@@ -41,6 +41,7 @@ const (
 type Tools struct {
 	Etcd, APIServer, Scheduler, ControllerManager, Kubelet, Kubectl string
 	Registry, Busybox                                               string
+	Kubeadm                                                         string // for Machines; never built
 
 	// For nodes made of Containerd: a program, and the directories that build.sh has made of the targets containerd and cni.
 	KubeProxy, Containerd, CNI string
@@ -63,6 +64,8 @@ type Node struct {
 	Name string
 	c    *Cluster
 	n    int // from 1 on
+
+	units map[string]*process // of StartUnit
 }
 
 // state is what Down needs to know, and Open.
@@ -154,16 +157,26 @@ func (c *Cluster) HostAddress() string { return fmt.Sprintf("10.101.%d.1", c.Ind
 // Registry is the registry's HOST:PORT, plain HTTP.
 func (c *Cluster) Registry() string { return c.HostAddress() + ":5000" }
 
-func (c *Cluster) server() string      { return "https://" + c.HostAddress() + ":6443" }
-func (c *Cluster) loopback() string    { return fmt.Sprintf("127.101.%d.1", c.Index) }
-func (c *Cluster) podCIDR() string     { return fmt.Sprintf("10.%d.0.0/16", 110+c.Index) }
-func (c *Cluster) serviceCIDR() string { return fmt.Sprintf("10.%d.0.0/16", 120+c.Index) }
-func (c *Cluster) dns() string         { return fmt.Sprintf("10.%d.0.10", 120+c.Index) }
-func (c *Cluster) bridge() string      { return fmt.Sprintf("berth-cl%d", c.Index) }
-func (c *Cluster) cgroup() string      { return fmt.Sprintf("/berth-cluster%d", c.Index) }
+// PodCIDR is the range of addresses of pods.
+func (c *Cluster) PodCIDR() string { return fmt.Sprintf("10.%d.0.0/16", 110+c.Index) }
+
+// ServiceCIDR is that of Services.
+func (c *Cluster) ServiceCIDR() string { return fmt.Sprintf("10.%d.0.0/16", 120+c.Index) }
+
+func (c *Cluster) server() string   { return "https://" + c.HostAddress() + ":6443" }
+func (c *Cluster) loopback() string { return fmt.Sprintf("127.101.%d.1", c.Index) }
+func (c *Cluster) dns() string      { return fmt.Sprintf("10.%d.0.10", 120+c.Index) }
+func (c *Cluster) bridge() string   { return fmt.Sprintf("berth-cl%d", c.Index) }
+func (c *Cluster) cgroup() string   { return fmt.Sprintf("/berth-cluster%d", c.Index) }
 
 // Address is the node's.
 func (n *Node) Address() string { return fmt.Sprintf("10.101.%d.%d", n.c.Index, 10+n.n) }
+
+// Cgroup is that of all that runs on the node.
+func (n *Node) Cgroup() string { return n.cgroup() }
+
+// CertsD is the directory of hosts.toml that leads its pulls to the registry.
+func (n *Node) CertsD() string { return n.path("certs.d") }
 
 // NetNS is the path of its network namespace.
 func (n *Node) NetNS() string { return n.ns("net") }
@@ -184,6 +197,9 @@ func (t Tools) byName(root string, parts Parts) (map[string]string, error) {
 	programs := map[string]string{
 		"etcd": t.Etcd, "kube-apiserver": t.APIServer, "kube-scheduler": t.Scheduler, "kube-controller-manager": t.ControllerManager,
 		"kubelet": t.Kubelet, "kubectl": t.Kubectl, "registry": t.Registry, "busybox": t.Busybox,
+	}
+	if t.Kubeadm != "" {
+		programs["kubeadm"] = t.Kubeadm
 	}
 	if parts == Berth {
 		programs["berth"], programs["berth-shim"] = filepath.Join(root, "bin/berth"), filepath.Join(root, "bin/berth-shim")

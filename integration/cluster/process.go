@@ -50,6 +50,7 @@ type process struct {
 
 // ready waits until a probe succeeds. A program that ends before, or takes too long, is the error, with the end of its log.
 func (p *process) ready(ctx context.Context, within time.Duration, probe func(context.Context) error) error {
+	within = lab.Patience(within)
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	for {

@@ -141,6 +141,9 @@ var patience = sync.OnceValue(func() time.Duration {
 	return time.Duration(n)
 })
 
+// Patience is how long to wait on this machine for what takes so long on another.
+func Patience(within time.Duration) time.Duration { return within * patience() }
+
 // ready polls until the probe succeeds. It fails at once, with the end of the output, when the process ends before.
 func (p *Process) ready(ctx context.Context, within time.Duration, probe func(context.Context) error) error {
 	within *= patience()

@@ -1,0 +1,55 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berth-run/berth/integration/cluster"
+)
+
+// TestClusterOfOne is the smallest of clusters, one node and one Deployment behind a Service, for a machine on which a larger one takes too
+// long: that of integration/vm, with cgroup v2 and Debian's kernel.
+func TestClusterOfOne(t *testing.T) {
+	if os.Getenv("BERTH_CLUSTER") == "" {
+		t.Skip("make test-vm-cluster runs it")
+	}
+	const index = 6
+	dir := filepath.Join(t.TempDir(), "cluster")
+	before := clusterTraces(t, index, dir)
+	t.Cleanup(func() {
+		must(t, cluster.Down(dir))
+		if left := slices.DeleteFunc(clusterTraces(t, index, dir), func(trace string) bool { return slices.Contains(before, trace) }); len(left) > 0 {
+			t.Errorf("the cluster has left:\n%s", strings.Join(left, "\n"))
+		}
+	})
+	began := time.Now()
+	log := func(format string, args ...any) {
+		t.Logf("%6.1f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+	}
+	c, err := cluster.Start(t.Context(), cluster.Options{Dir: dir, Index: index, Nodes: 1, Images: true, Log: log, Tools: clusterTools()})
+	if c != nil {
+		t.Cleanup(func() {
+			if t.Failed() {
+				tellCluster(t, c)
+			}
+		})
+	}
+	must(t, err)
+	s := story{t, c}
+	must(t, c.Apply(t.Context(), clusterManifest))
+	web := s.ready("web", 2, 2*time.Minute, onNodes("node-1", "node-1"))
+	log("the Deployment is ready")
+	address, port, _ := strings.Cut(s.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP} {.spec.ports[0].nodePort}"), " ")
+	s.answers("the cluster IP, from this machine", web, fromHost(address))
+	s.answers("the node port", web, fromHost(c.Nodes[0].Address()+":"+port))
+	log("the Service answers with each pod")
+	s.killContainer()
+	log("a killed container was started again")
+}
