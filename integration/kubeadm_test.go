@@ -289,17 +289,7 @@ func (k *kubeadmStory) proxy() {
 
 // routes gives a node's berth its kubeconfig.
 func (k *kubeadmStory) routes(n *cluster.Node) {
-	script := k.example("noderoutes/kubeconfig.sh")
-	var text string
-	k.eventually(time.Minute, "the token of berth-node-routes", func(ctx context.Context) error {
-		cmd := k.c.Nodes[0].Command(ctx, "env", "HOME=/var/tmp", "KUBECONFIG="+adminConfig, "sh", script)
-		out, err := cmd.Output()
-		if err == nil && strings.Contains(string(out), `token: ""`) {
-			err = errors.New("the controller manager has not made it")
-		}
-		text = string(out)
-		return err
-	})
+	text := k.on(k.c.Nodes[0], "env", "HOME=/var/tmp", "KUBECONFIG="+adminConfig, "sh", k.example("noderoutes/kubeconfig.sh"))
 	must(k.t, n.WriteFile(k.t.Context(), "/etc/berth/kubeconfig", text))
 }
 

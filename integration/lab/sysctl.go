@@ -6,15 +6,24 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
 // kernelSettings are written by every kubelet at its start (pkg/kubelet/cm, setupKernelTunables) unless the machine has
-// them already.
+// them already, and the last by HoldSettings.
 var kernelSettings = []string{
 	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
-	"kernel/keys/root_maxbytes",
+	"kernel/keys/root_maxbytes", inotifyInstances,
 }
+
+// inotifyInstances bounds what all programs of root have together: a kubelet has six, a control plane twelve, and a kernel allows 128 by
+// itself. Without one more a kubelet goes on, and has no cAdvisor.
+const (
+	inotifyInstances = "fs/inotify/max_user_instances"
+	wantedInstances  = 1024
+)
 
 // settingsFile holds the settings as they were before the first kubelet of this package. It goes with the last one; when a
 // test is killed it stays, and the next test puts the settings back.
@@ -125,14 +134,30 @@ func (k *keptSettings) release() error {
 	return os.Remove(settingsFile)
 }
 
-// HoldSettings keeps the kernel settings for as long as somebody has the file open: for a kubelet that is given it, and outlives this
-// process. RestoreSettings puts them back afterwards.
+// HoldSettings keeps the kernel settings for as long as somebody has the file open, with instances of inotify for many nodes: for a kubelet
+// that is given it, and outlives this process. RestoreSettings puts them back afterwards.
 func HoldSettings() (*os.File, error) {
 	k, err := keepSettings()
 	if err != nil {
 		return nil, err
 	}
+	if err := raise(inotifyInstances, wantedInstances); err != nil {
+		return nil, errors.Join(err, k.release())
+	}
 	return k.file, nil
+}
+
+// raise makes a setting at least so large.
+func raise(name string, least int) error {
+	file := "/proc/sys/" + name
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if now, err := strconv.Atoi(strings.TrimSpace(string(text))); err != nil || now >= least {
+		return err
+	}
+	return os.WriteFile(file, []byte(strconv.Itoa(least)), 0o644)
 }
 
 // RestoreSettings puts back the kernel settings, unless a kubelet still runs; for kubelets that were killed.
