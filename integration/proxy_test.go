@@ -5,6 +5,7 @@ package integration
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http/httptest"
@@ -19,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-run/berth/integration/lab"
 	"github.com/berth-run/berth/proxy"
@@ -40,7 +43,8 @@ func TestProxyFollowsTheAPIServer(t *testing.T) {
 	createService(t, cp, "before", "10.93.0.50", "")
 	createSlice(t, cp, "before", "10.1.0.1")
 
-	p := startProxy(t, proxyRights(t, cp))
+	rights := proxyRights(t, cp)
+	p := startProxy(t, rights)
 	p.until("the first Service", has("10.93.0.50 . tcp . 80"), has("10.1.0.1"))
 	createService(t, cp, "headless", "None", "")
 	createService(t, cp, "others", "10.93.0.51", "labels: {service.kubernetes.io/service-proxy-name: other}")
@@ -57,7 +61,7 @@ func TestProxyFollowsTheAPIServer(t *testing.T) {
 	createSlice(t, cp, "annotated", "10.1.0.4")
 	createService(t, cp, "mistaken", "10.93.0.55", `annotations: {berth.run/weights: much}`)
 	p.until("a range of ports", has("10.93.0.54 . tcp . 10000-20000"), has("10.1.0.4"), has("10.93.0.55 . tcp . 80"))
-	wantEvent(t, cp, "PartLeftOut", "mistaken")
+	renewed(t, cp, rights, wantEvent(t, cp, "PartLeftOut", "mistaken"))
 	p.until("no rules for resets", hasNot("chain reset-peer"))
 	createService(t, cp, "resets", "10.93.0.56", `annotations: {berth.run/reset-connections: "true"}`)
 	p.until("rules for resets", has("10.93.0.56 . tcp . 80"), has("chain reset-peer"), has("set resets"))
@@ -174,18 +178,41 @@ func proxyRights(t *testing.T, cp *lab.ControlPlane) string {
 }
 
 // wantEvent waits for an Event with a reason about a Service.
-func wantEvent(t *testing.T, cp *lab.ControlPlane, reason, service string) {
+func wantEvent(t *testing.T, cp *lab.ControlPlane, reason, service string) *eventsv1.Event {
 	t.Helper()
-	var events []byte
+	var events eventsv1.EventList
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		var err error
-		events, err = cp.Get(t.Context(), "/apis/events.k8s.io/v1/namespaces/default/events")
+		text, err := cp.Get(t.Context(), "/apis/events.k8s.io/v1/namespaces/default/events")
 		must(t, err)
-		if bytes.Contains(events, []byte(reason)) && bytes.Contains(events, []byte(`"name":"`+service+`"`)) {
-			return
+		must(t, json.Unmarshal(text, &events))
+		for i := range events.Items {
+			if e := &events.Items[i]; e.Reason == reason && e.Regarding.Name == service {
+				return e
+			}
 		}
 	}
-	t.Fatalf("no Event %s of %s: %s", reason, service, events)
+	t.Fatalf("no Event %s of %s: %v", reason, service, events.Items)
+	return nil
+}
+
+// renewed has an Event be told twice more, with a proxy's rights.
+func renewed(t *testing.T, cp *lab.ControlPlane, kubeconfig string, e *eventsv1.Event) {
+	t.Helper()
+	client, err := watch.NewClient(watch.ClientOptions{Kubeconfig: kubeconfig})
+	must(t, err)
+	last := metav1.NewMicroTime(time.Now().Truncate(time.Microsecond))
+	for range 2 {
+		again := *e
+		again.EventTime = last
+		must(t, client.RenewEvent(t.Context(), &again))
+	}
+	text, err := cp.Get(t.Context(), "/apis/events.k8s.io/v1/namespaces/default/events/"+e.Name)
+	must(t, err)
+	var got eventsv1.Event
+	must(t, json.Unmarshal(text, &got))
+	if s := got.Series; s == nil || s.Count != 3 || !s.LastObservedTime.Equal(&last) || got.Note != e.Note {
+		t.Errorf("told three times, the last time at %v: %+v", last, got)
+	}
 }
 
 func createService(t *testing.T, cp *lab.ControlPlane, name, ip, meta string, spec ...string) {
@@ -221,7 +248,7 @@ func startProxy(t *testing.T, kubeconfig string) *proxied {
 	o := proxy.Options{
 		Model: m, Look: &sync.Mutex{}, Period: 30 * time.Second, Log: log,
 		Conntrack: conntrack.New(conntrack.Options{Log: log}), // is told, and does not run: these tests open no connections of UDP
-		Health:    health.New(time.Minute, "IPv4"), Metrics: health.NewMetrics("IPv4"), Events: health.NewEvents("node-1", client.CreateEvent, log),
+		Health:    health.New(time.Minute, "IPv4"), Metrics: health.NewMetrics("IPv4"), Events: health.NewEvents("node-1", client, log),
 	}
 	o.NodePorts = &health.NodePorts{Healthy: o.Health.Healthy, Failed: o.PortFailed}
 	w := watch.New(client, watch.Options{Node: "node-1", Log: log, Queued: o.Queued})

@@ -54,7 +54,7 @@ func newReal(t *testing.T) *real {
 		Model: m, Source: p.src, Period: time.Hour, Log: slog.New(slog.NewTextHandler(p.log, nil)),
 		Health: health.New(time.Minute, "IPv4"), Metrics: health.NewMetrics("IPv4"),
 	}
-	p.o.Events = health.NewEvents("n", func(_ context.Context, e *eventsv1.Event) error { p.events <- e; return nil }, p.o.Log)
+	p.o.Events = health.NewEvents("n", eventsTo(p.events), p.o.Log)
 	p.o.NodePorts = &health.NodePorts{Healthy: p.o.Health.Healthy}
 	ctx, stop := context.WithCancel(context.Background())
 	var all sync.WaitGroup

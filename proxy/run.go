@@ -50,11 +50,17 @@ type Options struct {
 	// Programmed is called once, when the kernel has all.
 	Programmed func()
 	Log        *slog.Logger
+
+	remind time.Duration // for tests; remindEvery if it is 0
 }
 
 const (
 	// verifyEvery is how often all is compared with the kernel although nothing says that it should differ, as in kube-proxy.
 	verifyEvery = time.Hour
+	// remindEvery is how often what is wrong with objects is told again, so much of it at most: an API server keeps an Event for an
+	// hour, unless it is told of it once more.
+	remindEvery = 50 * time.Minute
+	maxReminded = 64
 	// retryFirst is how long after a failure the kernel is tried again; it doubles up to the period.
 	retryFirst = time.Second
 	// nodeWithin is how long a node may run before its kubelet has made the Node.
@@ -79,9 +85,13 @@ func Run(ctx context.Context, o Options) {
 	defer r.tidy.Wait()
 	defer r.NodePorts.Close()
 	defer r.Loopback.Close()
-	period, all := time.NewTicker(o.Period), time.NewTicker(verifyEvery)
+	if o.remind == 0 {
+		o.remind = remindEvery
+	}
+	period, all, remind := time.NewTicker(o.Period), time.NewTicker(verifyEvery), time.NewTicker(o.remind)
 	defer period.Stop()
 	defer all.Stop()
+	defer remind.Stop()
 	for {
 		var changed <-chan string // nothing is mended before it is known what there should be
 		if r.begun {
@@ -107,6 +117,11 @@ func Run(ctx context.Context, o Options) {
 		case <-all.C:
 			if r.begun {
 				r.verify()
+			}
+		case <-remind.C:
+			all := r.Model.Problems()
+			for _, p := range all[:min(len(all), maxReminded)] {
+				r.warn(p)
 			}
 		case <-period.C:
 			r.NodePorts.Retry()
@@ -211,8 +226,12 @@ func (r *runner) tell(problems []model.Problem) {
 	for _, p := range problems {
 		r.Metrics.Problem(p.Kind)
 		r.Log.Debug("a part of an object is left out", "problem", p.String())
-		r.Events.Warn(health.Reference(p.Kind, p.Object), "PartLeftOut", "Program", p.String())
+		r.warn(p)
 	}
+}
+
+func (r *runner) warn(p model.Problem) {
+	r.Events.Warn(health.Reference(p.Kind, p.Object), "PartLeftOut", "Program", p.String())
 }
 
 // Queued is for watch.Options: it counts what comes in.

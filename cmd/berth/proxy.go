@@ -174,7 +174,7 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	o := proxy.Options{
 		Model: m, Look: &sync.Mutex{}, Programmer: kernel, Programmed: kernel.alone, Period: c.SyncPeriod(), Log: log,
 		Health: health.New(2*c.SyncPeriod(), families...), Metrics: health.NewMetrics(families...),
-		Events: health.NewEvents(node, client.CreateEvent, log),
+		Events: health.NewEvents(node, client, log),
 	}
 	explains := &explain.Server{
 		Model: m, Look: o.Look, Mode: kernel.mode, Inspector: kernel.inspector, Counters: kernel.counted, Healthy: o.Health.Healthy, Host: explain.Node{},

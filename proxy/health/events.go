@@ -23,10 +23,16 @@ const (
 	eventWithin = 10 * time.Second
 )
 
+// EventWriter has an API server write Events down: a watch.Client.
+type EventWriter interface {
+	CreateEvent(context.Context, *eventsv1.Event) error
+	// RenewEvent is for one that is there: it was seen again.
+	RenewEvent(context.Context, *eventsv1.Event) error
+}
+
 // Events writes Events down, in the background, and loses those that are too many.
 type Events struct {
-	// Create has the API server write one down.
-	Create func(ctx context.Context, e *eventsv1.Event) error
+	To EventWriter
 	// Node is the name of the node.
 	Node string
 	Log  *slog.Logger
@@ -35,8 +41,8 @@ type Events struct {
 }
 
 // NewEvents makes an Events. Run sends them.
-func NewEvents(node string, create func(context.Context, *eventsv1.Event) error, log *slog.Logger) *Events {
-	return &Events{Create: create, Node: node, Log: log, queue: make(chan *eventsv1.Event, maxEvents)}
+func NewEvents(node string, to EventWriter, log *slog.Logger) *Events {
+	return &Events{To: to, Node: node, Log: log, queue: make(chan *eventsv1.Event, maxEvents)}
 }
 
 // Warn tells of an object that something is wrong with.
@@ -49,7 +55,7 @@ func (e *Events) Warn(object corev1.ObjectReference, reason, action, note string
 	if namespace == "" {
 		namespace = metav1.NamespaceDefault
 	}
-	// The name says what it is about: a proxy that starts again does not write the same once more while it is there.
+	// The name says what it is about: what is told again while it is there, as by a proxy that starts, is counted there.
 	sum := sha256.Sum256([]byte(strings.Join([]string{e.Node, object.Kind, reason, note}, "\x00")))
 	event := &eventsv1.Event{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: object.Name + "." + hex.EncodeToString(sum[:8])},
@@ -83,7 +89,11 @@ func (e *Events) Run(ctx context.Context) {
 func (e *Events) send(ctx context.Context, event *eventsv1.Event) {
 	ctx, stop := context.WithTimeout(ctx, eventWithin)
 	defer stop()
-	if err := e.Create(ctx, event); err != nil && !apierrors.IsAlreadyExists(err) {
+	err := e.To.CreateEvent(ctx, event)
+	if apierrors.IsAlreadyExists(err) {
+		err = e.To.RenewEvent(ctx, event)
+	}
+	if err != nil {
 		e.Log.Debug("an Event was not written", "object", event.Regarding.Name, "error", err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -109,4 +110,24 @@ func restConfig(o ClientOptions) (*rest.Config, error) {
 func (c *Client) CreateEvent(ctx context.Context, e *eventsv1.Event) error {
 	return c.events.Post().Namespace(e.Namespace).Resource("events").
 		VersionedParams(&metav1.CreateOptions{}, metav1.ParameterCodec).Body(e).Do(ctx).Error()
+}
+
+// RenewEvent has an Event that is there be seen once more, now. The API server keeps it for another hour then (--event-ttl).
+func (c *Client) RenewEvent(ctx context.Context, e *eventsv1.Event) error {
+	patch := func(body string) (*eventsv1.Event, error) {
+		is := &eventsv1.Event{}
+		err := c.events.Patch(types.MergePatchType).Namespace(e.Namespace).Resource("events").Name(e.Name).
+			VersionedParams(&metav1.PatchOptions{}, metav1.ParameterCodec).Body([]byte(body)).Do(ctx).Into(is)
+		return is, err
+	}
+	is, err := patch("{}") // reads it, which would take another right
+	if err != nil {
+		return err
+	}
+	seen := int32(1)
+	if is.Series != nil {
+		seen = is.Series.Count
+	}
+	_, err = patch(fmt.Sprintf(`{"series":{"count":%d,"lastObservedTime":%q}}`, max(seen, 1)+1, e.EventTime.UTC().Format(metav1.RFC3339Micro)))
+	return err
 }
