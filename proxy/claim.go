@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"time"
 
@@ -22,15 +21,15 @@ const (
 var ErrClaimed = errors.New("another berth proxy runs in this network namespace")
 
 // Take has the network namespace of the process be this proxy's until it is closed: two would each mend what the other does. It waits
-// some seconds for another proxy that may be ending. An error that is not ErrClaimed says nothing of others.
-func Take(ctx context.Context, log *slog.Logger) (io.Closer, error) {
+// some seconds for another proxy that may be ending, and for what one that was killed has started and given the name. An error that is not ErrClaimed says nothing of others.
+func Take(ctx context.Context, log *slog.Logger) (*socket.Name, error) {
 	return take(ctx, claimed, handover, log)
 }
 
 // Running is the proxy that has the namespace, in words; empty if there is none.
 func Running(ctx context.Context) string { return socket.Holder(ctx, claimed) }
 
-func take(ctx context.Context, name string, wait time.Duration, log *slog.Logger) (io.Closer, error) {
+func take(ctx context.Context, name string, wait time.Duration, log *slog.Logger) (*socket.Name, error) {
 	for begin, said := time.Now(), false; ; said = true {
 		only, err := socket.Only(ctx, name)
 		switch {

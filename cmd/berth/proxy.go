@@ -95,7 +95,7 @@ func (f *proxyFlags) add(set *pflag.FlagSet) {
 // node's loopback to its neighbours.
 func initProxy(c *config.Config, own *proxyFlags) error {
 	log := proxyLogger(c)
-	kernel, err := openKernel(c, own, log)
+	kernel, err := openKernel(c, own, nil, log)
 	if err != nil {
 		return err
 	}
@@ -141,7 +141,8 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	}
 	ctx, stop := interrupted(ctx)
 	defer stop()
-	claim, err := proxy.Take(ctx, log)
+	var claim *os.File // what tells the next proxy that this one, or what it has started, has not ended
+	name, err := proxy.Take(ctx, log)
 	switch {
 	case errors.Is(err, proxy.ErrClaimed):
 		return err
@@ -150,9 +151,13 @@ func runProxy(ctx context.Context, c *config.Config, own *proxyFlags) error {
 	case err != nil:
 		log.Warn("a second berth proxy in this network namespace would not be noticed", "error", err)
 	default:
+		defer name.Close()
+		if claim, err = name.File(); err != nil {
+			return err
+		}
 		defer claim.Close()
 	}
-	kernel, err := openKernel(c, own, log)
+	kernel, err := openKernel(c, own, claim, log)
 	if err != nil {
 		return err
 	}

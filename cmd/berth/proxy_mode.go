@@ -38,11 +38,11 @@ type kernel struct {
 func (k *kernel) Abilities() program.Abilities { return program.AbilitiesOf(k.Programmer) }
 
 // openKernel opens what the mode says: where it is empty nftables, and iptables on a kernel without. What is taken then is the
-// configuration in force.
-func openKernel(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel, error) {
+// configuration in force. The claim is for programs that change tables.
+func openKernel(c *config.Config, own *proxyFlags, claim *os.File, log *slog.Logger) (*kernel, error) {
 	switch c.Proxy.Mode {
 	case config.IPTables:
-		return openIPTables(c, own, log)
+		return openIPTables(c, own, claim, log)
 	case config.NFTables:
 		return openNFTables(c, own, log)
 	case config.Auto:
@@ -55,7 +55,7 @@ func openKernel(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel, e
 	}
 	log.Warn("the kernel's nf_tables cannot do what is needed, and no mode is configured: it is iptables", "error", err)
 	c.Proxy.Mode = config.IPTables
-	return openIPTables(c, own, log)
+	return openIPTables(c, own, claim, log)
 }
 
 func openNFTables(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel, error) {
@@ -83,7 +83,7 @@ func openNFTables(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel,
 	return k, nil
 }
 
-func openIPTables(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel, error) {
+func openIPTables(c *config.Config, own *proxyFlags, claim *os.File, log *slog.Logger) (*kernel, error) {
 	if err := iptables.Supported(model.IPv4); err != nil {
 		return nil, fmt.Errorf("mode iptables: %w", err)
 	}
@@ -95,7 +95,7 @@ func openIPTables(c *config.Config, own *proxyFlags, log *slog.Logger) (*kernel,
 			k.families = append(k.families, "IPv6")
 		}
 	}
-	p, err := iptables.Open(iptables.Options{MasqueradeBit: int(*c.Proxy.IPTables.MasqueradeBit), Period: c.SyncPeriod(), Log: log})
+	p, err := iptables.Open(iptables.Options{MasqueradeBit: int(*c.Proxy.IPTables.MasqueradeBit), Period: c.SyncPeriod(), Held: claim, Log: log})
 	if err != nil {
 		return nil, err
 	}

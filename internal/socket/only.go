@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strconv"
@@ -17,14 +16,14 @@ import (
 // or the process ends, however it does: the name is that of an abstract socket, which is in no file system. The error of the
 // second is [ErrInUse], and names the first one's pid. Whoever has no say on the network (no CAP_NET_ADMIN), and has the name
 // to keep others from it, does not: it is passed over.
-func Only(ctx context.Context, name string) (io.Closer, error) {
+func Only(ctx context.Context, name string) (*Name, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "unix", "@"+name)
 	if err == nil {
-		only := l.(*net.UnixListener)
+		only := &Name{l.(*net.UnixListener)}
 		go func() { // whoever connects asks the kernel who listens
 			for {
-				c, err := only.Accept()
+				c, err := only.l.Accept()
 				if err != nil {
 					return
 				}
@@ -41,9 +40,31 @@ func Only(ctx context.Context, name string) (io.Closer, error) {
 		return nil, fmt.Errorf("%w: it cannot be told which: %w", ErrInUse, err)
 	}
 	if !holder.counts() {
-		return io.NopCloser(nil), nil // closing it reads nothing
+		return &Name{}, nil
 	}
 	return nil, heldError(holder.Pid)
+}
+
+// Name is one that this process has.
+type Name struct {
+	l *net.UnixListener // nil where another keeps it from us
+}
+
+// Close gives the name back, which others may have then: programs that have its File keep it until they end.
+func (n *Name) Close() error {
+	if n.l == nil {
+		return nil
+	}
+	return n.l.Close()
+}
+
+// File is the name, to be handed to programs that this process starts ([exec.Cmd].ExtraFiles). They have it then, too, until they
+// end, also if this process is killed. It is nil where another keeps the name from us.
+func (n *Name) File() (*os.File, error) {
+	if n.l == nil {
+		return nil, nil
+	}
+	return n.l.File()
 }
 
 // Holder is who has a name in the network namespace of the calling thread, in words; "" where nobody has it who counts.

@@ -103,7 +103,7 @@ func TestServicesAreCounted(t *testing.T) {
 			apply(empty, full)
 			step("other endpoints, and some where there were none")
 			// What others flush is written anew, and begins at nothing.
-			l.Node.Run(programs{f.Of, backend}.name(""), "-t", "nat", "-F", services)
+			l.Node.Run(programs{family: f.Of, backend: backend}.name(""), "-t", "nat", "-F", services)
 			if _, err := p.Verify(); err != nil {
 				t.Fatal(err)
 			}

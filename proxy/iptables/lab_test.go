@@ -25,7 +25,7 @@ func eachBackend(t *testing.T, test func(t *testing.T, backend string)) {
 			t.Parallel()
 			s := nodetest.NewSpace(t, "probe")
 			for f := range model.Family(model.Families) {
-				p := programs{f, backend}
+				p := programs{family: f, backend: backend}
 				if _, err := exec.LookPath(p.name("restore")); err != nil {
 					t.Skip(err)
 				}
@@ -58,7 +58,7 @@ func listing(s *nodetest.Space, backend string) string {
 	s.T.Helper()
 	var out strings.Builder
 	for f := range model.Family(model.Families) {
-		for line := range strings.Lines(s.Run(programs{f, backend}.name("save"))) {
+		for line := range strings.Lines(s.Run(programs{family: f, backend: backend}.name("save"))) {
 			if name, _, ok := strings.Cut(line, " ["); ok && strings.HasPrefix(line, ":") {
 				line = name + "\n"
 			}

@@ -22,6 +22,9 @@ type Options struct {
 	MasqueradeBit int
 	// Period is how often it is looked whether the tables were flushed; 30 seconds if it is 0.
 	Period time.Duration
+	// Held is handed to each program that changes tables, which has it until it ends: who waits until nobody has it, as for a
+	// socket.Name, knows that none is left that a killed proxy has started. It may be nil.
+	Held *os.File
 	// Log gets what an operator can act on; none if it is nil.
 	Log *slog.Logger
 
@@ -154,7 +157,7 @@ func (p *Programmer) reconcileFamily(f model.Family) error {
 	return nil
 }
 
-func (p *Programmer) programs(f model.Family) programs { return programs{f, p.backend} }
+func (p *Programmer) programs(f model.Family) programs { return programs{f, p.backend, p.Held} }
 
 func (p *Programmer) parts(f model.Family) parts {
 	return parts{family: f, globals: &p.globals.Family[f]}

@@ -34,7 +34,7 @@ func present() (out []programs) {
 	for _, backends := range [][]string{{"nft", "legacy"}, {""}} {
 		for _, backend := range backends {
 			for f := range model.Family(model.Families) {
-				p := programs{f, backend}
+				p := programs{family: f, backend: backend}
 				if _, err := exec.LookPath(p.name("save")); err == nil {
 					out = append(out, p)
 				}

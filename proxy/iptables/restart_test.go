@@ -1,25 +1,33 @@
 package iptables
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/berth-run/berth/internal/socket"
 	"github.com/berth-run/berth/proxy/model"
 	"github.com/berth-run/berth/proxy/nodetest"
 	"github.com/berth-run/berth/proxy/program"
 )
 
 // childEnv has the test program be a proxy that is killed: it programs Services and changes one all the time, by the backend that
-// it names.
-const childEnv = "BERTH_IPTABLES_CHILD"
+// it names. With heldEnv it makes one change, once there is a file "hold" in the directory that this names.
+const (
+	childEnv = "BERTH_IPTABLES_CHILD"
+	heldEnv  = "BERTH_IPTABLES_HELD"
+)
 
 func TestMain(m *testing.M) {
 	if backend := os.Getenv(childEnv); backend != "" {
@@ -30,11 +38,45 @@ func TestMain(m *testing.M) {
 }
 
 func child(backend string) error {
-	p, err := Open(Options{MasqueradeBit: 14, backend: backend})
+	name, err := claim(10 * time.Second)
 	if err != nil {
 		return err
 	}
-	return nodetest.Churn(p, 50, 10)
+	held, err := name.File()
+	if err != nil {
+		return err
+	}
+	p, err := Open(Options{MasqueradeBit: 14, Held: held, backend: backend})
+	if err != nil {
+		return err
+	}
+	dir := os.Getenv(heldEnv)
+	if dir == "" {
+		return nodetest.Churn(p, 50, 10)
+	}
+	s := nodetest.NewState(served(1))
+	if _, err := p.Sync(s); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "hold"), nil, 0o600); err != nil {
+		return err
+	}
+	_, err = p.Apply(s.Delta(s.ServiceList[0], served(2)))
+	return err
+}
+
+// claim has the network namespace be the process's, as a proxy does, once it is nobody else's.
+func claim(within time.Duration) (name *socket.Name, err error) {
+	for end := time.Now().Add(within); ; time.Sleep(5 * time.Millisecond) {
+		if name, err = socket.Only(context.Background(), "berth-proxy"); err == nil || time.Now().After(end) {
+			return name, err
+		}
+	}
+}
+
+// served is a Service of one pod.
+func served(pod int) *model.Service {
+	return nodetest.ServiceOf("web", nodetest.PortOf(model.TCP, ip4.Pods(pod), ip4.LoadBalancer(80)))
 }
 
 // some has Services of all kinds.
@@ -117,7 +159,7 @@ COMMIT
 func TestForeignChangesAreMended(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		s := nodetest.NewSpace(t, "node")
-		iptables := programs{model.IPv4, backend}.name("")
+		iptables := programs{family: model.IPv4, backend: backend}.name("")
 		for _, args := range []string{"-A FORWARD -s 10.9.9.9 -j DROP", "-t nat -N MINE", "-t nat -A PREROUTING -j MINE", "-N KUBE-FIREWALL", "-A KUBE-FIREWALL -d 10.8.8.8 -j DROP"} {
 			s.Run(iptables, strings.Fields(args)...)
 		}
@@ -202,7 +244,7 @@ func TestFlushIsSeen(t *testing.T) {
 		}
 		for _, table := range []string{"mangle", "nat", "filter"} {
 			for _, what := range []string{"-F", "-X"} {
-				s.Run(programs{model.IPv4, backend}.name(""), "-t", table, what)
+				s.Run(programs{family: model.IPv4, backend: backend}.name(""), "-t", table, what)
 			}
 		}
 		select {
@@ -274,7 +316,7 @@ func TestChangesAreAsAWhole(t *testing.T) {
 func TestRemove(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		s := nodetest.NewSpace(t, "node")
-		s.Run(programs{model.IPv4, backend}.name(""), "-A", "FORWARD", "-s", "10.9.9.9", "-j", "DROP")
+		s.Run(programs{family: model.IPv4, backend: backend}.name(""), "-A", "FORWARD", "-s", "10.9.9.9", "-j", "DROP")
 		made := func() (out []string) { // without the kernel's own chains, which stay
 			for line := range strings.Lines(listing(s, backend)) {
 				if strings.HasPrefix(line, "-A ") || strings.HasSuffix(line, " -\n") {
@@ -294,7 +336,7 @@ func TestRemove(t *testing.T) {
 		if _, err := p.Sync(want); err != nil {
 			t.Fatal(err)
 		}
-		if list := s.Run(programs{model.IPv6, backend}.name("save")); strings.Contains(list, "KUBE-") {
+		if list := s.Run(programs{family: model.IPv6, backend: backend}.name("save")); strings.Contains(list, "KUBE-") {
 			t.Error(list)
 		}
 		err := s.Do(func() error {
@@ -327,7 +369,7 @@ func TestRemove(t *testing.T) {
 		if _, err := p.Sync(want); err != nil {
 			t.Fatal(err)
 		}
-		s.Run(programs{model.IPv4, backend}.name(""), "-t", "mangle", "-N", kubeletCanary)
+		s.Run(programs{family: model.IPv4, backend: backend}.name(""), "-t", "mangle", "-N", kubeletCanary)
 		if err := s.Do(func() error { _, err := Remove(); return err }); err != nil {
 			t.Error(err)
 		}
@@ -396,6 +438,82 @@ func TestKillsLoseNoConnection(t *testing.T) {
 			t.Errorf("%+v, %v", r, err)
 		}
 		l.Want(l.Client, ip4.TCP, nodetest.At(ip4.LoadIP, 80), "pod1 10.1.1.1")
+	})
+}
+
+// What a killed proxy was about to write is not written once the next one has read the tables: the program ends with the proxy, and
+// where that is a wrapper, whose own programs live on, it is waited for.
+func TestKilledProxyWritesNothingLater(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		name := programs{backend: backend}.name("restore")
+		real, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tc := range []struct {
+			name, wrapper string
+			livesOn       bool
+		}{
+			{"itself", `wait_for_it; exec "$real" "$@"`, false},
+			{"of a wrapper", `exec 4<&0; { wait_for_it; exec "$real" "$@"; } <&4 & wait; exit $?`, true},
+		} {
+			t.Run(tc.name, func(t *testing.T) {
+				s, dir := nodetest.NewSpace(t, "node"), t.TempDir()
+				at := func(file string) string { return filepath.Join(dir, file) }
+				if err := unix.Mkfifo(at("go"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				// It says that it is there by waiting for the fifo.
+				script := fmt.Sprintf("#!/bin/sh\nreal=%s\nwait_for_it() { if [ -e %s ]; then read -r _ < %s; fi; }\n%s\n", real, at("hold"), at("go"), tc.wrapper)
+				if err := os.WriteFile(at(name), []byte(script), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				c := exec.Command("/proc/self/exe")
+				c.Env = append(os.Environ(), childEnv+"="+backend, heldEnv+"="+dir, "PATH="+dir+":"+os.Getenv("PATH"))
+				if err := s.Do(c.Start); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+				var letGo *os.File // somebody waits for the other end
+				for end := time.Now().Add(time.Minute); letGo == nil; time.Sleep(5 * time.Millisecond) {
+					if letGo, err = os.OpenFile(at("go"), os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil && time.Now().After(end) {
+						t.Fatalf("nothing is written: %v", err)
+					}
+				}
+				defer letGo.Close()
+				_ = c.Process.Kill()
+				_ = c.Wait()
+				release := func() error { _, err := letGo.WriteString("go\n"); return err }
+				err = s.Do(func() error {
+					if tc.livesOn {
+						if _, err := claim(0); !errors.Is(err, socket.ErrInUse) {
+							t.Errorf("what it has started is not waited for: %v", err)
+						}
+						if err := release(); err != nil {
+							t.Error(err)
+						}
+					}
+					name, err := claim(time.Minute)
+					if err == nil {
+						defer name.Close()
+					}
+					return err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := openAt(s, backend)
+				if _, err := p.Sync(nodetest.NewState(served(1))); err != nil {
+					t.Fatal(err)
+				}
+				if err := release(); !errors.Is(err, unix.EPIPE) {
+					t.Errorf("the program has not ended with the proxy, and writes now: %v", err)
+				}
+				if r, err := p.Verify(); err != nil || r != (program.Report{}) {
+					t.Errorf("the tables have changed since: %+v, %v", r, err)
+				}
+			})
+		}
 	})
 }
 

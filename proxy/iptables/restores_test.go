@@ -15,7 +15,7 @@ func wantRestores(t *testing.T, s *nodetest.Space, p *Programmer, backend string
 	for f, got := range p.Restores() {
 		rules := map[string]int{"filter": 0, "nat": 0}
 		err := s.Do(func() error {
-			have, err := programs{model.Family(f), backend}.save()
+			have, err := programs{family: model.Family(f), backend: backend}.save()
 			for c, r := range have {
 				if isProxys(c.name) {
 					rules[c.table.String()] += len(r)
@@ -67,7 +67,7 @@ func TestRulesAndFailuresAreCounted(t *testing.T) {
 		apply(next, nil)
 		wantRestores(t, s, p, backend, 0, 0)
 		// A rule that is not there cannot be taken away.
-		s.Run(programs{model.IPv4, backend}.name(""), "-t", "nat", "-F", services)
+		s.Run(programs{family: model.IPv4, backend: backend}.name(""), "-t", "nat", "-F", services)
 		apply(want.ServiceList[0], nil)
 		wantRestores(t, s, p, backend, 1, 1)
 		if p.Restores()[model.IPv4].Last["nat"] == 0 {

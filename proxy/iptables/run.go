@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/berth-run/berth/proxy/model"
@@ -19,10 +22,12 @@ const runTimeout = 5 * time.Minute
 // lockWait is how many seconds a program waits for another one to let go of the lock of iptables (/run/xtables.lock).
 const lockWait = "5"
 
-// programs are those of a family. The zero value is what the host calls iptables; a backend is nft or legacy.
+// programs are those of a family. The zero value is what the host calls iptables; a backend is nft or legacy. Those that change
+// tables get what is held.
 type programs struct {
 	family  model.Family
 	backend string
+	held    *os.File
 }
 
 // name is that of a program; kind is empty, save or restore.
@@ -46,13 +51,20 @@ func (e *MissingError) Error() string {
 	return fmt.Sprintf("%s is not there: install the package iptables, or set mode to nftables, which needs no program", e.Program)
 }
 
-// run runs a program and has what it writes.
+// run runs a program and has what it writes. The program does not outlive this one, which may be killed: what waits its turn would
+// change tables that the next proxy has read by then.
 func (p programs) run(kind, input string, args ...string) (string, error) {
 	ctx, stop := context.WithTimeout(context.Background(), runTimeout)
 	defer stop()
 	cmd := exec.CommandContext(ctx, p.name(kind), args...)
 	var out, said bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &out, &said
+	if kind == "restore" && p.held != nil {
+		cmd.ExtraFiles = []*os.File{p.held}
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // it is killed when the thread ends that has started it
+	defer runtime.UnlockOSThread()
 	err := cmd.Run()
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
