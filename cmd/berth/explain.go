@@ -22,7 +22,8 @@ func explainCommand() *cobra.Command {
 			"TARGET is ADDRESS:PORT, ADDRESS, :NODEPORT or NAMESPACE/SERVICE[:PORT], with /tcp, /udp or /sctp behind it or without. Without\n" +
 			"one it is about all of the node.\n\n" +
 			"Exit status: 0 if the kernel has what it should have, 1 if the proxy could not be asked, 2 if the question makes no sense,\n" +
-			"3 if the kernel differs, 4 if TARGET is no Service's, 5 if the proxy has not heard from the API server yet.",
+			"3 if the kernel differs, 4 if TARGET is no Service's, 5 if the proxy has not heard from the API server yet, or\n" +
+			"programs the kernel for the first time since it was started.",
 		Example: "  berth explain 10.96.0.10:53/udp\n" +
 			"  berth explain default/web:http --from 10.244.1.7\n" +
 			"  berth explain :30080 -o json\n" +
@@ -61,7 +62,7 @@ func explainCommand() *cobra.Command {
 		switch {
 		case err != nil:
 			return err
-		case a.Waiting:
+		case a.Waiting, a.Loading:
 			return &statusError{exitWaiting}
 		case len(a.Kernel.Differences) > 0:
 			return &statusError{exitDiffers}

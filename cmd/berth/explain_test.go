@@ -21,10 +21,13 @@ import (
 )
 
 // inspector has a kernel with some differences.
-type inspector struct{ differences []program.Difference }
+type inspector struct {
+	differences []program.Difference
+	err         error
+}
 
 func (i *inspector) Inspect(program.Scope) (*program.Inspection, error) {
-	return &program.Inspection{Elements: 7, Differences: i.differences}, nil
+	return &program.Inspection{Elements: 7, Differences: i.differences}, i.err
 }
 
 func (i *inspector) Client(netip.Addr, types.NamespacedName, *model.Port, model.Policy) (to netip.AddrPort, left time.Duration, ok bool, err error) {
@@ -70,6 +73,11 @@ func TestExplainAndItsExitStatus(t *testing.T) {
 	s.Look.Lock()
 	m.Commit()
 	s.Look.Unlock()
+	kernel.err = program.ErrLoading
+	if out, err := run(t, "explain", "--socket", socket, "default/web"); exitCode(err) != exitWaiting || !strings.Contains(out, "ClusterIP of default/web") || !strings.Contains(out, "for the first time") {
+		t.Errorf("before it is programmed: %v: %s", err, out)
+	}
+	kernel.err = nil
 	differs := []program.Difference{{Where: "table ip berth-proxy set frontends", What: "missing", Want: "10.96.0.1 . tcp . 80"}}
 	for _, c := range []struct {
 		args        string

@@ -99,7 +99,7 @@ func openIPTables(c *config.Config, own *proxyFlags, claim *os.File, log *slog.L
 	if err != nil {
 		return nil, err
 	}
-	k.Programmer, k.Closer, k.restores = p, p, p.Restores
+	k.Programmer, k.Closer, k.restores, k.inspector = p, p, p.Restores, p.Inspector()
 	if own.counters {
 		k.counted = p.Counters().Read
 	}

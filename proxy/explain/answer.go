@@ -24,6 +24,8 @@ type Answer struct {
 	Late bool `json:"late,omitempty"`
 	// Waiting is whether the API server has not told of all there is yet: nothing else is said then.
 	Waiting bool `json:"waiting,omitempty"`
+	// Loading is whether the kernel is being programmed for the first time since the proxy was started: what it has is not compared.
+	Loading bool `json:"loading,omitempty"`
 	// Silent is there while the API server does not tell what changes: all else is as of then.
 	Silent *Silence `json:"silent,omitempty"`
 	Target string   `json:"target,omitempty"`

@@ -477,12 +477,20 @@ func (s *Server) kernel(a *Answer, scope program.Scope, pins []pin, from netip.A
 		return nil // nothing was found to compare
 	}
 	found, err := s.Inspector.Inspect(scope)
+	if errors.Is(err, program.ErrLoading) {
+		a.Loading, a.Kernel.Note = true, err.Error()
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	a.Kernel = Kernel{Read: true, Elements: found.Elements, Have: found.Have, Differences: found.Differences}
 	for _, p := range pins {
 		to, left, ok, err := s.Inspector.Client(from, p.service, p.port, p.policy)
+		if errors.Is(err, errors.ErrUnsupported) {
+			a.Notes = append(a.Notes, "session affinity of "+from.String()+": "+err.Error())
+			break
+		}
 		if err != nil {
 			return err
 		}

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
+	"github.com/berth-run/berth/proxy/iptables"
 	"github.com/berth-run/berth/proxy/model"
 	"github.com/berth-run/berth/proxy/nft"
 	"github.com/berth-run/berth/proxy/nodetest"
@@ -331,6 +332,12 @@ func asked(t *testing.T, l *nodetest.Lab) (ask func(target, from string) (string
 		t.Fatal(err)
 	}
 	s.Inspector, s.Counters = p.Inspector(), p.Counters().Read
+	return answers(t, s), p
+}
+
+// answers has a Server be asked by its socket.
+func answers(t *testing.T, s *Server) (ask func(target, from string) (string, *Answer)) {
+	t.Helper()
 	at := filepath.Join(t.TempDir(), "s", "proxy.sock")
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
@@ -358,7 +365,7 @@ func asked(t *testing.T, l *nodetest.Lab) (ask func(target, from string) (string
 			t.Fatal(err)
 		}
 		return b.String(), a
-	}, p
+	}
 }
 
 // With real rules and packets: what the kernel has, whom it remembers, and what somebody else has done to it.
@@ -393,6 +400,74 @@ func TestExplainReadsTheKernel(t *testing.T) {
 	if _, err := p.Verify(); err != nil {
 		t.Fatal(err)
 	}
+	if text, a := ask("", ""); len(a.Kernel.Differences) != 0 || !strings.Contains(text, "as it should be") {
+		t.Error(text)
+	}
+}
+
+// inside is an Inspector in a network namespace.
+type inside struct {
+	program.Inspector
+	*nodetest.Space
+}
+
+func (i inside) Inspect(scope program.Scope) (found *program.Inspection, err error) {
+	_ = i.Do(func() error { found, err = i.Inspector.Inspect(scope); return nil })
+	return found, err
+}
+
+// The same in mode iptables: nothing differs before anything was programmed; then what the kernel has, and what somebody else has done to it.
+func TestExplainReadsTheRulesOfIptables(t *testing.T) {
+	node := nodetest.NewSpace(t, "node")
+	if err := node.Do(func() error { return iptables.Supported(model.IPv4) }); err != nil {
+		t.Skip(err)
+	}
+	p, err := iptables.Open(iptables.Options{MasqueradeBit: 14})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	s := serverOf(t)
+	s.Mode, s.Inspector, s.Counters = "iptables", inside{p.Inspector(), node}, nil
+	ask := answers(t, s)
+	for _, target := range []string{"", "default/web"} {
+		if text, a := ask(target, ""); !a.Loading || a.Kernel.Read || !strings.Contains(text, "not read: Services are being programmed for the first time") {
+			t.Errorf("before the first sync has ended: %s", text)
+		}
+	}
+	sync := func(do func() (program.Report, error)) {
+		t.Helper()
+		if err := node.Do(func() error { _, err := do(); return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sync(func() (program.Report, error) { return p.Sync(s.Model.State()) })
+	text, a := ask("10.96.0.2:443", nodetest.Families[0].Client)
+	if len(a.Kernel.Differences) > 0 || !a.Kernel.Read || a.Loading {
+		t.Error(text)
+	}
+	for _, want := range []string{
+		"as it should be: all rules, ", "ip nat KUBE-SERVICES: -d 10.96.0.2/32 -p tcp", "(50.0% to 10.1.1.2:8080) counter packets 0", "(50.0% to 10.1.2.2:8080)",
+		"session affinity of 192.0.2.2: mode iptables: where clients are remembered is in /proc/net/xt_recent/KUBE-SEP-",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %s in\n%s", want, text)
+		}
+	}
+	if text, _ := ask("203.0.113.1:80", ""); !strings.Contains(text, ": -s 192.0.2.0/24 ") || !strings.Contains(text, "ip filter KUBE-PROXY-FIREWALL: -d 203.0.113.1/32") {
+		t.Errorf("who may send, and who else may not:\n%s", text)
+	}
+	if text, _ := ask("default/nowhere:dns", ""); !strings.Contains(text, "ip filter KUBE-SERVICES: -d 10.96.0.3/32 -p udp") || !strings.Contains(text, "-j REJECT") {
+		t.Errorf("what is rejected:\n%s", text)
+	}
+	node.Run("iptables", "-t", "nat", "-I", "KUBE-SERVICES", "-d", "10.96.0.1", "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", "198.51.100.66:80")
+	for target, differs := range map[string]bool{"default/web": true, "10.96.0.1:80": true, "default/sticky": false, "": true} {
+		text, a := ask(target, "")
+		if found := len(a.Kernel.Differences) == 1 && strings.Contains(text, "not berth's: is -d 10.96.0.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 198.51.100.66:80"); found != differs {
+			t.Errorf("%s: %s", target, text)
+		}
+	}
+	sync(p.Verify)
 	if text, a := ask("", ""); len(a.Kernel.Differences) != 0 || !strings.Contains(text, "as it should be") {
 		t.Error(text)
 	}

@@ -22,5 +22,5 @@
 //
 // Files: chains.go names chains; service.go computes the rules of a Service and fixed.go those that are there for all of them;
 // rule.go is what rules are made of, saved.go reads what iptables-save writes, batch.go is what iptables-restore reads;
-// program.go puts it together, counters.go reads what rules have counted, restores.go counts what was written, canary.go sees a flush, run.go runs programs, remove.go removes all of it.
+// program.go puts it together, counters.go reads what rules have counted, inspect.go compares the kernel with what it should have, restores.go counts what was written, canary.go sees a flush, run.go runs programs, remove.go removes all of it.
 package iptables

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -33,12 +34,17 @@ type Options struct {
 	enter   func(func() error) error
 }
 
-// Programmer has the kernel do what a model says. It belongs to one goroutine at a time, but for Changed.
+// Programmer has the kernel do what a model says. It belongs to one goroutine at a time, but for Changed, Counters and
+// Inspector.
 type Programmer struct {
 	Options
 	canary *watcher
 
-	// What is wanted. Services are the model's own, which it never changes. look is locked while it changes, for Counters.
+	// working is locked while the kernel is changed; loaded is whether the first Sync has ended.
+	working sync.Mutex
+	loaded  atomic.Bool
+
+	// What is wanted. Services are the model's own, which it never changes. look is locked while it changes, for Counters and the Inspector.
 	look     sync.Mutex
 	services map[types.NamespacedName]*model.Service
 	globals  model.Globals
@@ -81,6 +87,9 @@ func (p *Programmer) Changed() <-chan string { return p.canary.changed }
 // Sync has the kernel do what a State says, whatever it has now: it is read and compared, and the chains that differ are
 // written.
 func (p *Programmer) Sync(s program.State) (program.Report, error) {
+	p.working.Lock() // before anything else is wanted, for who compares
+	defer p.working.Unlock()
+	defer p.loaded.Store(true)
 	p.look.Lock()
 	p.services = map[types.NamespacedName]*model.Service{}
 	for svc := range s.Services() {
@@ -88,7 +97,7 @@ func (p *Programmer) Sync(s program.State) (program.Report, error) {
 	}
 	p.globals = *s.Globals()
 	p.look.Unlock()
-	return p.Verify()
+	return p.verify()
 }
 
 // wantedNow is what is wanted, for another goroutine.
@@ -100,6 +109,12 @@ func (p *Programmer) wantedNow() ([]*model.Service, model.Globals) {
 
 // Verify reads the kernel, compares it with what it should have, and writes the chains that differ.
 func (p *Programmer) Verify() (program.Report, error) {
+	p.working.Lock()
+	defer p.working.Unlock()
+	return p.verify()
+}
+
+func (p *Programmer) verify() (program.Report, error) {
 	p.report = program.Report{}
 	err := p.enter(p.reconcile)
 	return p.report, err
@@ -179,9 +194,14 @@ func (p *Programmer) commit(f model.Family, b *batch) error {
 
 // wanted is what the proxy's chains should have.
 func (p *Programmer) wanted(f model.Family) map[chain]*wanted {
-	x := p.parts(f)
+	return p.wantedOf(f, &p.globals.Family[f], slices.Collect(maps.Values(p.services)))
+}
+
+// wantedOf is wanted of some Services.
+func (p *Programmer) wantedOf(f model.Family, g *model.FamilyGlobals, all []*model.Service) map[chain]*wanted {
+	x := parts{family: f, globals: g}
 	out := x.fixed(params{mark: 1 << p.MasqueradeBit, dropInvalid: !isSet("net/netfilter/nf_conntrack_tcp_be_liberal")})
-	for _, s := range sortedServices(p.services) {
+	for _, s := range sortedServices(all) {
 		part := x.service(s)
 		for _, o := range part.own {
 			out[chain{nat, o.name}] = &wanted{fixed: o.rules}
@@ -193,13 +213,8 @@ func (p *Programmer) wanted(f model.Family) map[chain]*wanted {
 	return out
 }
 
-func sortedServices(m map[types.NamespacedName]*model.Service) []*model.Service {
-	out := make([]*model.Service, 0, len(m))
-	for _, s := range m {
-		out = append(out, s)
-	}
-	slices.SortFunc(out, func(a, b *model.Service) int { return strings.Compare(a.Name.String(), b.Name.String()) })
-	return out
+func sortedServices(all []*model.Service) []*model.Service {
+	return slices.SortedFunc(slices.Values(all), func(a, b *model.Service) int { return strings.Compare(a.Name.String(), b.Name.String()) })
 }
 
 // difference is what makes of what there is what should be.
@@ -268,6 +283,8 @@ const many = 100
 // Apply has the kernel do what has changed: chains of the Services that have, and their rules in chains that all share. If the
 // kernel does not take it, all is read and mended as by Verify.
 func (p *Programmer) Apply(d *model.Delta) (program.Report, error) {
+	p.working.Lock()
+	defer p.working.Unlock()
 	p.report = program.Report{}
 	p.look.Lock()
 	for i := range d.Services {

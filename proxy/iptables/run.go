@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/proxy/model"
+	"github.com/berth-run/berth/proxy/program"
 )
 
 // runTimeout is how long a program may take: with tens of thousands of Services it takes seconds.
@@ -84,6 +85,15 @@ func (p programs) save() (saved, error) {
 		return nil, err
 	}
 	return parse(text)
+}
+
+// saveCounted is save, with what rules have counted.
+func (p programs) saveCounted() (saved, map[chain][]program.Count, error) {
+	text, err := p.run("save", "", "--counters")
+	if err != nil {
+		return nil, nil, err
+	}
+	return parseCounted(text)
 }
 
 // restore commits a batch.

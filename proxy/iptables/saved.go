@@ -2,7 +2,10 @@ package iptables
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
+
+	"github.com/berth-run/berth/proxy/program"
 )
 
 // saved is what iptables-save shows of the tables that a proxy has rules in: chains, with their rules.
@@ -17,7 +20,13 @@ func (e *IncompatibleError) Error() string {
 
 // parse reads what iptables-save has written.
 func parse(text string) (saved, error) {
-	out := saved{}
+	out, _, err := parseCounted(text)
+	return out, err
+}
+
+// parseCounted is parse with what each rule has counted, where that is shown.
+func parseCounted(text string) (out saved, counts map[chain][]program.Count, err error) {
+	out, counts = saved{}, map[chain][]program.Count{}
 	var t table
 	known := false
 	for line := range strings.Lines(text) {
@@ -30,7 +39,7 @@ func parse(text string) (saved, error) {
 		case strings.HasPrefix(line, "#") && strings.Contains(line, "is incompatible"):
 			for _, name := range []string{"`filter'", "`nat'", "`mangle'"} {
 				if strings.Contains(line, name) {
-					return nil, &IncompatibleError{line}
+					return nil, nil, &IncompatibleError{line}
 				}
 			}
 		case !known:
@@ -39,17 +48,26 @@ func parse(text string) (saved, error) {
 			c := chain{t, name}
 			out[c] = append([]string{}, out[c]...)
 		default:
-			// Some write packets and bytes before a rule.
+			// Packets and bytes come before a rule.
+			shown := ""
 			if strings.HasPrefix(line, "[") {
-				_, line, _ = strings.Cut(line, "] ")
+				shown, line, _ = strings.Cut(line[1:], "] ")
 			}
 			if rule, ok := strings.CutPrefix(line, "-A "); ok {
 				name, rule, _ := strings.Cut(rule, " ")
-				out[chain{t, name}] = append(out[chain{t, name}], rule)
+				c := chain{t, name}
+				out[c] = append(out[c], rule)
+				if shown != "" {
+					packets, bytes, _ := strings.Cut(shown, ":")
+					var n program.Count
+					n.Packets, _ = strconv.ParseUint(packets, 10, 64)
+					n.Bytes, _ = strconv.ParseUint(bytes, 10, 64)
+					counts[c] = append(counts[c], n)
+				}
 			}
 		}
 	}
-	return out, nil
+	return out, counts, nil
 }
 
 func tableOf(name string) (table, bool) {

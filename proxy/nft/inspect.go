@@ -28,13 +28,6 @@ type Inspector struct {
 	conn *nftables.Conn
 }
 
-// What can be wrong.
-const (
-	missing   = "missing"
-	foreign   = "not berth's"
-	otherwise = "another value"
-)
-
 // Inspector looks at the tables of a Programmer.
 func (p *Programmer) Inspector() *Inspector { return p.inspector }
 
@@ -183,31 +176,22 @@ func (v *view) concerns(s *set, k *elemKey) bool {
 // findings are an Inspection in the making.
 type findings struct{ program.Inspection }
 
-// inspectTries is how often differences are looked at: a change may have been under way.
-const inspectTries = 3
-
 // Inspect compares rules and elements. What is being programmed is waited for.
 func (i *Inspector) Inspect(scope program.Scope) (*program.Inspection, error) {
+	if !i.p.loaded.Load() {
+		return nil, program.ErrLoading
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	var found *findings
-	for try := range inspectTries {
-		if try > 0 {
-			i.p.working.Lock()
-			i.p.working.Unlock() //nolint:staticcheck // whoever worked has ended by now
-		}
-		found = &findings{}
-		v := i.view(scope)
+	return program.Settled(&i.p.working, func() (*program.Inspection, error) {
+		found, v := &findings{}, i.view(scope)
 		for f := range layers {
 			if err := i.family(v, layers[f], found); err != nil {
 				return nil, err
 			}
 		}
-		if len(found.Differences) == 0 {
-			break
-		}
-	}
-	return &found.Inspection, nil
+		return &found.Inspection, nil
+	})
 }
 
 func (i *Inspector) family(v *view, f layer, to *findings) error {
@@ -224,13 +208,13 @@ func (i *Inspector) family(v *view, f layer, to *findings) error {
 	case !enabled && (!got.there || got.comment != tableComment):
 		return nil
 	case !enabled:
-		to.add(where, foreign, "", "a table of a family that is off")
+		to.add(where, program.Foreign, "", "a table of a family that is off")
 		return nil
 	case !got.there:
-		to.add(where, missing, "the table", "")
+		to.add(where, program.Missing, "the table", "")
 		return nil
 	case got.comment != tableComment || got.owner != 0:
-		to.add(where, foreign, tableComment, got.comment)
+		to.add(where, program.Foreign, tableComment, got.comment)
 		return nil
 	}
 	want := newLayout(f, &v.params[f.model])
@@ -261,30 +245,30 @@ func (n *findings) compareObjects(where string, want, have *layout) {
 		names[s.name] = true
 		switch at := slices.IndexFunc(have.sets, func(o set) bool { return o.name == s.name }); {
 		case at < 0:
-			n.add(where+" set "+s.name, missing, "the set", "")
+			n.add(where+" set "+s.name, program.Missing, "the set", "")
 		case !s.is(&have.sets[at]):
-			n.add(where+" set "+s.name, otherwise, "", "a set of another kind")
+			n.add(where+" set "+s.name, program.Otherwise, "", "a set of another kind")
 		}
 	}
 	for _, s := range have.sets {
 		if !names[s.name] {
-			n.add(where+" set "+s.name, foreign, "", "the set")
+			n.add(where+" set "+s.name, program.Foreign, "", "the set")
 		}
 	}
 	for i := range want.chains {
 		c := &want.chains[i]
 		switch got := have.find(c.name); {
 		case got == nil:
-			n.add(where+" chain "+c.name, missing, "the chain", "")
+			n.add(where+" chain "+c.name, program.Missing, "the chain", "")
 		case !c.sameHook(got):
-			n.add(where+" chain "+c.name, otherwise, "", "at another hook or priority")
+			n.add(where+" chain "+c.name, program.Otherwise, "", "at another hook or priority")
 		default:
 			n.compareRules(where+" chain "+c.name, c, got)
 		}
 	}
 	for i := range have.chains {
 		if c := &have.chains[i]; want.find(c.name) == nil {
-			n.add(where+" chain "+c.name, foreign, "", fmt.Sprintf("a chain of %d rules", len(c.rules)))
+			n.add(where+" chain "+c.name, program.Foreign, "", fmt.Sprintf("a chain of %d rules", len(c.rules)))
 		}
 	}
 }
@@ -337,14 +321,14 @@ func (i *Inspector) elements(v *view, where string, l *layout, s setID, to *find
 		is, ok := have[k]
 		switch want := wanted[k]; {
 		case !ok:
-			to.add(where, missing, set.show(l.layer, k, want), "")
+			to.add(where, program.Missing, set.show(l.layer, k, want), "")
 		case is != want:
-			to.add(where, otherwise, set.show(l.layer, k, want), set.show(l.layer, k, is))
+			to.add(where, program.Otherwise, set.show(l.layer, k, want), set.show(l.layer, k, is))
 		}
 	}
 	for _, k := range sortedKeys(have) {
 		if _, ok := wanted[k]; !ok {
-			to.add(where, foreign, "", set.show(l.layer, k, have[k]))
+			to.add(where, program.Foreign, "", set.show(l.layer, k, have[k]))
 		}
 		if ranges := s.ofIntervals() && s != sources; !v.scope.All() && !ranges { // ranges go for all Services
 			line := fmt.Sprintf("%s %s: %s", l.layer, set.name, set.show(l.layer, k, have[k]))

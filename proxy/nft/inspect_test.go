@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -31,8 +32,8 @@ func nameOf(service string) types.NamespacedName {
 func TestInspectFindsWhatIsNotAsItShouldBe(t *testing.T) {
 	s := nodetest.NewSpace(t, "node")
 	p := openAt(s, Options{Counters: true})
-	if found := inspect(t, p, program.Scope{}); len(found.Differences) != 0 {
-		t.Errorf("before the first sync: %v", found.Differences)
+	if found, err := p.Inspector().Inspect(program.Scope{}); !errors.Is(err, program.ErrLoading) {
+		t.Errorf("before the first sync: %v, %v", found, err)
 	}
 	if _, err := p.Sync(everything([model.Families]bool{true, true})); err != nil {
 		t.Fatal(err)
@@ -110,7 +111,7 @@ func TestInspectTellsAForeignTable(t *testing.T) {
 	p := openAt(s, Options{})
 	_, _ = p.Sync(nodetest.NewState())
 	found := inspect(t, p, program.Scope{}).Differences
-	if len(found) != 2 || found[0].What != foreign || found[1].What != missing {
+	if len(found) != 2 || found[0].What != program.Foreign || found[1].What != program.Missing {
 		t.Error(found)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
@@ -47,8 +48,9 @@ type Programmer struct {
 	inspector *Inspector
 	resets    *Resets
 
-	// working is locked while the kernel is changed.
+	// working is locked while the kernel is changed; loaded is whether the first Sync has ended.
 	working sync.Mutex
+	loaded  atomic.Bool
 
 	// What is wanted. Services are the model's own, which it never changes. The lock is for those who look on.
 	look     sync.Mutex
@@ -111,8 +113,11 @@ func (p *Programmer) Changed() <-chan string { return p.watch.changed }
 // Sync has the kernel do what a State says, whatever it has now: it is read and compared, and what differs is changed. What
 // is as it should be is not touched, so that a restart and an upgrade break no connection and drop no packet.
 func (p *Programmer) Sync(s State) (Report, error) {
+	p.working.Lock() // before anything else is wanted, for who compares
+	defer p.working.Unlock()
+	defer p.loaded.Store(true)
 	p.want(s)
-	return p.Verify()
+	return p.verify()
 }
 
 // want has all of a State be what is wanted.
@@ -134,6 +139,10 @@ func (p *Programmer) want(s State) {
 func (p *Programmer) Verify() (Report, error) {
 	p.working.Lock()
 	defer p.working.Unlock()
+	return p.verify()
+}
+
+func (p *Programmer) verify() (Report, error) {
 	p.report = Report{}
 	err := p.reconcile()
 	return p.report, err

@@ -1,7 +1,9 @@
 package program
 
 import (
+	"errors"
 	"net/netip"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -11,10 +13,38 @@ import (
 
 // Inspector compares what the kernel has with what it should have, and changes nothing. It may be used from any goroutine.
 type Inspector interface {
+	// Inspect looks; the error is ErrLoading until the first Sync has ended.
 	Inspect(Scope) (*Inspection, error)
 	// Client is which endpoint a client of a Service's port with session affinity is sent to again, and for how long still; ok
-	// is false if none is remembered.
+	// is false if none is remembered. The error is errors.ErrUnsupported where the kernel does not say it.
 	Client(from netip.Addr, service types.NamespacedName, p *model.Port, policy model.Policy) (to netip.AddrPort, left time.Duration, ok bool, err error)
+}
+
+// ErrLoading is that the kernel is being programmed for the first time since the proxy was started: what it has is of before.
+var ErrLoading = errors.New("Services are being programmed for the first time since the proxy was started")
+
+// What can be wrong.
+const (
+	Missing   = "missing"
+	Foreign   = "not berth's"
+	Otherwise = "another value"
+)
+
+// tries is how often differences are looked at: a change may have been under way.
+const tries = 3
+
+// Settled looks until nothing differs, some times at most. Who holds the lock changes the kernel, and is waited for in between.
+func Settled(working sync.Locker, look func() (*Inspection, error)) (found *Inspection, err error) {
+	for try := range tries {
+		if try > 0 {
+			working.Lock()
+			working.Unlock() //nolint:staticcheck // whoever worked has ended by now
+		}
+		if found, err = look(); err != nil || len(found.Differences) == 0 {
+			break
+		}
+	}
+	return found, err
 }
 
 // Scope is what is looked at: rules always, and elements of some Services, and of some addresses whoever's they are; node ports
@@ -35,10 +65,10 @@ func (s *Scope) All() bool { return len(s.Services) == 0 && len(s.At) == 0 }
 
 // Inspection is what was found.
 type Inspection struct {
-	// Elements is how many elements were compared, beside all rules.
+	// Elements is how many elements were compared, beside all rules; with iptables how many rules of Services.
 	Elements int
-	// Have is what the kernel has of the Scope, as nft would show it, with counts; not what goes for all Services, and
-	// nothing for the Scope of all there is.
+	// Have is what the kernel has of the Scope, as nft or iptables-save would show it, with counts; not what goes for all
+	// Services, and nothing for the Scope of all there is.
 	Have []string
 	// Differences are what is not as it should be.
 	Differences []Difference
@@ -48,9 +78,9 @@ type Inspection struct {
 type Difference struct {
 	// Where is the table, and the set or chain of it.
 	Where string `json:"where"`
-	// What is wrong: missing, not berth's, another value, other rules.
+	// What is wrong: missing, not berth's, another value, other rules; with iptables another share or order, too.
 	What string `json:"what"`
-	// Want and Have are as nft shows them; one of them is empty where there should be nothing, or is.
+	// Want and Have are as nft or iptables-save shows them; one of them is empty where there should be nothing, or is.
 	Want string `json:"want,omitempty"`
 	Have string `json:"have,omitempty"`
 }
