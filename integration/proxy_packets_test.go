@@ -43,7 +43,7 @@ func TestProxyPackets(t *testing.T) {
 			beside.Go(func() { w.affinity(byName("sticky")) })
 			w.checkAll(append(promises[:len(promises):len(promises)], atLoopback[mode]...))
 			w.healthChecks()
-			w.explainsCounts()
+			w.explains()
 			beside.Wait()
 			if !t.Failed() {
 				t.Run("changes", func(t *testing.T) { w.on(t).changes(mode, byName("moving")) })
@@ -449,8 +449,8 @@ func (w *proxyWorld) get(from, url string) (int, http.Header, []byte, error) {
 
 func (n *worldNode) socket() string { return filepath.Join(n.world.dir, n.name+".sock") }
 
-// explainsCounts asks a node's proxy what the kernel has counted.
-func (w *proxyWorld) explainsCounts() {
+// explains asks a node's proxy what the kernel has counted, and whether it has what it should have of all Services.
+func (w *proxyWorld) explains() {
 	w.t.Helper()
 	for service, counted := range map[string]string{"node-port": `\d+ connections`, "empty": `\d+ connections, \d+ packets refused \(no-endpoints\)`} {
 		want := regexp.MustCompile(`(?m)^ +counted +` + counted + `$`)
@@ -461,6 +461,9 @@ func (w *proxyWorld) explainsCounts() {
 			}
 			return nil
 		}))
+	}
+	if out := w.nodes[0].berth("explain", "--socket", w.nodes[0].socket()); !regexp.MustCompile(`(?m)^kernel +as it should be: all rules, [1-9]`).MatchString(out) {
+		w.t.Errorf("the kernel has something else:\n%s", out)
 	}
 }
 
