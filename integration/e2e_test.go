@@ -113,6 +113,7 @@ func (s e2eSelection) run(t *testing.T) {
 	if logs == "" {
 		logs = t.TempDir()
 	}
+	must(t, os.MkdirAll(logs, 0o755))
 	if only := os.Getenv("BERTH_E2E_FOCUS"); only != "" {
 		s.focus = only
 	}
