@@ -46,7 +46,8 @@ func mustLoad(t *testing.T, args ...string) *Config {
 	return c
 }
 
-// What kubeadm writes sets nothing but the way to the API server and the pods' range.
+// What kubeadm 1.37 writes sets nothing but the way to the API server, the pods' range and the mode, which it keeps at what kube-proxy's
+// default is today.
 func TestKubeadmsConfigMapIsTheDefault(t *testing.T) {
 	c, err := Load("testdata/kubeadm.yaml")
 	if err != nil {
@@ -54,6 +55,7 @@ func TestKubeadmsConfigMapIsTheDefault(t *testing.T) {
 	}
 	want := Default()
 	want.ClusterCIDR = "10.244.0.0/16"
+	want.Mode = "iptables"
 	want.ClientConnection.Kubeconfig = "/var/lib/kube-proxy/kubeconfig.conf"
 	want.Logging.FlushFrequency = c.Logging.FlushFrequency // 0 and 5s are both no setting of somebody's
 	if !reflect.DeepEqual(c, want) {
