@@ -1,5 +1,5 @@
 // Command app is a small web application: it serves a page, and writes a line for each request to standard output and to
-// an access log that other containers of its pod read.
+// an access log that other containers of its pod read. The page names the host, and NODE and EDITION of the environment.
 package main
 
 import (
@@ -20,10 +20,27 @@ import (
 
 var page = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 <html lang="en">
-<head><meta charset="utf-8"><title>Ahoy</title></head>
+<head>
+<meta charset="utf-8">
+<title>Ahoy</title>
+<style>
+body { margin: 0; min-height: 100vh; display: flex; align-items: center; justify-content: center; background: #0b2a3c; color: #0b2a3c; font-family: "DejaVu Sans", sans-serif }
+main { background: #fff; border-top: 8px solid #f2a33a; border-radius: 8px; padding: 2em 3em }
+h1 { margin: 0 0 1em; font-size: 1.5em }
+dl { display: grid; grid-template-columns: auto 1fr; gap: .4em 2em; margin: 0 }
+dt { color: #6b7f8a }
+dd { margin: 0 }
+</style>
+</head>
 <body>
+<main>
 <h1>Ahoy from {{.Host}}</h1>
-<p>This page was served {{.Count}} times since {{.Since.Format "15:04:05"}}.</p>
+<dl>
+{{with .Node}}<dt>Node</dt><dd>{{.}}</dd>
+{{end}}{{with .Edition}}<dt>Edition</dt><dd>{{.}}</dd>
+{{end}}<dt>Requests</dt><dd>{{.Count}} since {{.Since.Format "15:04:05"}}</dd>
+</dl>
+</main>
 </body>
 </html>
 `))
@@ -61,10 +78,10 @@ func serve(listen, access string) error {
 		count := served.Add(1)
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		err := page.Execute(w, struct {
-			Host  string
-			Count int64
-			Since time.Time
-		}{host, count, since})
+			Host, Node, Edition string
+			Count               int64
+			Since               time.Time
+		}{host, os.Getenv("NODE"), os.Getenv("EDITION"), count, since})
 		lines.Printf("request=%d client=%s path=%s error=%v", count, r.RemoteAddr, r.URL.Path, err)
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
