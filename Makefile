@@ -25,6 +25,9 @@ ORDER ?= berth containerd
 # What `make test-kubeadm` runs.
 KUBEADM_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl kubeadm registry busybox dns
 
+# What `make test-cluster` runs.
+CLUSTER_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns traefik
+
 # Nodes of `make cluster`.
 N ?= 2
 
@@ -99,9 +102,10 @@ test-storm: build ## a minute of a hundred exec probes a second, half of which t
 		BERTH_TOOLS="registry cni crictl busybox" BERTH_STORM=$$lasts BERTH_STORM_RATE=$$rate integration/progress.sh "test-storm, $$rate a second" \
 		$(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration; done
 
-test-cluster: build ## clusters of two nodes: Services across nodes, containers and a node killed; the story of an application; all down, nothing left (10 minutes)
-	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns > /dev/null
-	@BERTH_CLUSTER=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns" integration/progress.sh test-cluster \
+test-cluster: build ## clusters of two nodes: Services across nodes, containers and a node killed; the story of an application; all down, nothing left (10 minutes, and as long again to build Traefik, once)
+	@integration/setup.sh browser
+	@integration/tools/build.sh $(CLUSTER_TOOLS) > /dev/null
+	@BERTH_CLUSTER=1 BERTH_TOOLS="$(CLUSTER_TOOLS)" integration/progress.sh test-cluster \
 		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestCluster(Story)?$$' ./integration
 
 test-kubeadm: build ## kubeadm makes a cluster of two nodes on berth, its control plane in pods, and takes it down (4 minutes, and as long again to build kubeadm, once)

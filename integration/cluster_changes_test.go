@@ -21,7 +21,10 @@ import (
 	"github.com/berth-run/berth/integration/lab"
 )
 
-// load asks for the page at addresses in turn, each time over a new connection, until it is ended.
+// entrance is a URL at which the page is, and the host that is asked for there.
+type entrance struct{ url, host string }
+
+// load asks for the page at its entrances in turn, each time over a new connection, until it is ended.
 type load struct {
 	once   sync.Once
 	stop   chan struct{}
@@ -30,7 +33,7 @@ type load struct {
 	failed []error
 }
 
-func startLoad(t *testing.T, urls ...string) *load {
+func startLoad(t *testing.T, entrances ...entrance) *load {
 	t.Helper()
 	l := &load{stop: make(chan struct{}), done: make(chan struct{})}
 	t.Cleanup(l.wait)
@@ -39,12 +42,12 @@ func startLoad(t *testing.T, urls ...string) *load {
 		pace := time.NewTicker(20 * time.Millisecond)
 		defer pace.Stop()
 		for {
-			url := urls[l.asked%len(urls)]
+			at := entrances[l.asked%len(entrances)]
 			began := time.Now()
-			_, err := pageAt(url, "")(context.Background())
+			_, err := pageAt(at.url, at.host)(context.Background())
 			l.asked++
 			if err != nil {
-				l.failed = append(l.failed, fmt.Errorf("%s at %s, after %v: %w", url, began.Format("15:04:05.000"), time.Since(began).Round(time.Millisecond), err))
+				l.failed = append(l.failed, fmt.Errorf("%s at %s, after %v: %w", at.url, began.Format("15:04:05.000"), time.Since(began).Round(time.Millisecond), err))
 			}
 			select {
 			case <-l.stop:
@@ -74,15 +77,23 @@ func (l *load) end(t *testing.T) {
 	t.Logf("%d requests, %d failed", l.asked, len(l.failed))
 }
 
-// serviceURLs are the cluster IP and the node ports of the page.
-func (s story) serviceURLs() []string {
+// entrances are all that the page has for who is outside: the cluster IP, and each node's port and ingress controller.
+func (s story) entrances() []entrance {
 	s.t.Helper()
-	urls := []string{"http://" + s.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}") + "/"}
+	entrances := []entrance{{"http://" + s.clusterIP("web") + "/", ""}}
 	port := s.nodePort("default", "web")
 	for _, n := range s.c.Nodes {
-		urls = append(urls, "http://"+n.Address()+":"+port+"/")
+		entrances = append(entrances, entrance{"http://" + n.Address() + ":" + port + "/", ""}, ingress(n))
 	}
-	return urls
+	return entrances
+}
+
+// ingress is the entrance by a node's ingress controller.
+func ingress(n *cluster.Node) entrance { return entrance{"http://" + n.Address() + "/", "web.example"} }
+
+func (s story) clusterIP(service string) string {
+	s.t.Helper()
+	return s.kubectl("get", "service", service, "-o", "jsonpath={.spec.clusterIP}")
 }
 
 // restarts are those of a pod's containers.
@@ -140,9 +151,10 @@ func (s story) scale() {
 	began := time.Now()
 	web := s.ready("web", 6, long, nil)
 	s.t.Logf("6 are ready after %.1f s", time.Since(began).Seconds())
-	urls := s.serviceURLs()
-	s.answers("each of six", web, pageAt(urls[0], ""))
-	l := startLoad(s.t, urls...)
+	for _, at := range s.entrances() {
+		s.answers("each of six at "+at.url, web, pageAt(at.url, at.host))
+	}
+	l := startLoad(s.t, s.entrances()...)
 	s.kubectl("scale", "deployment", "web", "--replicas", "2")
 	s.eventually(long, "two are left", func(ctx context.Context) error {
 		pods, err := s.pods(ctx, "web")
@@ -156,7 +168,7 @@ func (s story) scale() {
 
 func (s story) update() {
 	old := s.ready("web", 2, long, nil)
-	l := startLoad(s.t, s.serviceURLs()...)
+	l := startLoad(s.t, s.entrances()...)
 	s.kubectl("set", "env", "deployment/web", "-c", "web", "EDITION=2")
 	s.kubectl("rollout", "status", "deployment/web", "--timeout", long.String())
 	s.eventually(long, "the old pods are gone", func(ctx context.Context) error {
@@ -182,8 +194,7 @@ func (s story) replaceBerth() {
 	for _, p := range web {
 		before[p.Metadata.UID] = s.restarts(p.Metadata.Name)
 	}
-	urls := s.serviceURLs()
-	l := startLoad(s.t, urls...)
+	l := startLoad(s.t, s.entrances()...)
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		for _, n := range s.c.Nodes {
 			began := time.Now()
@@ -201,7 +212,9 @@ func (s story) replaceBerth() {
 			return err
 		})
 	}
-	s.answers("each, after it", s.ready("web", 2, long, nil), pageAt(urls[0], ""))
+	for _, at := range s.entrances() {
+		s.answers("each, after it, at "+at.url, s.ready("web", 2, long, nil), pageAt(at.url, at.host))
+	}
 	l.end(s.t)
 	for _, p := range s.ready("web", 2, long, nil) {
 		if restarts, ok := before[p.Metadata.UID]; !ok || s.restarts(p.Metadata.Name) != restarts {

@@ -60,7 +60,7 @@ var hopelessPods = []struct {
 
 // faults applies what cannot work, all at once: each is told by its name, and the page goes on.
 func (s story) faults() {
-	l := startLoad(s.t, s.serviceURLs()...)
+	l := startLoad(s.t, s.entrances()...)
 	var names []string
 	for _, bad := range hopelessPods {
 		spec := bad.spec

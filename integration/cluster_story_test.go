@@ -41,6 +41,8 @@ func TestClusterStory(t *testing.T) {
 		{"pods have their configuration, secrets and logs", story.insideWeb},
 		{"the page answers by addresses", story.addresses},
 		{"the page answers by its name", story.names},
+		{"the page answers through an ingress controller", story.ingress},
+		{"the page opens in a browser", story.browser},
 		{"a killed container is restarted in place", story.killWeb},
 		{"scaled to six and back", story.scale},
 		{"updated without a failed request", story.update},
@@ -214,7 +216,7 @@ func (s story) addresses() {
 	for _, p := range web {
 		s.answers("the pod on "+p.Spec.NodeName, []clusterPodStatus{p}, pageAt("http://"+p.Status.PodIP+":8080/", ""))
 	}
-	address := s.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
+	address := s.clusterIP("web")
 	s.answers("the cluster IP", web, pageAt("http://"+address+"/", ""))
 	for _, client := range s.ready("shell", 2, long, nil) {
 		s.answers("the cluster IP, from a pod on "+client.Spec.NodeName, web, s.pageFrom(client, "http://"+address+"/"))

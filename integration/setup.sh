@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and testing need and that are missing, with a line each of what and why.
+# setup.sh browser: those of tests with a browser, which few need and which are large.
 set -euo pipefail
 
 want=(
@@ -14,6 +15,11 @@ want=(
   "xfsprogs tests look at reflinks, on a disk made with mkfs.xfs"
   "btrfs-progs the same with mkfs.btrfs"
   "util-linux tests use flock, ipcmk and nsenter"
+)
+
+[ "${1:-}" != browser ] || want=(
+  "chromium a test opens a page in it, as a user of the cluster would"
+  "fonts-dejavu-core letters on that page"
 )
 
 need=()

@@ -3,24 +3,17 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"os"
 )
 
 // StartDNS has CoreDNS, a program, run as a pod, at the address that kubelets give to pods, and waits until it is ready.
 func (c *Cluster) StartDNS(ctx context.Context, program string) error {
-	b, err := c.Builder()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.RemoveAll(b.Work) }()
-	if err := pushProgram(ctx, b, "coredns/coredns", "cluster", program, "coredns"); err != nil {
+	if err := c.pushAddon(ctx, "coredns/coredns", "cluster", program); err != nil {
 		return err
 	}
 	if err := c.Apply(ctx, fmt.Sprintf(dnsManifest, c.dns())); err != nil {
 		return err
 	}
-	_, err = c.Kubectl(ctx, "--namespace", "kube-system", "rollout", "status", "deployment", "coredns", "--timeout", "2m")
-	return err
+	return c.rolledOut(ctx, "deployment/coredns")
 }
 
 const dnsManifest = `apiVersion: v1

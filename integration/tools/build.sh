@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeadm kubeproxy-tests e2e sample-apiserver dns etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
+#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeadm kubeproxy-tests e2e sample-apiserver dns traefik etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
 #   default: what the tests need
 #
 # Standard output: a line "NAME PATH" for each (cni: the directory of the plugins; kubeproxy-tests and e2e: directories, too). Progress goes to standard error.
@@ -124,6 +124,14 @@ dns() {
   out=$(slot dns)/coredns-$(sha256sum < "$here/dns/main.go" | cut -c1-16) # its plugins
   once "$out" gobuild dns "$out" .
   echo "dns $out"
+}
+
+# An ingress controller, with all that it knows: 2,300 packages.
+traefik() {
+  local out
+  out=$(slot traefik)/traefik
+  once "$out" gobuild traefik "$out" github.com/traefik/traefik/v3/cmd/traefik
+  echo "traefik $out"
 }
 
 # Kubernetes' own end-to-end tests: e2e.test, ginkgo, which runs it several times at once, and what is in their images.
@@ -276,7 +284,7 @@ golangci-lint() {
 [ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl kubeproxy-tests etcd containerd ctr
 for tool; do
   case $tool in
-  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeadm | kubeproxy-tests | e2e | sample-apiserver | dns | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
+  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeadm | kubeproxy-tests | e2e | sample-apiserver | dns | traefik | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done

@@ -1,0 +1,23 @@
+package cluster
+
+import (
+	"context"
+	"os"
+	"path"
+)
+
+// pushAddon pushes an image of one static program, which it is named after.
+func (c *Cluster) pushAddon(ctx context.Context, repo, tag, program string) error {
+	b, err := c.Builder()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(b.Work) }()
+	return pushProgram(ctx, b, repo, tag, program, path.Base(repo))
+}
+
+// rolledOut waits until the pods of an add-on are ready.
+func (c *Cluster) rolledOut(ctx context.Context, workload string) error {
+	_, err := c.Kubectl(ctx, "--namespace", "kube-system", "rollout", "status", workload, "--timeout", "4m")
+	return err
+}
