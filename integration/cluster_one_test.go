@@ -20,7 +20,7 @@ func TestClusterOfOne(t *testing.T) {
 	if os.Getenv("BERTH_CLUSTER") == "" {
 		t.Skip("make test-vm-cluster runs it")
 	}
-	const index = 6
+	const index = 7
 	dir := filepath.Join(t.TempDir(), "cluster")
 	before := clusterTraces(t, index, dir)
 	t.Cleanup(func() {
@@ -50,6 +50,11 @@ func TestClusterOfOne(t *testing.T) {
 	s.answers("the cluster IP, from this machine", web, fromHost(address))
 	s.answers("the node port", web, fromHost(c.Nodes[0].Address()+":"+port))
 	log("the Service answers with each pod")
+	other := filepath.Join(t.TempDir(), "other")
+	if _, err := cluster.Start(t.Context(), cluster.Options{Dir: other, Index: index, Tools: clusterTools()}); err == nil || !strings.Contains(err.Error(), "index: 7 is another cluster's") {
+		t.Errorf("a second cluster of the same index: %v", err)
+	}
+	must(t, cluster.Down(other)) // which is none, and takes nothing of this one down
 	s.killContainer()
 	log("a killed container was started again")
 }

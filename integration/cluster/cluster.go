@@ -32,7 +32,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	}{
 		{"certificates", func(context.Context) error { return c.certificates() }},
 		{"cgroups", func(context.Context) error { return c.makeCgroups() }},
-		{"bridge", c.makeBridge},
+		{"bridge", c.setBridge},
 		{"registry", func(ctx context.Context) error { return c.startRegistry(ctx, o.Tools) }},
 		{"control plane", c.startControlPlane},
 		{"rights of the nodes' programs", c.grant},
@@ -55,10 +55,32 @@ func prepare(ctx context.Context, o *Options) (*Cluster, error) {
 		return nil, fmt.Errorf("%s is there already: take the cluster down first (make cluster-down)", o.Dir)
 	}
 	c := build(*o)
+	if err := c.claim(ctx); err != nil {
+		return nil, err
+	}
 	if err := c.programs(ctx, &o.Tools); err != nil {
+		if _, stat := os.Lstat(c.path(stateFile)); stat != nil { // Down will not know what there is
+			err = errors.Join(err, deleteLink(c.bridge()))
+		}
 		return nil, err
 	}
 	return c, nil
+}
+
+// claim makes the bridge, by which an index is one cluster's, before there is anything that Down acts on: it kills what is in the index's
+// cgroup, and that of another cluster must not be.
+func (c *Cluster) claim(ctx context.Context) error {
+	left, err := processes(c.cgroup())
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("index: %d is another cluster's, of which %d processes run", c.Index, len(left))
+	}
+	if _, err := run(ctx, "ip", "link", "add", c.bridge(), "type", "bridge"); err != nil {
+		return fmt.Errorf("index: %d is another cluster's, or its bridge cannot be made: %w", c.Index, err)
+	}
+	return nil
 }
 
 // programs makes the cluster's directory, with copies of all that runs from it.
@@ -150,9 +172,8 @@ func copyProgram(from, to string) error {
 	return errors.Join(err, out.Close())
 }
 
-func (c *Cluster) makeBridge(ctx context.Context) error {
+func (c *Cluster) setBridge(ctx context.Context) error {
 	for _, command := range []string{
-		"ip link add " + c.bridge() + " type bridge",
 		"ip addr add " + c.HostAddress() + "/24 dev " + c.bridge(),
 		"ip link set " + c.bridge() + " up",
 	} {

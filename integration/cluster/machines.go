@@ -26,7 +26,7 @@ func Machines(ctx context.Context, o Options) (*Cluster, error) {
 		do   func(context.Context) error
 	}{
 		{"cgroups", func(context.Context) error { return c.makeCgroups() }},
-		{"bridge", c.makeBridge},
+		{"bridge", c.setBridge},
 		{"registry", func(ctx context.Context) error { return c.startRegistry(ctx, o.Tools) }},
 		{"nodes", c.bootMachines},
 	} {
