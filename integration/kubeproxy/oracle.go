@@ -29,8 +29,13 @@ type Oracle struct {
 	printed   bytes.Buffer
 }
 
-// Start starts it, from the directory of kubeproxy.sh's programs.
-func Start(dir string) (*Oracle, error) {
+// Start starts it in mode nftables, from the directory of kubeproxy.sh's programs.
+func Start(dir string) (*Oracle, error) { return start(dir, "nftables") }
+
+// StartIPTables starts it in mode iptables: it has rules, and follows no packets.
+func StartIPTables(dir string) (*Oracle, error) { return start(dir, "iptables") }
+
+func start(dir, mode string) (*Oracle, error) {
 	inR, inW, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -40,7 +45,7 @@ func Start(dir string) (*Oracle, error) {
 		return nil, errors.Join(err, inR.Close(), inW.Close())
 	}
 	o := &Oracle{questions: inW, answers: outR, decoder: json.NewDecoder(outR)}
-	o.cmd = exec.Command(filepath.Join(dir, "nftables"), "-test.run", "^TestBerthOracle$", "-test.timeout", "0")
+	o.cmd = exec.Command(filepath.Join(dir, mode), "-test.run", "^TestBerthOracle$", "-test.timeout", "0")
 	o.cmd.Env = append(os.Environ(), "BERTH_ORACLE=1")
 	o.cmd.ExtraFiles = []*os.File{inR, outW}
 	o.cmd.Stdout, o.cmd.Stderr = &o.printed, io.Discard

@@ -50,7 +50,8 @@ type PacketQuestion struct {
 // ClusterAnswer is what becomes of each packet.
 type ClusterAnswer struct {
 	Fates []PacketFate
-	// Rules are all of kube-proxy's tables, as nft reads them.
+	// Rules are all of kube-proxy's tables, as nft reads them; in mode iptables as iptables-restore does, those of each family after
+	// a line that is its name in a comment.
 	Rules string
 	// Error is why there is none: kube-proxy's rules could not be made, or followed.
 	Error string

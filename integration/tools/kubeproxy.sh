@@ -3,6 +3,7 @@
 # for the time of the build, the same each time, since Go compiles anew what has moved.
 #
 #   nftables  its proxier, the fake of nf_tables it writes to, and the tracer of its own tests: asked by proxy/model's tests
+#   iptables  its proxier of that mode, and the fake of iptables: asked for its rules by proxy/nodetest's tests
 #   proxy     its endpoints and slices
 #
 # Nothing of Kubernetes is kept in this repository: its files are those of the module cache, copied to where Go lets others be put
@@ -17,7 +18,7 @@ rm -rf "$src" "$out"
 mkdir -p "$src" "$out"
 module=$(cd "$here/kubernetes" && go mod download k8s.io/kubernetes && go list -mod=readonly -m -f '{{.Dir}}' k8s.io/kubernetes)
 cp "$module/go.mod" "$src/"
-list -test -deps -f '{{with .Module}}{{if eq .Path "k8s.io/kubernetes"}}{{$.Dir}}{{end}}{{end}}' k8s.io/kubernetes/pkg/proxy/{,nftables} | sort -u |
+list -test -deps -f '{{with .Module}}{{if eq .Path "k8s.io/kubernetes"}}{{$.Dir}}{{end}}{{end}}' k8s.io/kubernetes/pkg/proxy/{,nftables,iptables} | sort -u |
   while read -r dir; do
     mkdir -p "$src/${dir#"$module"/}"
     find "$dir" -maxdepth 1 -type f -exec cp -t "$src/${dir#"$module"/}" {} +
@@ -52,15 +53,21 @@ built() {
   (cd "$here/kubernetes" && CGO_ENABLED=0 go test -c -modfile="$src/berth.mod" -mod=readonly -ldflags '-s -w' -o "$out/${1##*/}" "k8s.io/kubernetes/$1")
 }
 
-for file in oracle.go tables.go write.go ../../../kubeproxy/wire.go; do
+for mode in nftables iptables; do
+  for file in oracle.go $mode.go ../../../kubeproxy/wire.go; do
+    ours "$here/kubernetes/kubeproxy/$file" pkg/proxy/$mode
+  done
+  functions cmd/kube-proxy/app/server.go pkg/proxy/$mode/berth_oracle_test.go expandNodePortAddressKeywords detectNodeIPs
+  functions cmd/kube-proxy/app/server_linux.go pkg/proxy/$mode/berth_oracle_test.go getLocalDetectors
+done
+for file in tables.go write.go; do
   ours "$here/kubernetes/kubeproxy/$file" pkg/proxy/nftables
 done
-functions cmd/kube-proxy/app/server.go pkg/proxy/nftables/berth_oracle_test.go expandNodePortAddressKeywords detectNodeIPs
-functions cmd/kube-proxy/app/server_linux.go pkg/proxy/nftables/berth_oracle_test.go getLocalDetectors
 tapped nftables/proxier.go OnServiceUpdate OnEndpointSliceAdd OnEndpointSliceUpdate OnEndpointSliceDelete
 tapped nftables/proxier_test.go NewFakeProxier
 tapped nftables/helpers_test.go runPacketFlowTests
 built pkg/proxy/nftables
+built pkg/proxy/iptables
 
 for file in choices.go write.go ../../../kubeproxy/wire.go; do
   ours "$here/kubernetes/kubeproxy/$file" pkg/proxy

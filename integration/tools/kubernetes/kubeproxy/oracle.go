@@ -1,6 +1,6 @@
-// Package kubeproxy is compiled by kubeproxy.sh as a part of kube-proxy's own package k8s.io/kubernetes/pkg/proxy/nftables, beside its
-// tests: what is not declared here or in integration/kubeproxy/wire.go is theirs. It has kube-proxy make its rules for a
-// cluster, and says what these do with packets.
+// Package kubeproxy is compiled by kubeproxy.sh as a part of kube-proxy's own packages k8s.io/kubernetes/pkg/proxy/nftables and iptables,
+// beside their tests: what is not declared here, in a file of that name or in integration/kubeproxy/wire.go is theirs. It has kube-proxy
+// make its rules for a cluster; nftables.go says what these do with packets.
 package nftables
 
 import (
@@ -12,9 +12,7 @@ import (
 	"net"
 	"os"
 	"reflect"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -28,7 +26,6 @@ import (
 	proxyutiltest "k8s.io/kubernetes/pkg/proxy/util/testing"
 	utilnode "k8s.io/kubernetes/pkg/util/node"
 	netutils "k8s.io/utils/net"
-	"sigs.k8s.io/knftables"
 )
 
 // TestBerthOracle answers the questions that come by descriptor 3 on descriptor 4 until there are no more.
@@ -63,13 +60,12 @@ type oracle struct {
 }
 
 type family struct {
-	proxier  *Proxier
-	nft      *knftables.Fake
+	proxier *Proxier
+	kernel
 	services map[string]*v1.Service
 	slices   map[string]*discovery.EndpointSlice
 	zone     string
 	cidrs    []string
-	views    map[string]*knftables.Fake
 }
 
 func (o *oracle) answer(t *testing.T, q *ClusterQuestion) (a ClusterAnswer) {
@@ -101,7 +97,7 @@ func (o *oracle) answer(t *testing.T, q *ClusterQuestion) (a ClusterAnswer) {
 	}
 	if q.Rules {
 		for _, f := range o.families {
-			a.Rules += f.nft.Dump()
+			a.Rules += f.dump()
 		}
 	}
 	return a
@@ -150,14 +146,14 @@ func (o *oracle) start(q *ClusterQuestion) error {
 		if !on {
 			continue
 		}
-		nft, p := theirs_NewFakeProxier(ipFamily)
-		p.serviceCIDRs, p.nodeName, p.nodeIP, p.masqueradeAll = "", q.Config.NodeName, nodeIPs[ipFamily], q.Config.MasqueradeAll
+		k, p := newKernel(ipFamily)
+		p.nodeName, p.nodeIP, p.masqueradeAll = q.Config.NodeName, nodeIPs[ipFamily], q.Config.MasqueradeAll
 		p.localDetector, p.networkInterfacer = detectors[ipFamily], network
 		p.nodePortAddresses = proxyutil.NewNodePortAddresses(ipFamily, c.NodePortAddresses)
 		p.endpointsChanges = proxy.NewEndpointsChangeTracker(ipFamily, q.Config.NodeName, newEndpointInfo, nil)
 		p.servicesSynced, p.endpointSlicesSynced = true, true
 		o.families = append(o.families, &family{
-			proxier: p, nft: nft, services: map[string]*v1.Service{}, slices: map[string]*discovery.EndpointSlice{},
+			proxier: p, kernel: k, services: map[string]*v1.Service{}, slices: map[string]*discovery.EndpointSlice{},
 		})
 	}
 	return nil
@@ -196,7 +192,7 @@ func (f *family) update(q *ClusterQuestion) error {
 		// kube-proxy does not do so by itself: new CIDRs are in its rules with the next full sync, an hour later at most.
 		f.proxier.needFullSync = true
 	}
-	f.views = map[string]*knftables.Fake{}
+	f.forget()
 	return f.proxier.syncProxyRules()
 }
 
@@ -214,142 +210,4 @@ func changes[T any](old, now map[string]T, add func(T), update func(T, T), remov
 			update(o, n)
 		}
 	}
-}
-
-// trace follows a packet through the hooks that the kernel has for it.
-func (f *family) trace(t *testing.T, p *PacketQuestion, nodeIPs []string) PacketFate {
-	view := f.view(p)
-	fate := PacketFate{Action: "pass"}
-	port := strconv.Itoa(int(p.Port))
-	first := newNFTablesTracer(t, view, nodeIPs)
-	hook := map[bool]string{true: "output", false: "prerouting"}[p.Interface == ""]
-	done := func(tr *nftablesTracer) PacketFate {
-		fate.Rules = append(fate.Rules, tr.matches...)
-		fate.Action = strings.ToLower(strings.Join(tr.outputs, ","))
-		return fate
-	}
-	if first.runChain("filter-"+hook+"-pre-dnat", p.Src, p.Protocol, p.Dst, port) {
-		return done(first)
-	}
-	first.runChain("nat-"+hook, p.Src, p.Protocol, p.Dst, port)
-	fate.Rules = append(fate.Rules, first.matches...)
-	targets := first.outputs
-	if len(targets) == 0 {
-		targets = []string{net.JoinHostPort(p.Dst, port)}
-	}
-	for _, target := range targets {
-		dst, port, err := net.SplitHostPort(target)
-		if err != nil {
-			t.Errorf("%s: %v", target, err)
-			return fate
-		}
-		next := newNFTablesTracer(t, view, nodeIPs)
-		next.dnat, next.markMasq = len(first.outputs) > 0, first.markMasq
-		var chains []string
-		local := slices.Contains(nodeIPs, dst)
-		switch {
-		case p.Interface == "" && local:
-			// It comes back by the loopback interface.
-			chains = []string{"filter-output", "filter-prerouting-pre-dnat", "filter-input"}
-		case p.Interface == "":
-			chains = []string{"filter-output"}
-		case local:
-			chains = []string{"filter-input"}
-		default:
-			chains = []string{"filter-forward"}
-		}
-		for _, c := range chains {
-			if next.runChain(c, p.Src, p.Protocol, dst, port) {
-				return done(next)
-			}
-		}
-		if !next.dnat {
-			continue
-		}
-		// The tracer takes any packet to its own source for a hairpin, and does not look into the set.
-		src := p.Src
-		if view.Table.Sets[hairpinConnectionsSet].FindElement(src, dst, p.Protocol, port) == nil {
-			src = "198.51.100.99"
-		}
-		next.runChain("nat-postrouting", src, p.Protocol, dst, port)
-		fate.Rules = append(fate.Rules, next.matches...)
-		fate.Action = "forward"
-		fate.Endpoints = append(fate.Endpoints, EndpointFate{Endpoint: target, Masquerade: next.masquerade})
-	}
-	slices.SortFunc(fate.Endpoints, func(a, b EndpointFate) int { return strings.Compare(a.Endpoint, b.Endpoint) })
-	for _, rule := range fate.Rules {
-		if m := affinityNote.FindStringSubmatch(rule); m != nil {
-			fate.Affinity, _ = strconv.Atoi(m[1])
-		}
-	}
-	return fate
-}
-
-var (
-	interfaceMatch = regexp.MustCompile(`iifname (!= )?"?([^" ]+)"? ?`)
-	affinityLookup = regexp.MustCompile(`^ip6? saddr @(affinity-\S+) `)
-	affinityUpdate = regexp.MustCompile(`^update @(affinity-\S+) \{ ip6? saddr \}$`)
-	affinityTarget = regexp.MustCompile(`dnat to (\S+)$`)
-	addressList    = regexp.MustCompile(`^(ip6? daddr) \{ ([^}]*) \} (.*)$`)
-	affinityNote   = regexp.MustCompile(`^jump affinity-seconds-(\d+)$`)
-)
-
-// view is the rules as they are for a packet: those of interfaces and of session affinity, which the tracer does not know, are taken
-// out, or stand without what they ask for. It takes an address for one of a list if it is all of them, so that lists are taken apart.
-func (f *family) view(p *PacketQuestion) *knftables.Fake {
-	key := p.Interface + " " + p.Pinned
-	if v := f.views[key]; v != nil {
-		return v
-	}
-	f.nft.RLock()
-	defer f.nft.RUnlock()
-	pinned := map[string]bool{}
-	for _, c := range f.nft.Table.Chains {
-		set := ""
-		for _, r := range c.Rules {
-			if m := affinityUpdate.FindStringSubmatch(r.Rule); m != nil {
-				set = m[1]
-			} else if m := affinityTarget.FindStringSubmatch(r.Rule); m != nil && set != "" && m[1] == p.Pinned {
-				pinned[set] = true
-			}
-		}
-	}
-	v := &knftables.Fake{Table: &knftables.FakeTable{Chains: map[string]*knftables.FakeChain{}, Sets: f.nft.Table.Sets, Maps: f.nft.Table.Maps}}
-	for name, c := range f.nft.Table.Chains {
-		to := &knftables.FakeChain{Chain: c.Chain}
-		add := func(rule string) { to.Rules = append(to.Rules, &knftables.Rule{Chain: name, Rule: rule}) }
-		for _, r := range c.Rules {
-			rule := r.Rule
-			if m := interfaceMatch.FindStringSubmatch(rule); m != nil {
-				prefix, any := strings.CutSuffix(m[2], "*")
-				is := p.Interface == m[2] || any && strings.HasPrefix(p.Interface, prefix)
-				if is == (m[1] != "") {
-					continue
-				}
-				rule = strings.Replace(rule, m[0], "", 1)
-			}
-			if m := affinityLookup.FindStringSubmatch(rule); m != nil {
-				if pinned[m[1]] {
-					add(strings.TrimPrefix(rule, m[0]))
-				}
-				continue
-			}
-			if m := affinityUpdate.FindStringSubmatch(rule); m != nil {
-				seconds := "jump affinity-seconds-" + strconv.Itoa(int(f.nft.Table.Sets[m[1]].Timeout.Seconds()))
-				add(seconds)
-				v.Table.Chains[strings.TrimPrefix(seconds, "jump ")] = &knftables.FakeChain{}
-				continue
-			}
-			if m := addressList.FindStringSubmatch(rule); m != nil {
-				for _, address := range strings.Split(m[2], ",") {
-					add(m[1] + " " + strings.TrimSpace(address) + " " + m[3])
-				}
-				continue
-			}
-			add(rule)
-		}
-		v.Table.Chains[name] = to
-	}
-	f.views[key] = v
-	return v
 }
