@@ -64,7 +64,8 @@ func TestProxyPackets(t *testing.T) {
 var services = []*service{
 	{name: "web", number: 10, backends: pods("a1 b1")},
 	{name: "ports", number: 11, backends: pods("a1"), ports: []map[string]any{
-		{"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 5353}, {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 8081},
+		{"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 5353},
+		{"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 8081},
 		{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080, "appProtocol": "http"},
 	}},
 	{name: "node-port", number: 12, backends: pods("a1 b1"), spec: apiObject{"type": "NodePort"}},

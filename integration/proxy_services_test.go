@@ -37,9 +37,11 @@ type apiObject = map[string]any
 func (s *service) clusterIP(family int) string {
 	return fmt.Sprint([]string{"10.93.0.", "fd93::"}[family], s.number)
 }
+
 func (s *service) loadIP(family int) string {
 	return fmt.Sprint([]string{"203.0.113.", "fd03::"}[family], s.number)
 }
+
 func (s *service) externalIP(family int) string {
 	return fmt.Sprint([]string{"198.51.100.", "fd05::"}[family], s.number)
 }

@@ -214,7 +214,9 @@ func (c *Counters) add(owners map[elemKey]program.Counted, now map[elemKey]progr
 		alive := of
 		alive.Cause = program.Connections
 		if of.Cause != program.Unallocated {
-			sum[alive] = sum[alive] // also without an element: ports that are there keep what was left behind
+			if _, ok := sum[alive]; !ok {
+				sum[alive] = program.Count{} // also without an element: ports that are there keep what was left behind
+			}
 		}
 		was, had := c.last[k]
 		if had && was.of != of { // another Service has the address

@@ -305,7 +305,7 @@ func (i *Inspector) elements(v *view, where string, l *layout, s setID, to *find
 	counted := map[elemKey]program.Count{}
 	err := dump(i.conn, unix.NFT_MSG_GETSETELEM, l.family, ofSet(i.p.table, set.name), func() { clear(have) }, func(attrs []byte) {
 		eachElement(attrs, func(one []byte) {
-			if e := readElement(l.layer, s, one); v.concerns(set, &e.key) && !(s.ofIntervals() && e.key.isNothing()) {
+			if e := readElement(l.layer, s, one); v.concerns(set, &e.key) && (!s.ofIntervals() || !e.key.isNothing()) {
 				have[e.key] = e.value
 				if set.expr != "" {
 					counted[e.key] = countOf(one)
