@@ -164,7 +164,7 @@ bench-cluster: build ## fifty pods made and deleted ten times on two nodes of be
 test-proxy-scale: build ## a node's proxy starts in a cluster of 250,000 endpoints in 5,000 Services, beside forwarded traffic (3 minutes)
 	@integration/tools/build.sh kube-apiserver kubectl etcd > /dev/null
 	@BERTH_TOOLS="kube-apiserver kubectl etcd" BERTH_PROXY_SCALE=1 integration/progress.sh test-proxy-scale \
-		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestProxyScale$$' ./integration
+		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestK8s135639_ProxyScale$$' ./integration
 
 lint: setup ## golangci-lint with the configuration of this repository
 	@read -r _ linter < <(integration/tools/build.sh golangci-lint); integration/progress.sh lint "$$linter" run

@@ -20,10 +20,10 @@ import (
 	"github.com/berth-run/berth/network"
 )
 
-// TestProxyScale has a node with forwarded connections to a Service start its proxy again in a cluster of 250,000 endpoints in 5,000
+// TestK8s135639_ProxyScale has a node with forwarded connections to a Service start its proxy again in a cluster of 250,000 endpoints in 5,000
 // Services (kubernetes#135639: minutes, and processors that are locked up). It tells how long that takes, how much memory, and for
 // how long at most what is forwarded had to wait.
-func TestProxyScale(t *testing.T) {
+func TestK8s135639_ProxyScale(t *testing.T) {
 	if os.Getenv("BERTH_PROXY_SCALE") == "" {
 		t.Skip("BERTH_PROXY_SCALE is not set: it takes minutes, see make test-proxy-scale")
 	}

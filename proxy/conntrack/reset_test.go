@@ -155,7 +155,7 @@ func (p *resetting) die(n int) {
 
 // Whoever has a connection to an endpoint that is gone learns it although nobody sends anything: from outside, by the cluster IP
 // and a node port, from a pod and from the node. Nobody else does.
-func TestIdleClientsOfAnEndpointThatIsGoneAreReset(t *testing.T) {
+func TestK8s108523_IdleClientsOfAnEndpointThatIsGoneAreReset(t *testing.T) {
 	eachResetting(t, func(t *testing.T, p *resetting) {
 		other := map[model.Family]string{model.IPv4: "10.96.0.2", model.IPv6: "fd96::2"}[p.family.Of]
 		p.service("web", asks("true"), p.family.Cluster)

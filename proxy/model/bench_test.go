@@ -156,3 +156,50 @@ func TestMemoryOfServices(t *testing.T) {
 	}
 	runtime.KeepAlive(m)
 }
+
+// kubernetes#128928: a proxy that kept something of each slice that ever was grew for days, to 8 GB. 50,000 slices with names of their own
+// come and go, of Services that stay, that are there later, and that go first: what is kept is what there is.
+func TestK8s128928_SlicesThatHaveGoneAreForgotten(t *testing.T) {
+	const slices, services = 50000, 500
+	m := modelOf(t)
+	turn := func(n int) {
+		sliceOf := func(i int) *discoveryv1.EndpointSlice {
+			s := crowdSlice(i, 2)
+			s.Name = fmt.Sprintf("slice-%d-%d", n, i)
+			return s
+		}
+		for i := range services {
+			m.SetSlice(sliceOf(i))
+		}
+		m.Commit()
+		for i := range services {
+			m.SetService(crowdService(i))
+		}
+		m.Commit()
+		if c := m.State().Counts(); c.Services != services || c.Endpoints < services {
+			t.Fatalf("%+v", c)
+		}
+		for i := n % 3; i < services; i += 3 {
+			m.DeleteService(named(crowdService(i)))
+		}
+		m.Commit()
+		for i := range services {
+			m.DeleteSlice(named(sliceOf(i)))
+		}
+		m.Commit()
+	}
+	for n := range 6 {
+		turn(n) // tables are as large as they get
+	}
+	before := heap()
+	for n := range slices / services {
+		turn(6 + n)
+	}
+	if left := heap() - before; left > 256<<10 { // five bytes a slice
+		t.Errorf("%d bytes are left of %d slices", left, slices)
+	}
+	if c := m.State().Counts(); c.Endpoints != 0 || len(m.slices) != 0 {
+		t.Errorf("left: %+v, %d slices", c, len(m.slices))
+	}
+	runtime.KeepAlive(m)
+}

@@ -139,7 +139,7 @@ func TestListingIsReadable(t *testing.T) {
 
 // Chains, rules and sets are as many for ten thousand Services as for none, and so they are with large ones and affinity for
 // ten as for a thousand.
-func TestObjectsAreAsManyForAnyNumberOfServices(t *testing.T) {
+func TestK8s135639_ObjectsAreAsManyForAnyNumberOfServices(t *testing.T) {
 	count := func(s *nodetest.State) string {
 		node := nodetest.NewSpace(t, "node")
 		p := openAt(node, Options{})

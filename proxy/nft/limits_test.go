@@ -110,7 +110,7 @@ func TestOverrunIsTold(t *testing.T) {
 }
 
 // After each transaction of a load, of its change and of its end, whatever has a frontend has all that this leads to.
-func TestLoadsAreNeverHalfThere(t *testing.T) {
+func TestK8s139328_LoadsAreNeverHalfThere(t *testing.T) {
 	s := nodetest.NewSpace(t, "node")
 	p := openAt(s, Options{})
 	if _, err := p.Sync(nodetest.NewState()); err != nil {

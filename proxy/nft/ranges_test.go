@@ -10,7 +10,7 @@ import (
 )
 
 // What is sent to a port of a range reaches a pod at the same port, from wherever, and a port of its own within is that.
-func TestPortRanges(t *testing.T) {
+func TestK8s23864_PortRanges(t *testing.T) {
 	eachFamily(t, 3, func(t *testing.T, l *lab, f nodetest.Family) {
 		for _, pod := range l.Pods {
 			for _, port := range []int{10000, 15000, 20000} {

@@ -12,6 +12,7 @@ import (
 	"github.com/berth-run/berth/internal/nftables"
 	"github.com/berth-run/berth/proxy/model"
 	"github.com/berth-run/berth/proxy/nodetest"
+	"github.com/berth-run/berth/proxy/program"
 )
 
 // A restart changes nothing in the kernel, whatever is programmed; connections go on.
@@ -232,6 +233,66 @@ func TestTableOfAnotherIsLeftAlone(t *testing.T) {
 		}
 		if after := s.Run("nft", "list", "ruleset"); after != before {
 			t.Errorf("touched:\n%s", after)
+		}
+	}
+}
+
+// kubernetes#136786: nft crashed on what a newer nft had noted of another program's set, and Services were never programmed. Here is a
+// set whose key is told in terms that no nft has; nobody who programs Services reads it, and it stays.
+func TestK8s136786_OthersSetsAreNotRead(t *testing.T) {
+	s := nodetest.NewSpace(t, "node")
+	var other *nftables.Conn
+	if err := s.Do(func() (err error) { other, err = nftables.Open(); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	const expression = 4711
+	noted := udata(udata32(nil, udataKeyOrder, bigEndian), udataKeyTypeof, describeExpr(expression, []byte{0, 200, 1})(nil))
+	for _, f := range layers {
+		var b nftables.Batch
+		b.Begin(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, f.family, "")
+		b.String(unix.NFTA_TABLE_NAME, "newer")
+		b.End()
+		b.Begin(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, f.family, "")
+		b.String(unix.NFTA_SET_TABLE, "newer")
+		b.String(unix.NFTA_SET_NAME, "odd")
+		b.Uint32(unix.NFTA_SET_ID, 1)
+		b.Uint32(unix.NFTA_SET_KEY_TYPE, f.typeAddr)
+		b.Uint32(unix.NFTA_SET_KEY_LEN, uint32(f.size))
+		b.Bytes(unix.NFTA_SET_USERDATA, noted)
+		b.End()
+		if err := other.Commit(&b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := openAt(s, Options{Counters: true})
+	web := nodetest.ServiceOf("web", nodetest.PortOf(model.TCP, []string{"10.1.1.2:80"}, nodetest.ClusterIP("10.96.0.1:80")))
+	state := nodetest.NewState()
+	if _, err := p.Sync(state); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Apply(state.Delta(nil, web)); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := p.Verify(); err != nil || r != (Report{}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if i, err := p.Inspector().Inspect(program.Scope{}); err != nil || len(i.Differences) > 0 {
+		t.Errorf("%+v, %v", i, err)
+	}
+	if err := s.Do(func() error { _, err := Remove(Options{}); return err }); err != nil {
+		t.Error(err)
+	}
+	for _, f := range layers {
+		there := 0
+		if err := other.Get(unix.NFT_MSG_GETSET, 0, f.family, func(b *nftables.Buffer) {
+			b.String(unix.NFTA_SET_TABLE, "newer")
+			b.String(unix.NFTA_SET_NAME, "odd")
+		}, func(byte, []byte) { there++ }); err != nil || there != 1 {
+			t.Errorf("%s: the other's set is there %d times, %v", f, there, err)
+		}
+		if got, err := readTable(other, f, Table); err != nil || got.there {
+			t.Errorf("%s: Remove leaves %+v, %v", f, got, err)
 		}
 	}
 }
