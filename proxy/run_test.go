@@ -133,8 +133,15 @@ func newProxy(t *testing.T) (*recorder, *source, Options, chan *eventsv1.Event) 
 // eventsTo writes Events down for a test.
 type eventsTo chan *eventsv1.Event
 
-func (c eventsTo) CreateEvent(_ context.Context, e *eventsv1.Event) error { c <- e; return nil }
-func (c eventsTo) RenewEvent(context.Context, *eventsv1.Event) error      { return nil }
+func (c eventsTo) CreateEvent(ctx context.Context, e *eventsv1.Event) error {
+	select {
+	case c <- e:
+	case <-ctx.Done(): // nobody reads any more
+	}
+	return nil
+}
+
+func (c eventsTo) RenewEvent(context.Context, *eventsv1.Event) error { return nil }
 
 func newProxyThatLogs(t *testing.T, to slog.Handler, remind time.Duration) (*recorder, *source, Options, chan *eventsv1.Event) {
 	t.Helper()

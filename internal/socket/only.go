@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strconv"
@@ -82,6 +83,9 @@ type heldError int32
 func (e heldError) Error() string {
 	if e == 0 {
 		return "a process of another pid namespace"
+	}
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d", int32(e))); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Sprintf("a program that process %d has started, which has ended itself", int32(e))
 	}
 	return fmt.Sprintf("process %d", int32(e))
 }

@@ -9,12 +9,18 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
-// TestMain is also the process that has a name, as root or as nobody.
+// TestMain is also the process that has a name, as root or as nobody, and hands it on to one that writes nothing and ends when its
+// input does.
 func TestMain(m *testing.M) {
 	if name := os.Getenv("SOCKET_TEST_ONLY"); name != "" {
-		if _, err := Only(context.Background(), name); err != nil {
+		only, err := Only(context.Background(), name)
+		if err == nil {
+			err = heir(only)
+		}
+		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
@@ -24,7 +30,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func holder(t *testing.T, name string, who *syscall.Credential) *exec.Cmd {
+// heir hands a name on to a program that reads descriptor 4, which lives as long as the test has the other end.
+func heir(only *Name) error {
+	f, err := only.File()
+	if err != nil || f == nil || os.Getenv("SOCKET_TEST_HEIR") == "" {
+		return err
+	}
+	cmd := exec.Command("cat")
+	cmd.Stdin, cmd.ExtraFiles = os.NewFile(4, "input"), []*os.File{f}
+	return cmd.Start()
+}
+
+func holder(t *testing.T, name string, who *syscall.Credential, input ...*os.File) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -36,8 +53,11 @@ func holder(t *testing.T, name string, who *syscall.Credential) *exec.Cmd {
 		t.Fatal(err)
 	}
 	defer program.Close()
-	cmd.ExtraFiles = []*os.File{program}
+	cmd.ExtraFiles = append([]*os.File{program}, input...)
 	cmd.Env = append(os.Environ(), "SOCKET_TEST_ONLY="+name)
+	if len(input) > 0 {
+		cmd.Env = append(cmd.Env, "SOCKET_TEST_HEIR=1")
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -82,6 +102,35 @@ func TestOnlyOneHasAName(t *testing.T) {
 		t.Fatalf("it was closed: %v", err)
 	}
 	_ = again.Close()
+}
+
+// What a process has started and given its name to has it for as long as it lives, also when the process is killed.
+func TestNameIsHandedOn(t *testing.T) {
+	name := fmt.Sprint("berth-test-heir-", os.Getpid())
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	first := holder(t, name, nil, r)
+	_ = r.Close()
+	_ = first.Process.Kill()
+	_ = first.Wait()
+	want := fmt.Sprintf("a program that process %d has started", first.Process.Pid)
+	if _, err := Only(t.Context(), name); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), want) {
+		t.Fatalf("%v, want %s", err, want)
+	}
+	_ = w.Close()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		only, err := Only(t.Context(), name)
+		if err == nil {
+			_ = only.Close()
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it has ended: %v", err)
+		}
+	}
 }
 
 // The name is there for all who are in the network namespace, a pod of the node's network included.
