@@ -19,6 +19,9 @@ VM_SELINUX_RUN ?= ^(TestSELinux|TestCritestSELinux)$$
 # How many Services `make bench-proxy` measures beside; kube-proxy up to 10,000 of them.
 SIZES ?= 1000 5000 10000 30000
 
+# How many Services proxies are measured beside in `make compare`.
+COMPARE ?= 1000 10000
+
 # The clusters of `make bench-cluster`, one after the other.
 ORDER ?= berth containerd
 
@@ -156,6 +159,11 @@ bench-proxy: build ## berth proxy beside kube-proxy 1.37 with a real API server,
 	@BERTH_TOOLS="kube-apiserver kubectl etcd kube-proxy" BERTH_BENCH_PROXY="$(SIZES)" integration/progress.sh bench-proxy \
 		$(GO) test -tags integration -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkServiceProxy$$' -benchtime 1x ./integration
 
+compare: build ## berth beside containerd and kube-proxy in one run: pods, exec, logs, lists, pulls, Services; a table (20 minutes)
+	@integration/tools/build.sh registry cni crictl busybox containerd kube-apiserver kubectl etcd kube-proxy > /dev/null
+	@BERTH_TOOLS="registry cni crictl busybox containerd kube-apiserver kubectl etcd kube-proxy" BERTH_COMPARE="$(COMPARE)" integration/progress.sh compare \
+		$(GO) test -tags integration -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkCompare$$' -benchtime 1x ./integration
+
 bench-cluster: build ## fifty pods made and deleted ten times on two nodes of berth, then of containerd and kube-proxy (ORDER="containerd berth"; 15 minutes)
 	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox containerd cni kube-proxy > /dev/null
 	@BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox containerd cni kube-proxy" BERTH_BENCH_CLUSTER="$(ORDER)" \
@@ -180,4 +188,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo cluster cluster-down test test-cluster test-kubeadm test-e2e-proxy test-conformance vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster lint fmt install clean
+.PHONY: help setup build demo cluster cluster-down test test-cluster test-kubeadm test-e2e-proxy test-conformance vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster compare lint fmt install clean

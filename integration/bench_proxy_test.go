@@ -53,7 +53,7 @@ func BenchmarkServiceProxy(b *testing.B) {
 				if p.name != "berth" && n > mostBeside {
 					continue
 				}
-				f := services.measure(b, p)
+				f := services.measure(b, p, changeRounds)
 				f.row(w, n, p.name)
 				all = append(all, f)
 			}
@@ -90,8 +90,8 @@ type proxyFigures struct {
 	firstCPU, changeCPU     time.Duration
 }
 
-// measure runs a proxy in a new namespace beside the Services that there are.
-func (c *proxyCrowd) measure(b *testing.B, p proxyProgram) *proxyFigures {
+// measure runs a proxy in a new namespace beside the Services that there are, and changes one so often.
+func (c *proxyCrowd) measure(b *testing.B, p proxyProgram, changes int) *proxyFigures {
 	n := newProxyNode(b, c.cp, fmt.Sprintf("%s-%d", p.name, len(c.vips)))
 	f := &proxyFigures{}
 	began := time.Now()
@@ -101,11 +101,11 @@ func (c *proxyCrowd) measure(b *testing.B, p proxyProgram) *proxyFigures {
 	n.synced()
 	time.Sleep(2 * restRound) // what it does afterwards by itself belongs to it
 	f.firstCPU = cpu(b, n.proxy.PID())
-	for i := range changeRounds {
+	for i := range changes {
 		c.change(b, n, fmt.Sprintf("probe-%s-%d", n.name, i), f)
 		time.Sleep(restRound)
 	}
-	f.changeCPU = (cpu(b, n.proxy.PID()) - f.firstCPU) / (3 * changeRounds)
+	f.changeCPU = (cpu(b, n.proxy.PID()) - f.firstCPU) / time.Duration(3*changes)
 	f.rss, f.peak = statusKiB(b, n.proxy.PID(), "VmRSS"), peakKiB(b, n.proxy.PID())
 	must(b, n.proxy.Stop())
 	began = time.Now()

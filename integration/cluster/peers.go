@@ -25,7 +25,7 @@ func (n *Node) socket() string {
 func (n *Node) containerdConfig() string {
 	return lab.ContainerdConfig{
 		Root: "/var/lib/containerd", State: "/run/containerd", Socket: "/run/containerd/containerd.sock",
-		CertsD: n.path("certs.d"), CNIBin: n.c.program("cni"), CNIConf: n.path("cni"), Programs: n.c.path("bin"),
+		CertsD: n.path("certs.d"), CNIBin: n.c.program("cni"), CNIConf: n.path("cni"), Runc: n.c.program("runc"),
 	}.String()
 }
 

@@ -27,7 +27,8 @@ func (c *Cluster) start(name, cgroup, log string, nsenter []string, files []*os.
 	words := append([]string{"-c", `echo $$ > "$0" && exec "$@"`, procs}, nsenter...)
 	cmd := exec.Command("/bin/sh", append(append(words, program), args...)...)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, files
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none", "OTEL_SDK_DISABLED=true")
+	// containerd finds its shim in PATH, which finds runc there.
+	cmd.Env = append(os.Environ(), "PATH="+c.path("bin")+":"+os.Getenv("PATH"), "OTEL_TRACES_EXPORTER=none", "OTEL_SDK_DISABLED=true")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Dir = "/"
 	if err := cmd.Start(); err != nil {

@@ -27,7 +27,9 @@ func (n *Node) startContainerd(ctx context.Context) error {
 	if err := os.WriteFile(file, []byte(n.containerdConfig()), 0o644); err != nil {
 		return err
 	}
-	p, err := start("containerd", filepath.Join(n.Dir, "containerd.log"), nil,
+	// It finds its shim in PATH, which finds runc there.
+	env := []string{"PATH=" + n.Tools.Containerd + ":" + os.Getenv("PATH")}
+	p, err := start("containerd", filepath.Join(n.Dir, "containerd.log"), env,
 		filepath.Join(n.Tools.Containerd, "containerd"), "--config", file, "--log-level", "warn")
 	if err != nil {
 		return err
@@ -54,16 +56,16 @@ func (n *Node) containerdRun() string { return filepath.Join(n.Dir, "containerd"
 func (n *Node) containerdConfig() string {
 	return ContainerdConfig{
 		Root: filepath.Join(n.Dir, "containerd-root"), State: filepath.Join(n.Dir, "containerd-state"), Socket: n.ContainerdSocket(),
-		CertsD: n.CertsD(), CNIBin: n.Tools.CNI, CNIConf: n.CNIConf(), Programs: n.Tools.Containerd,
+		CertsD: n.CertsD(), CNIBin: n.Tools.CNI, CNIConf: n.CNIConf(), Runc: filepath.Join(n.Tools.Containerd, "runc"),
 	}.String()
 }
 
-// ContainerdConfig says where a node's containerd has its things. All else is as distributions configure it.
+// ContainerdConfig says where a node's containerd has its things. All else is as distributions configure it. Its shim it finds in PATH.
 type ContainerdConfig struct {
 	Root, State, Socket string
 	CertsD              string // directory of registry configurations
 	CNIBin, CNIConf     string // directories of plugins and of networks
-	Programs            string // directory of containerd-shim-runc-v2 and runc
+	Runc                string // program
 }
 
 // String is the file.
@@ -85,10 +87,9 @@ state = %q
   conf_dir = %q
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
-  runtime_path = %q
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
   BinaryName = %q
   SystemdCgroup = false
 `, c.Root, c.State, c.Socket, testimages.Pause, c.CertsD, c.CNIBin, c.CNIConf,
-		filepath.Join(c.Programs, "containerd-shim-runc-v2"), filepath.Join(c.Programs, "runc"))
+		c.Runc)
 }
