@@ -109,9 +109,9 @@ test-cluster: build ## clusters of two nodes: Services across nodes, containers 
 	@integration/setup.sh browser
 	@integration/tools/build.sh $(CLUSTER_TOOLS) > /dev/null
 	@BERTH_CLUSTER=1 BERTH_TOOLS="$(CLUSTER_TOOLS)" integration/progress.sh test-cluster \
-		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestCluster(Story)?$$' ./integration
+		$(GO) test -tags integration -count=1 -timeout 30m -v -run '^TestCluster(OfOne|Story)?$$' ./integration
 
-test-kubeadm: build ## kubeadm makes a cluster of two nodes on berth, its control plane in pods, and takes it down (4 minutes, and as long again to build kubeadm, once)
+test-kubeadm: build ## kubeadm makes a cluster of two nodes on berth, its control plane in pods, and takes it down (2 minutes)
 	@integration/tools/build.sh $(KUBEADM_TOOLS) > /dev/null
 	@BERTH_KUBEADM=1 BERTH_TOOLS="$(KUBEADM_TOOLS)" integration/progress.sh test-kubeadm \
 		$(GO) test -tags integration -count=1 -timeout 40m -v -run '^TestKubeadm$$' ./integration

@@ -14,11 +14,11 @@ import (
 	"github.com/berth-run/berth/integration/cluster"
 )
 
-// TestClusterOfOne is the smallest of clusters, one node and one Deployment behind a Service, for a machine on which a larger one takes too
-// long: that of integration/vm, with cgroup v2 and Debian's kernel.
+// TestClusterOfOne is the smallest of clusters: one node and one Deployment behind a Service. A cluster of an index that is in use is
+// refused, and its end is not that of the other.
 func TestClusterOfOne(t *testing.T) {
 	if os.Getenv("BERTH_CLUSTER") == "" {
-		t.Skip("make test-vm-cluster runs it")
+		t.Skip("make test-cluster runs it")
 	}
 	const index = 7
 	dir := filepath.Join(t.TempDir(), "cluster")
