@@ -29,7 +29,7 @@ ORDER ?= berth containerd
 KUBEADM_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl kubeadm registry busybox dns
 
 # What `make test-cluster` runs.
-CLUSTER_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns traefik
+CLUSTER_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns traefik metrics-server
 
 # Nodes of `make cluster`.
 N ?= 2

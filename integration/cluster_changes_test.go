@@ -35,11 +35,16 @@ type load struct {
 
 func startLoad(t *testing.T, entrances ...entrance) *load {
 	t.Helper()
+	return startPacedLoad(t, 20*time.Millisecond, entrances...)
+}
+
+func startPacedLoad(t *testing.T, every time.Duration, entrances ...entrance) *load {
+	t.Helper()
 	l := &load{stop: make(chan struct{}), done: make(chan struct{})}
 	t.Cleanup(l.wait)
 	go func() {
 		defer close(l.done)
-		pace := time.NewTicker(20 * time.Millisecond)
+		pace := time.NewTicker(every)
 		defer pace.Stop()
 		for {
 			at := entrances[l.asked%len(entrances)]

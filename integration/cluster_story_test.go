@@ -46,6 +46,8 @@ func TestClusterStory(t *testing.T) {
 		{"a killed container is restarted in place", story.killWeb},
 		{"scaled to six and back", story.scale},
 		{"updated without a failed request", story.update},
+		{"kubectl top knows what nodes and pods use", story.top},
+		{"scaled by its load, up and down", story.autoscale},
 		{"Jobs, a CronJob, a StatefulSet, init containers and a sidecar", story.workloads},
 		{"attach, logs -f, exec, cp, port-forward, debug", story.verbs},
 		{"berth is replaced and killed under load", story.replaceBerth},
@@ -72,7 +74,7 @@ func storyCluster(t *testing.T) *cluster.Cluster {
 	began := time.Now()
 	t.Cleanup(func() { must(t, cluster.Down(dir)) })
 	c, err := cluster.Start(t.Context(), cluster.Options{
-		Dir: dir, Index: 3, Images: true, Tools: clusterTools(),
+		Dir: dir, Index: 3, Images: true, Tools: clusterTools(), ControllerManager: []string{"--horizontal-pod-autoscaler-sync-period=5s"},
 		Log: func(format string, args ...any) {
 			t.Logf("%6.2f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 		},

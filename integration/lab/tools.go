@@ -23,6 +23,7 @@ type Tools struct {
 	Ctr                                         string // program
 	KubeProxyTests                              string // directory of the test programs nftables and proxy
 	E2E                                         string // directory of e2e.test, ginkgo and agnhost
+	MetricsServer                               string // directory of metrics-server and its manifests
 	DNS, Traefik                                string // programs: CoreDNS, an ingress controller
 	Kubeadm, SampleAPIServer                    string // programs
 }
@@ -43,7 +44,7 @@ func BuildTools(ctx context.Context, progress io.Writer, names ...string) (*Tool
 	into := map[string]*string{
 		"kubelet": &t.Kubelet, "crictl": &t.Crictl, "critest": &t.Critest, "registry": &t.Registry, "busybox": &t.Busybox,
 		"cni": &t.CNI, "containerd": &t.Containerd, "kube-apiserver": &t.APIServer, "kube-proxy": &t.KubeProxy, "kubectl": &t.Kubectl, "etcd": &t.Etcd, "ctr": &t.Ctr,
-		"kubeproxy-tests": &t.KubeProxyTests, "e2e": &t.E2E, "dns": &t.DNS, "traefik": &t.Traefik, "kube-scheduler": &t.Scheduler, "kube-controller-manager": &t.ControllerManager, "kubeadm": &t.Kubeadm,
+		"kubeproxy-tests": &t.KubeProxyTests, "e2e": &t.E2E, "dns": &t.DNS, "traefik": &t.Traefik, "metrics-server": &t.MetricsServer, "kube-scheduler": &t.Scheduler, "kube-controller-manager": &t.ControllerManager, "kubeadm": &t.Kubeadm,
 		"sample-apiserver": &t.SampleAPIServer,
 	}
 	lines := bufio.NewScanner(bytes.NewReader(out))

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds the real peers that the integration tests and the demo run against, once for all clones on a machine.
 #
-#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeadm kubeproxy-tests e2e sample-apiserver dns traefik etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
+#   build.sh [kubelet kube-apiserver kube-proxy kube-scheduler kube-controller-manager kubectl kubeadm kubeproxy-tests e2e sample-apiserver dns traefik metrics-server etcd containerd ctr crictl critest registry cni busybox gotestsum golangci-lint ...]
 #   default: what the tests need
 #
-# Standard output: a line "NAME PATH" for each (cni: the directory of the plugins; kubeproxy-tests and e2e: directories, too). Progress goes to standard error.
+# Standard output: a line "NAME PATH" for each (cni: the directory of the plugins; kubeproxy-tests, e2e and metrics-server: directories, too). Progress goes to standard error.
 # Results lie in $BERTH_CACHE (default ${XDG_CACHE_HOME:-$HOME/.cache}/berth), keyed by the modules.
 # KUBELET=PATH uses that kubelet and builds none.
 set -euo pipefail
@@ -132,6 +132,25 @@ traefik() {
   out=$(slot traefik)/traefik
   once "$out" gobuild traefik "$out" github.com/traefik/traefik/v3/cmd/traefik
   echo "traefik $out"
+}
+
+# The program, and the manifests that it comes with.
+metrics-server() {
+  local out
+  out=$(slot metrics-server)/bin
+  once "$out" build_metrics_server "$out"
+  echo "metrics-server $out"
+}
+
+build_metrics_server() {
+  local out=$1 module
+  rm -rf "$out.part"
+  mkdir -p "$out.part"
+  (cd "$here/metrics-server" && CGO_ENABLED=0 run "build metrics-server" go build -v -mod=readonly -ldflags '-s -w' -o "$out.part/" \
+    sigs.k8s.io/metrics-server/cmd/metrics-server)
+  module=$(cd "$here/metrics-server" && go list -mod=readonly -m -f '{{.Dir}}' sigs.k8s.io/metrics-server)
+  cp -r --no-preserve=mode "$module/manifests/base" "$out.part/manifests"
+  mv "$out.part" "$out"
 }
 
 # Kubernetes' own end-to-end tests: e2e.test, ginkgo, which runs it several times at once, and what is in their images.
@@ -284,7 +303,7 @@ golangci-lint() {
 [ $# -gt 0 ] || set -- registry cni crictl busybox critest kubelet kube-apiserver kubectl kubeproxy-tests etcd containerd ctr
 for tool; do
   case $tool in
-  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeadm | kubeproxy-tests | e2e | sample-apiserver | dns | traefik | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
+  kubelet | kube-apiserver | kube-proxy | kube-scheduler | kube-controller-manager | kubectl | kubeadm | kubeproxy-tests | e2e | sample-apiserver | dns | traefik | metrics-server | etcd | containerd | ctr | crictl | critest | registry | cni | busybox | gotestsum | golangci-lint) "$tool" ;;
   *) say "no tool is called $tool"; sed -n 4p "$0" >&2; exit 2 ;;
   esac
 done
