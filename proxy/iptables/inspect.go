@@ -33,7 +33,7 @@ func (i *Inspector) Inspect(scope program.Scope) (*program.Inspection, error) {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return program.Settled(&i.p.working, func() (*program.Inspection, error) {
+	return i.p.working.Settled(func() (*program.Inspection, error) {
 		services, globals := i.p.wantedNow()
 		found := &program.Inspection{}
 		err := i.p.enter(func() error {

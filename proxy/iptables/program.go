@@ -41,7 +41,7 @@ type Programmer struct {
 	canary *watcher
 
 	// working is locked while the kernel is changed; loaded is whether the first Sync has ended.
-	working sync.Mutex
+	working program.Work
 	loaded  atomic.Bool
 
 	// What is wanted. Services are the model's own, which it never changes. look is locked while it changes, for Counters and the Inspector.

@@ -183,7 +183,7 @@ func (i *Inspector) Inspect(scope program.Scope) (*program.Inspection, error) {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return program.Settled(&i.p.working, func() (*program.Inspection, error) {
+	return i.p.working.Settled(func() (*program.Inspection, error) {
 		found, v := &findings{}, i.view(scope)
 		for f := range layers {
 			if err := i.family(v, layers[f], found); err != nil {

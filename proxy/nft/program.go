@@ -49,7 +49,7 @@ type Programmer struct {
 	resets    *Resets
 
 	// working is locked while the kernel is changed; loaded is whether the first Sync has ended.
-	working sync.Mutex
+	working program.Work
 	loaded  atomic.Bool
 
 	// What is wanted. Services are the model's own, which it never changes. The lock is for those who look on.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -30,19 +31,39 @@ const (
 	Otherwise = "another value"
 )
 
-// tries is how often differences are looked at: a change may have been under way.
+// tries is how often differences are looked at while changes are under way.
 const tries = 3
 
-// Settled looks until nothing differs, some times at most. Who holds the lock changes the kernel, and is waited for in between.
-func Settled(working sync.Locker, look func() (*Inspection, error)) (found *Inspection, err error) {
-	for try := range tries {
-		if try > 0 {
-			working.Lock()
-			working.Unlock() //nolint:staticcheck // whoever worked has ended by now
-		}
-		if found, err = look(); err != nil || len(found.Differences) == 0 {
+// Work is locked while it changes what is wanted, and the kernel.
+type Work struct {
+	mu           sync.Mutex
+	begun, ended atomic.Uint64
+}
+
+// Lock begins a change.
+func (w *Work) Lock() {
+	w.mu.Lock()
+	w.begun.Add(1)
+}
+
+// Unlock ends it.
+func (w *Work) Unlock() {
+	w.ended.Add(1)
+	w.mu.Unlock()
+}
+
+// Settled looks until nothing differs, or nothing was changed meanwhile, some times at most. A change that is under way is waited for
+// in between.
+func (w *Work) Settled(look func() (*Inspection, error)) (found *Inspection, err error) {
+	for range tries {
+		begun := w.begun.Load()
+		quiet := w.ended.Load() == begun
+		found, err = look()
+		if err != nil || len(found.Differences) == 0 || quiet && w.begun.Load() == begun {
 			break
 		}
+		w.mu.Lock()
+		w.mu.Unlock() //nolint:staticcheck // whoever worked has ended by now
 	}
 	return found, err
 }
