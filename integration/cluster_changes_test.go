@@ -161,13 +161,7 @@ func (s story) scale() {
 	}
 	l := startLoad(s.t, s.entrances()...)
 	s.kubectl("scale", "deployment", "web", "--replicas", "2")
-	s.eventually(long, "two are left", func(ctx context.Context) error {
-		pods, err := s.pods(ctx, "web")
-		if err == nil && len(pods) != 2 {
-			err = fmt.Errorf("%d are", len(pods))
-		}
-		return err
-	})
+	s.count("web", 2)
 	l.end(s.t)
 }
 
@@ -202,13 +196,7 @@ func (s story) replaceBerth() {
 	l := startLoad(s.t, s.entrances()...)
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		for _, n := range s.c.Nodes {
-			began := time.Now()
-			s.endProgram(n, "proxy.yaml", signal)
-			must(s.t, n.StartProxy(s.t.Context()))
-			proxy := time.Now()
-			s.endProgram(n, "berth.yaml", signal)
-			must(s.t, n.StartBerth(s.t.Context()))
-			s.t.Logf("%v: %s's proxy is back after %.1f s, its runtime after %.1f s", signal, n.Name, proxy.Sub(began).Seconds(), time.Since(proxy).Seconds())
+			s.restartBerth(n, signal)
 		}
 	}
 	for _, p := range web {
@@ -228,16 +216,33 @@ func (s story) replaceBerth() {
 	}
 }
 
+// restartBerth ends a node's proxy and runtime, one after the other, and starts those that are installed.
+func (s story) restartBerth(n *cluster.Node, signal syscall.Signal) {
+	s.t.Helper()
+	began := time.Now()
+	s.endProgram(n, "proxy.yaml", signal)
+	must(s.t, n.StartProxy(s.t.Context()))
+	proxy := time.Now()
+	s.endProgram(n, "berth.yaml", signal)
+	must(s.t, n.StartBerth(s.t.Context()))
+	s.t.Logf("%v: %s's proxy is back after %.1f s, its runtime after %.1f s", signal, n.Name, proxy.Sub(began).Seconds(), time.Since(proxy).Seconds())
+}
+
 // endProgram signals the program of a node that has that configuration, and waits until it has ended.
 func (s story) endProgram(n *cluster.Node, config string, signal syscall.Signal) {
 	s.t.Helper()
-	config = filepath.Join(s.c.Dir, n.Name, config)
+	s.endProcess("\x00--config\x00"+filepath.Join(s.c.Dir, n.Name, config)+"\x00", signal)
+}
+
+// endProcess does that to the one process whose command line has these words.
+func (s story) endProcess(words string, signal syscall.Signal) {
+	s.t.Helper()
 	runs := func() (pids []int) {
 		all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 		must(s.t, err)
 		for _, file := range all {
 			args, err := os.ReadFile(file)
-			if err != nil || !bytes.Contains(args, []byte("\x00--config\x00"+config+"\x00")) {
+			if err != nil || !bytes.Contains(args, []byte(words)) {
 				continue
 			}
 			pid, err := strconv.Atoi(strings.Split(file, "/")[2])
@@ -248,10 +253,10 @@ func (s story) endProgram(n *cluster.Node, config string, signal syscall.Signal)
 	}
 	pids := runs()
 	if len(pids) != 1 {
-		s.t.Fatalf("%d processes have %s", len(pids), config)
+		s.t.Fatalf("%d processes have %q", len(pids), words)
 	}
 	must(s.t, syscall.Kill(pids[0], signal))
-	must(s.t, lab.Eventually(s.t.Context(), time.Minute, "the program of "+config+" ends", func(context.Context) error {
+	must(s.t, lab.Eventually(s.t.Context(), time.Minute, fmt.Sprintf("the process of %q ends", words), func(context.Context) error {
 		if left := runs(); len(left) > 0 {
 			return fmt.Errorf("%v is there", left)
 		}

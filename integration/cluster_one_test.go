@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,13 +21,7 @@ func TestClusterOfOne(t *testing.T) {
 	}
 	const index = 7
 	dir := filepath.Join(t.TempDir(), "cluster")
-	before := clusterTraces(t, index, dir)
-	t.Cleanup(func() {
-		must(t, cluster.Down(dir))
-		if left := slices.DeleteFunc(clusterTraces(t, index, dir), func(trace string) bool { return slices.Contains(before, trace) }); len(left) > 0 {
-			t.Errorf("the cluster has left:\n%s", strings.Join(left, "\n"))
-		}
-	})
+	leavesNothing(t, index, dir)
 	began := time.Now()
 	log := func(format string, args ...any) {
 		t.Logf("%6.1f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))

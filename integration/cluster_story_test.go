@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -29,6 +30,7 @@ func TestClusterStory(t *testing.T) {
 		t.Skip("make test-cluster runs it")
 	}
 	s := story{t, storyCluster(t)}
+	before := s.look()
 	began := time.Now()
 	must(t, pushExample(t, s.c))
 	must(t, s.c.Apply(t.Context(), shellManifest))
@@ -51,8 +53,15 @@ func TestClusterStory(t *testing.T) {
 		{"Jobs, a CronJob, a StatefulSet, init containers and a sidecar", story.workloads},
 		{"attach, logs -f, exec, cp, port-forward, debug", story.verbs},
 		{"berth is replaced and killed under load", story.replaceBerth},
+		{"berth is upgraded to a build with other records and back", story.upgradeBerth},
+		{"nodes are cordoned, drained and come back", story.drain},
 		{"what cannot work is told, and the page goes on", story.faults},
-		{"all of it is deleted", story.removeWeb},
+		{"a pod of more weight takes the place of another", story.preempt},
+		{"a registry that is down", story.registryDown},
+		{"a full disk", story.fullDisk},
+		{"an API server that is gone", story.serverGone},
+		{"images that nobody uses make room where a disk runs short", story.diskPressure},
+		{"all of it is deleted", func(s story) { s.removeWeb(before) }},
 	} {
 		t.Run(chapter.name, func(t *testing.T) {
 			began := time.Now()
@@ -72,9 +81,9 @@ func storyCluster(t *testing.T) *cluster.Cluster {
 	}
 	dir := filepath.Join(t.TempDir(), "cluster")
 	began := time.Now()
-	t.Cleanup(func() { must(t, cluster.Down(dir)) })
+	leavesNothing(t, 3, dir)
 	c, err := cluster.Start(t.Context(), cluster.Options{
-		Dir: dir, Index: 3, Images: true, Tools: clusterTools(), ControllerManager: []string{"--horizontal-pod-autoscaler-sync-period=5s"},
+		Dir: dir, Index: 3, Images: true, Disks: []int64{0, 4 << 30}, Tools: clusterTools(), ControllerManager: []string{"--horizontal-pod-autoscaler-sync-period=5s"},
 		Log: func(format string, args ...any) {
 			t.Logf("%6.2f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 		},
@@ -248,17 +257,44 @@ func (s story) names() {
 	}
 }
 
-func (s story) removeWeb() {
+// removeWeb deletes all that the story has made: nodes are then as they were before.
+func (s story) removeWeb(before []lab.Snapshot) {
 	root, err := lab.RepoRoot()
 	must(s.t, err)
 	s.kubectl("delete", "-f", filepath.Join(root, "examples/web/web.yaml"), "--ignore-not-found", "--wait=false")
-	s.kubectl("delete", "daemonset,statefulset,job,cronjob,pod", "--all", "--wait=false")
+	s.kubectl("delete", "deployment,daemonset,statefulset,job,cronjob,pod", "--all", "--all-namespaces", "--wait=false")
 	s.kubectl("delete", "service", "store", "--ignore-not-found")
 	s.eventually(long, "no pod is left", func(ctx context.Context) error {
-		out, err := s.c.Kubectl(ctx, "get", "pods", "-o", "name")
+		out, err := s.c.Kubectl(ctx, "get", "pods", "--all-namespaces", "-o", "name")
 		if err == nil && out != "" {
 			err = errors.New(out)
 		}
 		return err
 	})
+	s.eventually(long, "nodes are as they were before the first pod", func(context.Context) error {
+		var left []string
+		for i, after := range s.look() {
+			for _, line := range before[i].Diff(after) {
+				left = append(left, s.c.Nodes[i].Name+": "+line)
+			}
+		}
+		if len(left) > 0 {
+			return errors.New(strings.Join(left, "\n"))
+		}
+		return nil
+	})
+}
+
+// look tells what there is on the nodes, but for their daemons, which are others after an upgrade.
+func (s story) look() []lab.Snapshot {
+	s.t.Helper()
+	var all []lab.Snapshot
+	daemon := regexp.MustCompile(`^process \d+: (` + regexp.QuoteMeta(filepath.Join(s.c.Dir, "bin")) + `/|berth-shim exec( |$))`)
+	for _, n := range s.c.Nodes {
+		now, err := n.Snapshot(s.t.Context())
+		must(s.t, err)
+		maps.DeleteFunc(now, func(line string, _ bool) bool { return daemon.MatchString(line) })
+		all = append(all, now)
+	}
+	return all
 }

@@ -31,14 +31,7 @@ func TestCluster(t *testing.T) {
 		t.Skip("make test-cluster runs it")
 	}
 	dir := filepath.Join(t.TempDir(), "cluster")
-	before := clusterTraces(t, 1, dir)
-	t.Cleanup(func() {
-		must(t, cluster.Down(dir))
-		must(t, cluster.Down(dir)) // again
-		if left := slices.DeleteFunc(clusterTraces(t, 1, dir), func(trace string) bool { return slices.Contains(before, trace) }); len(left) > 0 {
-			t.Errorf("the cluster has left:\n%s", strings.Join(left, "\n"))
-		}
-	})
+	leavesNothing(t, 1, dir)
 	began := time.Now()
 	c, err := cluster.Start(t.Context(), cluster.Options{
 		Dir: dir, Index: 1, Images: true,
@@ -375,9 +368,20 @@ func cgroupProcesses(t *testing.T, name string) []int {
 	return pids
 }
 
+// on is the one of pods that is on a node.
+func (s story) on(node *cluster.Node, pods []clusterPodStatus) clusterPodStatus {
+	s.t.Helper()
+	i := slices.IndexFunc(pods, func(p clusterPodStatus) bool { return p.Spec.NodeName == node.Name })
+	if i < 0 {
+		s.t.Fatalf("no pod is on %s: %+v", node.Name, pods)
+	}
+	return pods[i]
+}
+
 func (s story) killNode() {
 	node := s.c.Nodes[1]
 	port := s.kubectl("get", "service", "web", "-o", "jsonpath={.spec.ports[0].nodePort}")
+	daemon := s.on(node, s.ready("client", 2, time.Minute, nil))
 	must(s.t, node.Kill())
 	must(s.t, node.WaitNotReady(s.t.Context(), time.Minute))
 	web := s.ready("web", 2, 2*time.Minute, onNodes("node-1", "node-1"))
@@ -392,7 +396,17 @@ func (s story) killNode() {
 		}
 		return err
 	})
-	s.ready("client", 2, 2*time.Minute, onNodes("node-1", "node-2"))
+	s.ready("client", 2, 2*time.Minute, func(pods []clusterPodStatus) error {
+		if err := onNodes("node-1", "node-2")(pods); err != nil {
+			return err
+		}
+		if is := s.on(node, pods).Status.ContainerStatuses[0].ContainerID; is == daemon.Status.ContainerStatuses[0].ContainerID {
+			return fmt.Errorf("the DaemonSet's container is told to be %s, of before", is)
+		}
+		return nil
+	})
+	s.answers("the cluster IP, from the DaemonSet's pod on the node that came back", web, s.fromPod(s.on(node, s.ready("client", 2, time.Minute, nil)),
+		s.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")))
 	s.kubectl("scale", "deployment", "web", "--replicas", "4")
 	web = s.ready("web", 4, 2*time.Minute, func(pods []clusterPodStatus) error {
 		for _, p := range pods {
@@ -416,14 +430,28 @@ func (s story) remove() {
 	})
 }
 
-// clusterTraces are what a cluster, of an index, could leave on this machine.
+// leavesNothing takes the cluster down at the end of the test, and fails the test if this machine is not as it was.
+func leavesNothing(t *testing.T, index int, dir string) {
+	t.Helper()
+	before := clusterTraces(t, index, dir)
+	t.Cleanup(func() {
+		must(t, cluster.Down(dir))
+		must(t, cluster.Down(dir)) // again
+		if left := slices.DeleteFunc(clusterTraces(t, index, dir), func(trace string) bool { return slices.Contains(before, trace) }); len(left) > 0 {
+			t.Errorf("the cluster has left:\n%s", strings.Join(left, "\n"))
+		}
+	})
+}
+
+// clusterTraces are what a cluster could leave on this machine.
 func clusterTraces(t *testing.T, index int, dir string) []string {
 	t.Helper()
 	look := exec.Command("sh", "-c", `
 		ip -o link | awk '{ print "link", $2 }' | grep "berth-cl$INDEX"
 		ip route | grep -E "10\.(101\.$INDEX|11$INDEX|12$INDEX)\."
-		grep -F "$DIR" /proc/self/mountinfo
+		grep -F "$DIR" /proc/self/mountinfo /sys/block/loop*/loop/backing_file
 		find /sys/fs/cgroup -type d -name "berth-cluster$INDEX*"
+		[ -n "$BERTH_LAB_SHARED" ] || nft list tables
 		[ -n "$BERTH_LAB_SHARED" ] || sysctl vm.overcommit_memory kernel.panic kernel.panic_on_oops
 		ls -d "$DIR"
 		echo "$DIR" | grep -lFf - /proc/[0-9]*/cmdline /proc/[0-9]*/mountinfo

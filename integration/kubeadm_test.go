@@ -37,13 +37,7 @@ func TestKubeadm(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "cluster")
 	const index = 7
-	before := clusterTraces(t, index, dir)
-	t.Cleanup(func() {
-		must(t, cluster.Down(dir))
-		if left := slices.DeleteFunc(clusterTraces(t, index, dir), func(trace string) bool { return slices.Contains(before, trace) }); len(left) > 0 {
-			t.Errorf("the cluster has left:\n%s", strings.Join(left, "\n"))
-		}
-	})
+	leavesNothing(t, index, dir)
 	o := cluster.Options{Dir: dir, Index: index, Images: true, Log: t.Logf, Tools: clusterTools()}
 	o.Tools.Kubeadm = tools.Kubeadm
 	c, err := cluster.Machines(t.Context(), o)

@@ -29,14 +29,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	c.logf("etcd is ready")
-	api, err := c.startAPIServer(ctx)
-	if err != nil {
-		return err
-	}
-	if err := api.ready(ctx, 3*time.Minute, func(ctx context.Context) error {
-		_, err := c.Kubectl(ctx, "get", "--raw", "/readyz")
-		return err
-	}); err != nil {
+	if err := c.StartAPIServer(ctx); err != nil {
 		return err
 	}
 	c.logf("kube-apiserver is ready: %s", c.server())
@@ -54,9 +47,10 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: system:k
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: berth-cluster:kubelet-clients}]
 `
 
-func (c *Cluster) startAPIServer(context.Context) (*process, error) {
+// StartAPIServer starts the API server, and waits until it is ready.
+func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	pki := func(name string) string { return c.path("pki", name) }
-	return c.startHere("kube-apiserver",
+	p, err := c.startHere("kube-apiserver",
 		"--etcd-servers", "https://"+c.loopback()+":2379", "--etcd-cafile", pki("etcd-ca.crt"), "--etcd-certfile", pki("apiserver-etcd-client.crt"), "--etcd-keyfile", pki("apiserver-etcd-client.key"),
 		"--bind-address", c.HostAddress(), "--advertise-address", c.HostAddress(), "--secure-port", "6443",
 		"--tls-cert-file", pki("apiserver.crt"), "--tls-private-key-file", pki("apiserver.key"), "--client-ca-file", pki("ca.crt"),
@@ -69,6 +63,13 @@ func (c *Cluster) startAPIServer(context.Context) (*process, error) {
 		"--requestheader-extra-headers-prefix", "X-Remote-Extra-", "--requestheader-group-headers", "X-Remote-Group", "--requestheader-username-headers", "X-Remote-User",
 		"--proxy-client-cert-file", pki("front-proxy-client.crt"), "--proxy-client-key-file", pki("front-proxy-client.key"),
 		"--enable-aggregator-routing", "--allow-privileged")
+	if err != nil {
+		return err
+	}
+	return p.ready(ctx, 3*time.Minute, func(ctx context.Context) error {
+		_, err := c.Kubectl(ctx, "get", "--raw", "/readyz")
+		return err
+	})
 }
 
 func (c *Cluster) startControllers(ctx context.Context) error {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -38,19 +39,47 @@ func (n *Node) files() error {
 	for _, other := range n.c.Nodes {
 		hosts += other.Address() + " " + other.Name + "\n"
 	}
-	kubelet, err := yaml.Marshal(n.kubeletConfig())
-	if err != nil {
+	if err := n.makeDisk(); err != nil {
+		return err
+	}
+	if err := n.ConfigureKubelet(nil); err != nil {
 		return err
 	}
 	for file, text := range map[string]string{
 		"hosts": hosts, "hostname": n.Name + "\n", "machine-id": hex.EncodeToString(id) + "\n", "resolv.conf": "nameserver " + n.c.HostAddress() + "\n",
-		"kubelet.yaml": string(kubelet), "berth.yaml": n.berthConfig(), "containerd.toml": n.containerdConfig(), "proxy.yaml": n.proxyConfig(),
+		"berth.yaml": n.berthConfig(), "containerd.toml": n.containerdConfig(), "proxy.yaml": n.proxyConfig(),
 	} {
 		if err := os.WriteFile(n.path(file), []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
 	return n.hostsToml()
+}
+
+// makeDisk makes the node's disk. Its file takes as much as has been written to it.
+func (n *Node) makeDisk() error {
+	if n.Disk() == 0 {
+		return nil
+	}
+	if err := os.WriteFile(n.path("var.disk"), nil, 0o600); err != nil {
+		return err
+	}
+	if err := os.Truncate(n.path("var.disk"), n.Disk()); err != nil {
+		return err
+	}
+	_, err := run(context.Background(), "mkfs.ext4", "-q", "-m", "0", n.path("var.disk"))
+	return err
+}
+
+// ConfigureKubelet writes the node's KubeletConfiguration, with changes to what all nodes have. The kubelet reads it at its start.
+func (n *Node) ConfigureKubelet(changes map[string]any) error {
+	config := n.kubeletConfig()
+	maps.Copy(config, changes)
+	text, err := yaml.Marshal(config)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(n.path("kubelet.yaml"), text, 0o644)
 }
 
 func (n *Node) kubeletConfig() map[string]any {
@@ -108,7 +137,7 @@ const namespaceScript = `
 	done
 	mount -t tmpfs -o mode=755 "berth-$NODE" /run
 	mount --bind "/mnt/$NODE/tmp" /tmp
-	mount --bind "/mnt/$NODE/var" /var
+	if [ -f "/mnt/$NODE/var.disk" ]; then mount -o loop "/mnt/$NODE/var.disk" /var; else mount --bind "/mnt/$NODE/var" /var; fi
 	if [ -d "/mnt/$NODE/etc" ]; then # one of Machines
 		mount -t overlay -o "lowerdir=/etc,upperdir=/mnt/$NODE/etc,workdir=/mnt/$NODE/etc.work" "berth-$NODE" /etc
 		mount --bind /mnt/bin /usr/local/bin
@@ -116,8 +145,7 @@ const namespaceScript = `
 	mkdir -p /run/sys /run/lock /var/tmp /var/lib/kubelet /var/lib/berth /var/log/pods /var/log/containers "$DIR"
 	chmod 1777 /var/tmp
 	ln -sfn /run /var/run
-	mount --bind /mnt "$DIR"
-	umount /mnt
+	mount --move /mnt "$DIR"
 	# A sysfs shows the network namespace that it is mounted in.
 	mount --rbind /sys /run/sys
 	mount -t sysfs sysfs /sys

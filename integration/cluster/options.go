@@ -18,6 +18,7 @@ type Options struct {
 	Tools  Tools                            // those that are empty are built
 	Images bool                             // the registry starts with the lab's test images, else it is empty
 	Parts  Parts                            // what nodes are made of; default Berth
+	Disks  []int64                          // bytes of the disks that node-1, node-2 … have for /var; 0: a directory of this machine's
 
 	// More arguments, which win over the cluster's own.
 	APIServer, ControllerManager []string
@@ -56,6 +57,7 @@ type Cluster struct {
 	log      func(format string, args ...any)
 	images   bool
 	parts    Parts
+	disks    []int64
 	moreArgs map[string][]string
 }
 
@@ -73,6 +75,7 @@ type state struct {
 	Index, Nodes int
 	Images       bool
 	Parts        Parts
+	Disks        []int64
 	MoreArgs     map[string][]string
 }
 
@@ -93,6 +96,8 @@ func (o *Options) check() error {
 		return fmt.Errorf("images: nodes made of %s need the lab's test images, of which pause is one", Containerd)
 	case o.Nodes < 1 || o.Nodes > 9:
 		return fmt.Errorf("nodes: %d is not 1 to 9", o.Nodes)
+	case len(o.Disks) > o.Nodes:
+		return fmt.Errorf("disks: there are %d for %d nodes", len(o.Disks), o.Nodes)
 	case o.Index < 0 || o.Index > 9:
 		return fmt.Errorf("index: %d is not 0 to 9", o.Index)
 	case !filepath.IsAbs(o.Dir) || filepath.Clean(o.Dir) != o.Dir || o.Dir == "/" || strings.ContainsAny(o.Dir, " \t\n\\'\""):
@@ -102,7 +107,7 @@ func (o *Options) check() error {
 }
 
 func build(o Options) *Cluster {
-	c := &Cluster{Dir: o.Dir, Index: o.Index, log: o.Log, images: o.Images, parts: o.Parts, moreArgs: map[string][]string{
+	c := &Cluster{Dir: o.Dir, Index: o.Index, log: o.Log, images: o.Images, parts: o.Parts, disks: o.Disks, moreArgs: map[string][]string{
 		"kube-apiserver": o.APIServer, "kube-controller-manager": o.ControllerManager,
 	}}
 	for n := 1; n <= o.Nodes; n++ {
@@ -121,7 +126,7 @@ func Open(dir string, log func(string, ...any)) (*Cluster, error) {
 	if err := json.Unmarshal(text, &s); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, stateFile), err)
 	}
-	c := build(Options{Dir: dir, Index: s.Index, Nodes: s.Nodes, Log: log, Images: s.Images, Parts: s.Parts})
+	c := build(Options{Dir: dir, Index: s.Index, Nodes: s.Nodes, Log: log, Images: s.Images, Parts: s.Parts, Disks: s.Disks})
 	c.moreArgs = s.MoreArgs
 	return c, nil
 }
@@ -129,7 +134,7 @@ func Open(dir string, log func(string, ...any)) (*Cluster, error) {
 const stateFile = "cluster.json"
 
 func (c *Cluster) save() error {
-	text, err := json.Marshal(state{c.Index, len(c.Nodes), c.images, c.parts, c.moreArgs})
+	text, err := json.Marshal(state{c.Index, len(c.Nodes), c.images, c.parts, c.disks, c.moreArgs})
 	if err != nil {
 		return err
 	}
@@ -177,6 +182,14 @@ func (n *Node) Cgroup() string { return n.cgroup() }
 
 // CertsD is the directory of hosts.toml that leads its pulls to the registry.
 func (n *Node) CertsD() string { return n.path("certs.d") }
+
+// Disk is how many bytes the node's own disk has; 0: it has none.
+func (n *Node) Disk() int64 {
+	if n.n > len(n.c.disks) {
+		return 0
+	}
+	return n.c.disks[n.n-1]
+}
 
 // NetNS is the path of its network namespace.
 func (n *Node) NetNS() string { return n.ns("net") }

@@ -25,19 +25,23 @@ func (c *Cluster) startRegistry(ctx context.Context, tools Tools) error {
 		return err
 	}
 	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage:\n  filesystem: {rootdirectory: %s}\n  delete: {enabled: true}\nhttp: {addr: \"%s\"}\n", data, c.Registry())
-	file := c.path("registry.yml")
-	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+	if err := os.WriteFile(c.path("registry.yml"), []byte(config), 0o644); err != nil {
 		return err
 	}
-	p, err := c.startHere("registry", "serve", file)
-	if err != nil {
-		return err
-	}
-	if err := p.ready(ctx, time.Minute, healthy("http://"+c.Registry()+"/v2/", nil)); err != nil {
+	if err := c.StartRegistry(ctx); err != nil {
 		return err
 	}
 	c.logf("registry is ready: %s", c.Registry())
 	return nil
+}
+
+// StartRegistry starts the registry with what it has, and waits until it answers.
+func (c *Cluster) StartRegistry(ctx context.Context) error {
+	p, err := c.startHere("registry", "serve", c.path("registry.yml"))
+	if err != nil {
+		return err
+	}
+	return p.ready(ctx, time.Minute, healthy("http://"+c.Registry()+"/v2/", nil))
 }
 
 // Builder pushes images to the cluster's registry.
