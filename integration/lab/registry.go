@@ -145,7 +145,7 @@ func TestImages(ctx context.Context, registry, busybox string, logf func(string,
 	if err != nil {
 		return "", err
 	}
-	final := filepath.Join(cache, "registry-"+print)
+	final := filepath.Join(cache, "registry-"+print+"-"+filepath.Base(busybox))
 	if _, err := os.Stat(final); err == nil {
 		return final, nil
 	}

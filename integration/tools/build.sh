@@ -156,7 +156,7 @@ build_metrics_server() {
 # Kubernetes' own end-to-end tests: e2e.test, ginkgo, which runs it several times at once, and what is in their images.
 e2e() {
   local out
-  out=$(slot e2e)/bin
+  out=$(slot e2e)/bin-2
   once "$out" build_e2e "$out"
   once "$out/regression-issue-74839" gobuild e2e "$out/regression-issue-74839" k8s.io/kubernetes/test/images/regression-issue-74839
   once "$out/images" copy_e2e_images "$out/images"
@@ -175,15 +175,16 @@ copy_e2e_images() {
 }
 
 build_e2e() {
-  local out=$1 kubernetes
+  local out=$1 kubernetes version=k8s.io/component-base/version
   rm -rf "$out.part"
   mkdir -p "$out.part"
   kubernetes=$(cd "$here/e2e" && go list -mod=readonly -m -f '{{.Dir}}' k8s.io/kubernetes)
   cp "$kubernetes"/test/images/agnhost/porter/localhost.* "$kubernetes/test/images/agnhost/VERSION" "$out.part/"
   (cd "$here/e2e" && CGO_ENABLED=0 run "build ginkgo and agnhost" go build -v -mod=readonly -ldflags '-s -w' -o "$out.part/" \
     github.com/onsi/ginkgo/v2/ginkgo k8s.io/kubernetes/test/images/agnhost)
-  (cd "$here/e2e" && CGO_ENABLED=0 run "build e2e.test" go test -c -v -mod=readonly \
-    -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$KUBERNETES" -o "$out.part/e2e.test" k8s.io/kubernetes/test/e2e)
+  # Some of the tests ask for what the version is by number.
+  (cd "$here/e2e" && CGO_ENABLED=0 run "build e2e.test" go test -c -v -mod=readonly -ldflags "-s -w -X $version.gitVersion=v$KUBERNETES \
+    -X $version.gitMajor=${KUBERNETES%%.*} -X $version.gitMinor=$(cut -d. -f2 <<< "$KUBERNETES")" -o "$out.part/e2e.test" k8s.io/kubernetes/test/e2e)
   mv "$out.part" "$out"
 }
 
@@ -275,7 +276,7 @@ build_cni() {
 }
 
 busybox() {
-  local out=$cache/tools/busybox-1
+  local out=$cache/tools/busybox-2
   once "$out" build_busybox "$out"
   echo "busybox $out"
 }
