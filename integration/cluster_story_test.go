@@ -60,7 +60,6 @@ func TestClusterStory(t *testing.T) {
 		{"a registry that is down", story.registryDown},
 		{"a full disk", story.fullDisk},
 		{"an API server that is gone", story.serverGone},
-		{"images that nobody uses make room where a disk runs short", story.diskPressure},
 		{"all of it is deleted", func(s story) { s.removeWeb(before) }},
 	} {
 		t.Run(chapter.name, func(t *testing.T) {

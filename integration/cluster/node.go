@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -42,12 +41,13 @@ func (n *Node) files() error {
 	if err := n.makeDisk(); err != nil {
 		return err
 	}
-	if err := n.ConfigureKubelet(nil); err != nil {
+	kubelet, err := yaml.Marshal(n.kubeletConfig())
+	if err != nil {
 		return err
 	}
 	for file, text := range map[string]string{
 		"hosts": hosts, "hostname": n.Name + "\n", "machine-id": hex.EncodeToString(id) + "\n", "resolv.conf": "nameserver " + n.c.HostAddress() + "\n",
-		"berth.yaml": n.berthConfig(), "containerd.toml": n.containerdConfig(), "proxy.yaml": n.proxyConfig(),
+		"kubelet.yaml": string(kubelet), "berth.yaml": n.berthConfig(), "containerd.toml": n.containerdConfig(), "proxy.yaml": n.proxyConfig(),
 	} {
 		if err := os.WriteFile(n.path(file), []byte(text), 0o644); err != nil {
 			return err
@@ -69,17 +69,6 @@ func (n *Node) makeDisk() error {
 	}
 	_, err := run(context.Background(), "mkfs.ext4", "-q", "-m", "0", n.path("var.disk"))
 	return err
-}
-
-// ConfigureKubelet writes the node's KubeletConfiguration, with changes to what all nodes have. The kubelet reads it at its start.
-func (n *Node) ConfigureKubelet(changes map[string]any) error {
-	config := n.kubeletConfig()
-	maps.Copy(config, changes)
-	text, err := yaml.Marshal(config)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(n.path("kubelet.yaml"), text, 0o644)
 }
 
 func (n *Node) kubeletConfig() map[string]any {

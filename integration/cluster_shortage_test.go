@@ -4,14 +4,12 @@ package integration
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -84,10 +82,7 @@ func (s story) says(what string, want []string, args ...string) {
 	})
 }
 
-// diskKept is what the kubelet of the small node is to keep free.
-const diskKept = 256 << 20
-
-const bulky, bulkyImage = "registry.example/story/bulky", bulky + ":1"
+const bulkyImage = "registry.example/story/bulky:1"
 
 // pushBulky makes an image that takes room, of a program that says so.
 func (s story) pushBulky() {
@@ -144,81 +139,6 @@ func (s story) emptyDisk(node *cluster.Node) {
 	if out, err := node.Command(s.t.Context(), "rm", "-f", ballast, ballast+".rest").CombinedOutput(); err != nil {
 		s.t.Fatalf("rm: %v: %s", err, out)
 	}
-}
-
-// diskPressure has the kubelet of the small node, whose disk is its own, look after it as kubelets do elsewhere.
-func (s story) diskPressure() {
-	node := s.small()
-	kept := strconv.Itoa(diskKept)
-	must(s.t, node.ConfigureKubelet(map[string]any{
-		"evictionHard": map[string]string{
-			"memory.available": "0%", "nodefs.available": kept, "imagefs.available": kept, "nodefs.inodesFree": "1%", "imagefs.inodesFree": "1%",
-		},
-		"evictionPressureTransitionPeriod": "10s", "imageMinimumGCAge": "1s",
-	}))
-	s.restartKubelet(node)
-	lives := s.lives("web", "shell")
-	l := s.underLoad()
-	s.imagesCollected(node)
-	l.end(s.t)
-	s.liveOn(lives)
-	must(s.t, node.ConfigureKubelet(nil))
-	s.restartKubelet(node)
-}
-
-func (s story) restartKubelet(node *cluster.Node) {
-	s.t.Helper()
-	s.endProgram(node, "kubelet.yaml", syscall.SIGTERM)
-	must(s.t, node.StartKubelet(s.t.Context()))
-	must(s.t, node.WaitReady(s.t.Context(), long))
-}
-
-// condition waits for a node's condition.
-func (s story) condition(node *cluster.Node, kind, want string) {
-	s.t.Helper()
-	s.eventually(long, fmt.Sprintf("%s has %s: %s", node.Name, kind, want), func(ctx context.Context) error {
-		out, err := s.c.Kubectl(ctx, "get", "node", node.Name, "-o", `jsonpath={.status.conditions[?(@.type=="`+kind+`")].status}`)
-		if err == nil && out != want {
-			err = errors.New(out)
-		}
-		return err
-	})
-}
-
-// imagesCollected fills the disk so that the images that nobody uses are what has to go.
-func (s story) imagesCollected(node *cluster.Node) {
-	s.pushBulky()
-	must(s.t, s.c.Apply(s.t.Context(), onNode(node, "bulky", `restartPolicy: Never, containers: [{name: main, image: "`+bulkyImage+`"}]`)))
-	s.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/bulky", "--timeout", long.String())
-	s.kubectl("delete", "pod", "bulky")
-	if images := s.images(node); !strings.Contains(images, bulky) {
-		s.t.Fatalf("%s has no image %s:\n%s", node.Name, bulky, images)
-	}
-	s.fillDisk(node, diskKept-16<<20)
-	s.eventually(long, "the image that nobody uses is removed", func(ctx context.Context) error {
-		if images := s.images(node); strings.Contains(images, bulky) {
-			return errors.New(images)
-		}
-		return nil
-	})
-	s.says("disk pressure", []string{`NodeHasDiskPressure`}, "describe", "node", node.Name)
-	s.condition(node, "DiskPressure", "False")
-	free, err := s.free(s.t.Context(), node)
-	must(s.t, err)
-	if free < diskKept {
-		s.t.Errorf("%d bytes are free, of which %d are to be", free, diskKept)
-	}
-	if out := s.kubectl("get", "pods", "-A", "--field-selector", "status.phase=Failed,spec.nodeName="+node.Name, "-o", "jsonpath={.items[*].status.reason}"); strings.Contains(out, "Evicted") {
-		s.t.Error("pods were evicted, though images could go")
-	}
-	s.emptyDisk(node)
-}
-
-func (s story) images(node *cluster.Node) string {
-	s.t.Helper()
-	out, err := node.Command(s.t.Context(), s.c.Program("berth"), "images", "list").CombinedOutput()
-	must(s.t, err)
-	return string(out)
 }
 
 // onNode is the manifest of a pod that goes to that node and no other.
