@@ -92,7 +92,7 @@ test-vm: build ## critest and others in a virtual machine: cgroup v2, AppArmor, 
 	@$(GO) test -c -tags integration -o bin/integration.test ./integration
 	@integration/progress.sh 'test-vm' integration/count.sh bin/test-vm.log \
 		integration/vm/run.sh -t 7200 integration/vm/tests.sh '$(VM_RUN)'
-	@for p in nft ipvs iptables; do CGO_ENABLED=0 $(GO) test -c -o bin/$$p.test ./proxy/$$p; done
+	@for p in proxy/nft proxy/ipvs proxy/iptables network; do CGO_ENABLED=0 $(GO) test -c -o bin/$${p##*/}.test ./$$p; done
 	@integration/progress.sh 'test-vm of the proxy' integration/count.sh bin/test-vm-proxy.log \
 		integration/vm/run.sh -t 3600 integration/vm/proxy.sh '$(VM_PROXY_RUN)'
 	@integration/progress.sh 'test-vm with systemd' integration/count.sh bin/test-vm-systemd.log \

@@ -61,10 +61,14 @@ func (m *Manager) owner() string {
 	return dir
 }
 
-// mark has the default network's bridge say that it is ours, if there is one. An alias that says something else is left alone.
+// mark has the default network's bridge say that it is ours, if there is one, and be as it must. An alias that says something else
+// is left alone.
 func (m *Manager) mark(bridge string) error {
 	link, err := m.elsewhere(bridge)
 	if err != nil || link == nil {
+		return err
+	}
+	if err := m.seeBridged(link); err != nil {
 		return err
 	}
 	alias := markPrefix + m.owner()

@@ -99,6 +99,7 @@ type Manager struct {
 	status   pluginStatus
 	shut     string       // why the node's firewall drops what is for pods, as it was logged
 	adopted  atomic.Bool  // the node's pods are known, and what others take away of theirs is made again
+	seen     atomic.Int64 // the index of the bridge of which netfilter sees the packets
 	bare     string       // why what pods send is not masqueraded, as it was logged
 	others   []podAddress // of pods on other networks than that of the configuration
 }

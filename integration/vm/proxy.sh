@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs, in the machine of run.sh, what the proxy's tests need of a kernel that this machine may not have: IPVS and its sets, an older
-# nf_tables, and none. bin/ipvs.test, bin/iptables.test and bin/nft.test are the tests of proxy/ipvs, proxy/iptables and proxy/nft.
+# Runs, in the machine of run.sh, what tests of the proxy and the network need of a kernel that this machine may not have: IPVS and its
+# sets, an older nf_tables, and none, br_netfilter as a module. bin/NAME.test are the tests of proxy/NAME, bin/network.test of network.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bin=$PWD/bin
@@ -33,6 +33,9 @@ printf '%s\n--- PASS: nf_tables blacklisted\n' "$out"
 grep -q -- '--- PASS: TestPackets/legacy' /disk/legacy.log # it is skipped where the kernel does not do it
 rm /etc/modprobe.d/berth-test.conf
 
+[ ! -e /proc/sys/net/bridge ] # berth loads br_netfilter
+(cd network && "$bin/network.test" -test.v -test.run '^TestServiceOfAPodOnTheSameBridge$') | tee /disk/network.log
+grep -q -- '--- PASS: TestServiceOfAPodOnTheSameBridge' /disk/network.log # it is skipped without bin/cni
 modprobe -a ip_vs ip_vs_rr ip_set ip_set_hash_ipport ip_set_bitmap_port dummy
 (cd proxy/ipvs && "$bin/ipvs.test" -test.v)
 (cd proxy/nft && "$bin/nft.test" -test.v -test.timeout 50m -test.run "$1")
