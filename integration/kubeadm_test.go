@@ -164,9 +164,9 @@ func (k *kubeadmStory) push(images []string) {
 	b.Log = k.t.Logf
 	programs := map[string]string{
 		"kube-apiserver": tools.APIServer, "kube-controller-manager": tools.ControllerManager, "kube-scheduler": tools.Scheduler,
-		"etcd": tools.Etcd, "coredns": tools.DNS, "berth": filepath.Join(k.c.Dir, "bin/berth"),
+		"etcd": tools.Etcd, "coredns": tools.DNS,
 	}
-	for _, image := range append(images, "registry.example/berth:latest") {
+	for _, image := range images {
 		_, rest, _ := strings.Cut(image, "/")
 		repo, tag, _ := strings.Cut(rest, ":")
 		name := path.Base(repo)
@@ -276,9 +276,23 @@ func (k *kubeadmStory) proxy() {
 	if out := k.kubectl("--namespace", "kube-system", "get", "daemonsets,configmaps", "-o", "name"); strings.Contains(out, "daemonset") || !strings.Contains(out, "configmap/kube-proxy\n") {
 		k.t.Fatalf("there should be kube-proxy's ConfigMap and no DaemonSet: %s", out)
 	}
+	k.importProxy(first)
 	k.kubectl("apply", "-f", k.example("proxy/berth-proxy.yaml"))
 	k.untilReady("app=berth-proxy", "k8s-app=kube-dns")
 	must(k.t, first.WaitReady(k.t.Context(), time.Minute))
+}
+
+// importProxy gives a node the image that berth-proxy.yaml names, which no registry has.
+func (k *kubeadmStory) importProxy(n *cluster.Node) {
+	manifest, err := os.ReadFile(k.example("proxy/berth-proxy.yaml"))
+	must(k.t, err)
+	image := regexp.MustCompile(`\bimage: (\S+)`).FindStringSubmatch(string(manifest))
+	if image == nil {
+		k.t.Fatalf("berth-proxy.yaml names no image")
+	}
+	const archive = "/var/tmp/berth.tar"
+	k.on(n, "sh", k.example("proxy/image.sh"), "/usr/local/bin/berth", image[1], archive)
+	k.on(n, "berth", "images", "import", archive)
 }
 
 // routes gives a node's berth its kubeconfig.
@@ -294,6 +308,7 @@ func (k *kubeadmStory) join() {
 		k.t.Fatalf("kubeadm token create --print-join-command: %v", command)
 	}
 	k.kubeadm(second, append(append(command[1:], "--cri-socket", "unix:///run/berth/berth.sock"), k.ignored()...)...)
+	k.importProxy(second)
 	k.routes(second)
 	must(k.t, second.WaitReady(k.t.Context(), 2*time.Minute))
 	k.untilReady("app=berth-proxy")
