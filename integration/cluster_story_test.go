@@ -80,9 +80,10 @@ func storyCluster(t *testing.T) *cluster.Cluster {
 	}
 	dir := filepath.Join(t.TempDir(), "cluster")
 	began := time.Now()
-	leavesNothing(t, 3, dir)
+	index := clusterIndex(t, 3)
+	leavesNothing(t, index, dir)
 	c, err := cluster.Start(t.Context(), cluster.Options{
-		Dir: dir, Index: 3, Images: true, Disks: []int64{0, 4 << 30}, Tools: clusterTools(), ControllerManager: []string{"--horizontal-pod-autoscaler-sync-period=5s"},
+		Dir: dir, Index: index, Images: true, Disks: []int64{0, 4 << 30}, Tools: clusterTools(), ControllerManager: []string{"--horizontal-pod-autoscaler-sync-period=5s"},
 		Log: func(format string, args ...any) {
 			t.Logf("%6.2f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 		},

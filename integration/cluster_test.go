@@ -31,10 +31,11 @@ func TestCluster(t *testing.T) {
 		t.Skip("make test-cluster runs it")
 	}
 	dir := filepath.Join(t.TempDir(), "cluster")
-	leavesNothing(t, 1, dir)
+	index := clusterIndex(t, 1)
+	leavesNothing(t, index, dir)
 	began := time.Now()
 	c, err := cluster.Start(t.Context(), cluster.Options{
-		Dir: dir, Index: 1, Images: true,
+		Dir: dir, Index: index, Images: true,
 		Log: func(format string, args ...any) {
 			t.Logf("%6.2f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 		},
@@ -428,6 +429,20 @@ func (s story) remove() {
 		}
 		return err
 	})
+}
+
+// clusterIndex is which of ten clusters side by side a test makes: its own, or BERTH_CLUSTER_INDEX.
+func clusterIndex(t *testing.T, own int) int {
+	t.Helper()
+	text := os.Getenv("BERTH_CLUSTER_INDEX")
+	if text == "" {
+		return own
+	}
+	index, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("BERTH_CLUSTER_INDEX=%q is no number", text)
+	}
+	return index // Options.Index has bounds
 }
 
 // leavesNothing takes the cluster down at the end of the test, and fails the test if this machine is not as it was.

@@ -36,7 +36,7 @@ func TestKubeadm(t *testing.T) {
 		t.Skip("make test-kubeadm runs it")
 	}
 	dir := filepath.Join(t.TempDir(), "cluster")
-	const index = 7
+	index := clusterIndex(t, 7)
 	leavesNothing(t, index, dir)
 	o := cluster.Options{Dir: dir, Index: index, Images: true, Log: t.Logf, Tools: clusterTools()}
 	o.Tools.Kubeadm = tools.Kubeadm

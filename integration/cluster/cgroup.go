@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/berth-run/berth/integration/lab"
 )
@@ -78,20 +77,4 @@ func processes(cgroup string) (map[int]bool, error) {
 		return err
 	})
 	return found, err
-}
-
-// killCgroup kills all in a cgroup and below, until there is nobody.
-func killCgroup(cgroup string) error {
-	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		left, err := processes(cgroup)
-		if err != nil || len(left) == 0 {
-			return err
-		}
-		if time.Since(began) > 30*time.Second {
-			return fmt.Errorf("cgroup %s: %d processes outlive SIGKILL: %v", cgroup, len(left), left)
-		}
-		for pid := range left {
-			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
-		}
-	}
 }

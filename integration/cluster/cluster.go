@@ -259,7 +259,6 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 		if err := n.Start(ctx); err != nil {
 			return err
 		}
-		c.logf("%s runs kubelet, %s", n.Name, map[Parts]string{Berth: "berth serve and berth proxy", Containerd: "containerd and kube-proxy"}[c.parts])
 	}
 	for _, n := range c.Nodes {
 		if err := n.WaitReady(ctx, 2*time.Minute); err != nil {
@@ -326,20 +325,28 @@ func (c *Cluster) HostRoutes(ctx context.Context) error {
 // Stop is Down for the cluster's directory.
 func (c *Cluster) Stop() error { return Down(c.Dir) }
 
-// Down ends the cluster whose directory that is, and removes all that it has made. A cluster that is not there is no error; one that was left half
-// made or half removed is removed.
+// Down ends the cluster whose directory that is, with all that runs on its nodes, and removes all that it has made. A cluster that is not there
+// is no error; one that was left half made or half removed is removed.
 func Down(dir string) error {
 	c, err := Open(dir, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
-			return nil
+			return kill(dir, (&Cluster{Dir: dir}).ofPrograms)
 		}
 		return fmt.Errorf("%s has no %s: it is no cluster's directory, or one that was made no further; remove it yourself", dir, stateFile)
 	}
 	if err != nil {
 		return err
 	}
-	errs := []error{killCgroup(c.cgroup())}
+	looks := []func() (map[int]bool, error){c.inCgroup, c.ofPrograms}
+	for _, n := range c.Nodes {
+		looks = append(looks, n.inside)
+	}
+	// With the namespaces would go what the rest is found by.
+	if err := kill(dir, looks...); err != nil {
+		return fmt.Errorf("take down %s: %w", dir, err)
+	}
+	var errs []error
 	for _, n := range c.Nodes {
 		errs = append(errs, n.unpin())
 	}

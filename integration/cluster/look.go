@@ -15,8 +15,11 @@ import (
 )
 
 // Processes are those of the node, its daemons' and its pods', by process id with their command lines.
-func (n *Node) Processes() (map[int]string, error) {
-	pids, err := processes(n.cgroup())
+func (n *Node) Processes() (map[int]string, error) { return named(n.inCgroup) }
+
+// named are processes with their command lines.
+func named(look func() (map[int]bool, error)) (map[int]string, error) {
+	pids, err := look()
 	if err != nil {
 		return nil, err
 	}
@@ -31,9 +34,20 @@ func (n *Node) Processes() (map[int]string, error) {
 	return found, nil
 }
 
+// runs says whether a daemon of the node's does, in the node's cgroup or as somebody has started it on the node.
+func (n *Node) runs(d daemon) (bool, error) {
+	all, err := named(n.inside)
+	for _, command := range all {
+		if strings.HasPrefix(command, d.command) {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
 // kubelet is the process id of the node's kubelet, which is in all the node's namespaces.
 func (n *Node) kubelet() (int, error) {
-	all, err := n.Processes()
+	all, err := named(n.inside)
 	if err != nil {
 		return 0, err
 	}

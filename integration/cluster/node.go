@@ -157,11 +157,18 @@ const namespaceScript = `
 
 // boot makes the node's namespaces, and its link to the bridge.
 func (n *Node) boot(ctx context.Context) error {
-	for _, kind := range []string{"mnt", "net", "uts"} {
+	for _, kind := range namespaces {
 		if err := os.WriteFile(n.ns(kind), nil, 0o600); err != nil {
 			return err
 		}
 	}
+	if err := n.makeNamespaces(ctx); err != nil {
+		return errors.Join(err, n.unpin()) // a node with namespaces is one that was booted
+	}
+	return nil
+}
+
+func (n *Node) makeNamespaces(ctx context.Context) error {
 	if _, err := run(ctx, "unshare", "--mount="+n.ns("mnt"), "--net="+n.ns("net"), "--uts="+n.ns("uts"), "--propagation", "private", "true"); err != nil {
 		return err
 	}
@@ -205,16 +212,44 @@ func (n *Node) start(name string, files []*os.File, program string, args ...stri
 	return n.c.start(n.Name+"'s "+name, n.cgroup()+"/system", n.c.path("logs", n.Name+"."+strings.ReplaceAll(name, " ", "-")+".log"), n.enter(), files, n.c.program(program), args...)
 }
 
-// Start boots the node and starts its programs. It does not wait for the node to be Ready.
-func (n *Node) Start(ctx context.Context) error {
-	steps := []func(context.Context) error{n.boot, n.StartBerth, n.StartKubelet, n.StartProxy}
+// daemon is a program that runs on a node until somebody ends it.
+type daemon struct {
+	name    string
+	command string // how its command line begins
+	start   func(context.Context) error
+}
+
+// daemons are the node's, in the order of their start.
+func (n *Node) daemons() []daemon {
+	berth, kubelet := n.c.program("berth"), daemon{"kubelet", n.c.program("kubelet") + " ", n.StartKubelet}
 	if n.c.parts == Containerd {
-		steps = []func(context.Context) error{n.boot, n.startContainerd, n.StartKubelet, n.connect, n.startKubeProxy}
+		return []daemon{
+			{"containerd", n.c.program("containerd") + " ", n.startContainerd}, kubelet,
+			{"kube-proxy", n.c.program("kube-proxy") + " ", n.startKubeProxy},
+		}
 	}
-	for _, do := range steps {
-		if err := do(ctx); err != nil {
+	return []daemon{{"berth serve", berth + " serve ", n.StartBerth}, kubelet, {"berth proxy", berth + " proxy ", n.StartProxy}}
+}
+
+// Start boots the node, unless it has its namespaces, and starts those of its daemons that do not run. It does not wait for the node to be Ready.
+func (n *Node) Start(ctx context.Context) error {
+	if !network.Pinned(n.NetNS()) {
+		if err := n.boot(ctx); err != nil {
 			return err
 		}
+	}
+	for _, d := range n.daemons() {
+		runs, err := n.runs(d)
+		if err != nil {
+			return err
+		}
+		if runs {
+			continue
+		}
+		if err := d.start(ctx); err != nil {
+			return err
+		}
+		n.c.logf("%s: %s is started", n.Name, d.name)
 	}
 	return nil
 }
@@ -281,11 +316,11 @@ func (n *Node) startProxy(ctx context.Context, name, program string, args ...str
 	return p.ready(ctx, 2*time.Minute, healthy("http://"+n.Address()+":10256/livez", nil))
 }
 
-// Kill is the node's power cut: all its processes end at once, its namespaces go, and what was on its tmpfs. What was on its disk stays, and
+// Kill is the node's power cut: all its processes end at once, shells on it as well, its namespaces go, and what was on its tmpfs. What was on its disk stays, and
 // Start boots it again.
 func (n *Node) Kill() error {
-	if err := killCgroup(n.cgroup()); err != nil {
-		return fmt.Errorf("%s: %w", n.Name, err)
+	if err := kill(n.Name, n.inCgroup, n.inside); err != nil {
+		return err
 	}
 	return n.unpin()
 }
@@ -293,7 +328,7 @@ func (n *Node) Kill() error {
 // unpin removes the node's namespaces, whose processes have ended, with the link.
 func (n *Node) unpin() error {
 	var errs []error
-	for _, kind := range []string{"mnt", "net", "uts"} {
+	for _, kind := range namespaces {
 		errs = append(errs, unmount(n.ns(kind)))
 	}
 	return errors.Join(append(errs, deleteLink(n.link()))...)

@@ -101,7 +101,10 @@ func (n *Node) route(ctx context.Context, cidr string, to *Node) error {
 	return nil
 }
 
-// startKubeProxy starts kube-proxy, and waits until Services are programmed.
+// startKubeProxy makes the node's network and starts kube-proxy, and waits until Services are programmed.
 func (n *Node) startKubeProxy(ctx context.Context) error {
+	if err := n.connect(ctx); err != nil {
+		return err
+	}
 	return n.startProxy(ctx, "kube-proxy", "kube-proxy")
 }
