@@ -135,7 +135,9 @@ type Summary struct {
 
 // FamilySummary is what goes for all Services in one family.
 type FamilySummary struct {
-	Family       string   `json:"family"`
+	Family string `json:"family"`
+	// Used is whether the cluster has anything of it: a Service, or a range of cluster IPs or of pods.
+	Used         bool     `json:"used"`
 	Pods         string   `json:"pods"`
 	NodePorts    []string `json:"nodePorts"`
 	ServiceCIDRs []string `json:"serviceCIDRs,omitempty"`

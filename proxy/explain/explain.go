@@ -145,6 +145,9 @@ func (s *Server) look(a *Answer, t *target, from netip.Addr, q Question, counts 
 		if !slices.Contains(scope.Services, m.service.Name) {
 			scope.Services = append(scope.Services, m.service.Name)
 		}
+		if p := (program.Port{Service: m.service.Name, Name: m.port.Name, Protocol: m.port.Protocol}); !slices.Contains(scope.Ports, p) {
+			scope.Ports = append(scope.Ports, p)
+		}
 	}
 	if len(matches) > 0 && len(a.Addresses) == 0 {
 		return scope, nil, otherFamily(q.Target, from)
@@ -417,13 +420,20 @@ func (s *Server) summary(counts map[program.Counted]program.Count) *Summary {
 	st := s.Model.State()
 	n := st.Counts()
 	sum := &Summary{Services: n.Services, Ports: n.Ports, Addresses: n.Frontends, Endpoints: n.Endpoints}
+	var has [model.Families]bool
+	for svc := range st.Services() {
+		for i := range svc.Ports {
+			has[svc.Ports[i].Family] = true
+		}
+	}
 	for f := range model.Family(model.Families) {
 		g := &st.Globals().Family[f]
 		if !g.Enabled {
 			continue
 		}
 		sum.Families = append(sum.Families, FamilySummary{
-			Family: f.String(), Pods: g.Detector.String(), NodePorts: texts(g.NodePorts.Prefixes), ServiceCIDRs: texts(g.ServiceCIDRs),
+			Family: f.String(), Used: has[f] || len(g.ServiceCIDRs) > 0 || g.Detector.CIDR.IsValid(),
+			Pods: g.Detector.String(), NodePorts: texts(g.NodePorts.Prefixes), ServiceCIDRs: texts(g.ServiceCIDRs),
 		})
 	}
 	for svc := range st.Services() {

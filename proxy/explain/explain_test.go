@@ -102,7 +102,7 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 
 func modelOf(t testing.TB) *model.Model {
 	t.Helper()
-	m, err := model.New(model.Config{NodeName: "node-1", IPv4: true, DetectLocal: model.ModeClusterCIDR, ClusterCIDRs: []string{"10.1.0.0/16"}, NodePortAddresses: []string{"primary"}})
+	m, err := model.New(model.Config{NodeName: "node-1", IPv4: true, IPv6: true, DetectLocal: model.ModeClusterCIDR, ClusterCIDRs: []string{"10.1.0.0/16"}, NodePortAddresses: []string{"primary"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +187,7 @@ func TestAnswers(t *testing.T) {
 			"10.96.0.1:80/tcp ClusterIP of default/web:http", "from anyone forwarded: the traffic policy's endpoints, policy cluster",
 			"masqueraded unless a pod sends it: source in 10.1.0.0/16", "10.1.1.2:8080 50.0% ready, this node", "10.1.2.2:8080 50.0% ready\n",
 			"10.1.3.2:8080 0.0% not ready", "10.1.4.2:8080 0.0% terminating, and others are ready, this node",
-			"counted 12 connections, 3 packets refused (source-ranges)",
+			"counted 12 connections, 3 packets refused (source-ranges), at all IPv4 addresses of the port",
 		}, []string{"session affinity", "policy local", "10.96.0.1:80/udp"}},
 		{"10.96.0.1:80/tcp", "10.1.1.9", true, []string{"from 10.1.1.9 forwarded", "masqueraded no: a pod sends it"}, nil},
 		{"10.96.0.1:80", "10.1.1.2", true, []string{"yes where it is sent to itself"}, nil},
@@ -242,6 +242,29 @@ func TestAnswers(t *testing.T) {
 		if a.Found() != c.found {
 			t.Errorf("%s from %q: found %t:\n%s", c.target, c.from, a.Found(), text)
 		}
+	}
+}
+
+// Counts are a port's, whose addresses are three here.
+func TestCountsAreToldOnce(t *testing.T) {
+	for target, addresses := range map[string]int{"default/web": 3, "default/web:http": 3, "203.0.113.1:80": 1} {
+		text, a := say(t, serverOf(t), target, "")
+		if n := strings.Count(text, "counted 12 connections"); n != 1 || len(a.Addresses) != addresses {
+			t.Errorf("%s: told %d times at %d addresses:\n%s", target, n, len(a.Addresses), text)
+		}
+	}
+}
+
+// A kernel has IPv6 whether the cluster does it or not.
+func TestAFamilyWithoutAnythingHasNoLine(t *testing.T) {
+	s := serverOf(t)
+	if text, a := say(t, s, "", ""); strings.Contains(text, "IPv6") || len(a.Summary.Families) != 2 || !a.Summary.Families[0].Used || a.Summary.Families[1].Used {
+		t.Errorf("%+v\n%s", a.Summary.Families, text)
+	}
+	s.Model.SetServiceCIDR(&networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"fd96::/108"}}})
+	s.Model.Commit()
+	if text, _ := say(t, s, "", ""); !strings.Contains(text, "IPv6 pods: none; node ports at ::/0; cluster IPs in fd96::/108") {
+		t.Error(text)
 	}
 }
 
@@ -392,6 +415,17 @@ func TestExplainReadsTheKernel(t *testing.T) {
 			t.Errorf("%s: %s", target, text)
 		}
 	}
+	// Another port of a Service is not asked about.
+	l.Node.Run("nft", "add", "element", "ip", nft.Table, "dropped", "{ 10.96.0.3 . tcp . 80 }")
+	for target, other := range map[string]bool{"default/nowhere": true, "default/nowhere:http": true, "default/nowhere:dns": false, "10.96.0.3:53/udp": false} {
+		text, a := ask(target, "")
+		if found := len(a.Kernel.Differences) == 1; found != other || strings.Contains(text, "10.96.0.3 . tcp . 80") != other {
+			t.Errorf("%s: %s", target, text)
+		}
+		if dns := strings.Contains(text, "ip frontends: 10.96.0.3 . udp . 53"); dns == strings.HasSuffix(target, "http") {
+			t.Errorf("%s: %s", target, text)
+		}
+	}
 	// A rule of somebody else's is in the way of all.
 	l.Node.Run("nft", "insert", "rule", "ip", nft.Table, "services", "tcp", "dport", "443", "accept")
 	if text, _ := ask("default/sticky", ""); !strings.Contains(text, "DIFFERS") || !strings.Contains(text, "chain services: other rules") {
@@ -457,7 +491,7 @@ func TestExplainReadsTheRulesOfIptables(t *testing.T) {
 	if text, _ := ask("203.0.113.1:80", ""); !strings.Contains(text, ": -s 192.0.2.0/24 ") || !strings.Contains(text, "ip filter KUBE-PROXY-FIREWALL: -d 203.0.113.1/32") {
 		t.Errorf("who may send, and who else may not:\n%s", text)
 	}
-	if text, _ := ask("default/nowhere:dns", ""); !strings.Contains(text, "ip filter KUBE-SERVICES: -d 10.96.0.3/32 -p udp") || !strings.Contains(text, "-j REJECT") {
+	if text, _ := ask("default/nowhere:dns", ""); !strings.Contains(text, "ip filter KUBE-SERVICES: -d 10.96.0.3/32 -p udp") || !strings.Contains(text, "-j REJECT") || strings.Contains(text, "-p tcp") {
 		t.Errorf("what is rejected:\n%s", text)
 	}
 	node.Run("iptables", "-t", "nat", "-I", "KUBE-SERVICES", "-d", "10.96.0.1", "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", "198.51.100.66:80")

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/berth-run/berth/proxy/model"
 )
 
 // Text writes an Answer for people.
@@ -20,7 +22,11 @@ func (a *Answer) Text(to io.Writer) error {
 		if i > 0 {
 			w.line("")
 		}
-		w.address(&a.Addresses[i])
+		at := &a.Addresses[i]
+		w.address(at)
+		if len(at.Counts) > 0 && !slices.ContainsFunc(a.Addresses[i+1:], at.countedWith) {
+			w.line("  counted\t%s, at all %s addresses of the port", counts(at.Counts), at.family())
+		}
 	}
 	for _, n := range a.Notes {
 		w.line("note\t%s", n)
@@ -93,9 +99,18 @@ func (w *text) address(a *Address) {
 		w.line("  topology\t%s", a.Hints)
 	}
 	w.endpoints(a)
-	if len(a.Counts) > 0 {
-		w.line("  counted\t%s", counts(a.Counts))
+}
+
+// countedWith is whether another address has the same Counts: those of one port in one family.
+func (a *Address) countedWith(o Address) bool {
+	return a.Service == o.Service && a.Port == o.Port && a.Protocol == o.Protocol && a.family() == o.family()
+}
+
+func (a *Address) family() model.Family {
+	if strings.HasPrefix(a.Address, "[") {
+		return model.IPv6
 	}
+	return model.IPv4
 }
 
 // counts writes connections first.
@@ -182,6 +197,9 @@ func (w *text) summary(a *Answer) {
 	w.line("node\t%s%s, mode %s", a.Node, zone, a.Mode)
 	w.line("Services\t%d, with %d ports, %d addresses and %d endpoints", s.Services, s.Ports, s.Addresses, s.Endpoints)
 	for _, f := range s.Families {
+		if !f.Used { // the kernel can do it, and that is all
+			continue
+		}
 		w.line("%s\tpods: %s; node ports at %s; cluster IPs in %s", f.Family, f.Pods, listed(f.NodePorts), listed(f.ServiceCIDRs))
 	}
 	for _, l := range []struct {

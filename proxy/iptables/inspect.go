@@ -109,7 +109,7 @@ func (v *view) narrow(scope program.Scope, services []*model.Service, x parts) b
 		place(at.Protocol, at.Addr)
 	}
 	for _, s := range services {
-		if !slices.Contains(scope.Services, s.Name) {
+		if s = scope.Part(s); s == nil || v.all {
 			continue
 		}
 		p := x.service(s)

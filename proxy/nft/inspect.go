@@ -59,7 +59,7 @@ func (i *Inspector) view(scope program.Scope) *view {
 		services = slices.AppendSeq(services, maps.Values(p.services))
 	}
 	for _, name := range scope.Services {
-		if s := p.services[name]; s != nil {
+		if s := scope.Part(p.services[name]); s != nil {
 			services = append(services, s)
 		}
 	}
@@ -94,7 +94,7 @@ func (i *Inspector) view(scope program.Scope) *view {
 		}
 	}
 	for name, n := range known.number {
-		if slices.Contains(scope.Services, name.service) {
+		if !scope.All() && scope.Has(program.Port{Service: name.service, Name: name.port, Protocol: name.protocol}) {
 			v.groups[string(native32(n))] = struct{}{}
 		}
 	}

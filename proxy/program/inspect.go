@@ -3,6 +3,7 @@ package program
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,11 +69,41 @@ func (w *Work) Settled(look func() (*Inspection, error)) (found *Inspection, err
 	return found, err
 }
 
-// Scope is what is looked at: rules always, and elements of some Services, and of some addresses whoever's they are; node ports
-// are at the unspecified address. The zero Scope is all there is.
+// Scope is what is looked at: rules always, and elements of some Services, or of some of their ports, and of some addresses whoever's
+// they are; node ports are at the unspecified address. The zero Scope is all there is.
 type Scope struct {
 	Services []types.NamespacedName
-	At       []Place
+	// Ports are those of Services that are meant; of a Service that has none here, all are.
+	Ports []Port
+	At    []Place
+}
+
+// Port is a Service's port, in both families. Services may have ports of one name for several protocols.
+type Port struct {
+	Service  types.NamespacedName
+	Name     string
+	Protocol model.Protocol
+}
+
+// Has is whether a Service's port is of the Scope.
+func (s *Scope) Has(p Port) bool {
+	if s.All() || !slices.Contains(s.Services, p.Service) {
+		return s.All()
+	}
+	return slices.Contains(s.Ports, p) || !slices.ContainsFunc(s.Ports, func(o Port) bool { return o.Service == p.Service })
+}
+
+// Part is what of a Service is of the Scope: nil, the Service itself, or a copy without its other ports.
+func (s *Scope) Part(of *model.Service) *model.Service {
+	if s.All() || of == nil {
+		return of
+	}
+	if !slices.Contains(s.Services, of.Name) {
+		return nil
+	}
+	part := *of
+	part.Ports = slices.DeleteFunc(slices.Clone(of.Ports), func(p model.Port) bool { return !s.Has(Port{of.Name, p.Name, p.Protocol}) })
+	return &part
 }
 
 // Place is an address, port and protocol.
