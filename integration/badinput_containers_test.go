@@ -57,6 +57,7 @@ func badContainers() []badRequest {
 	add("log_path with a name of 256 bytes", func(c *containerConfig) { c.LogPath = strings.Repeat("n", 256) }, "config.log_path")
 	add("working_dir relative", func(c *containerConfig) { c.WorkingDir = "tmp" }, "config.working_dir", "tmp")
 	add("working_dir with a name of 256 bytes", func(c *containerConfig) { c.WorkingDir = "/" + strings.Repeat("n", 256) }, "config.working_dir")
+	list = append(list, badContainer("working_dir below a program", codes.FailedPrecondition, func(c *containerConfig) { c.WorkingDir = "/bin/busybox/x" }, "config.working_dir", "/bin/busybox/x", "not a directory"))
 	add("windows", func(c *containerConfig) { c.Windows = &runtimeapi.WindowsContainerConfig{} }, "config.windows")
 	add("stop_signal 66", func(c *containerConfig) { c.StopSignal = 66 }, "config.stop_signal", "66")
 	add("stop_signal -1", func(c *containerConfig) { c.StopSignal = -1 }, "config.stop_signal", "-1")

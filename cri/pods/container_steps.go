@@ -194,7 +194,7 @@ func (b *build) create(ctx context.Context) error {
 	}
 	pid, err := b.pod.shim().Create(ctx, req, log, trees...)
 	if err != nil {
-		return ofShim(err)
+		return spec.OfWorkingDir(ofShim(err), cfg, b.process.Load().Cwd)
 	}
 	if err := cgroups.Verify(cgroups.Path(b.rec.Cgroup), pid); err != nil { // CVE-2025-47291
 		return err

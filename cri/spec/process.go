@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -139,6 +140,8 @@ func (v *variables) get(key string) string {
 	return ""
 }
 
+const imageWorkingDir = "image working directory"
+
 // workingDir is the request's, else the image's, else "/". libcontainer makes it if it is missing, and refuses one that
 // leads out of the container through a descriptor (CVE-2024-21626).
 func workingDir(cfg *cri.ContainerConfig, image ocispec.ImageConfig) (string, error) {
@@ -146,7 +149,24 @@ func workingDir(cfg *cri.ContainerConfig, image ocispec.ImageConfig) (string, er
 		return path.Clean(dir), nil
 	}
 	dir := path.Join("/", image.WorkingDir)
-	return dir, absolute("image working directory", dir)
+	return dir, absolute(imageWorkingDir, dir)
+}
+
+// OfWorkingDir is what a container's creation has failed with, as the error of the field that cwd is from, where that could not be
+// made or entered: libcontainer names the directory alone, and of one that it makes perhaps one above it.
+func OfWorkingDir(err error, cfg *cri.ContainerConfig, cwd string) error {
+	text := err.Error()
+	is := strings.HasPrefix(text, fmt.Sprintf("chdir to cwd (%q)", cwd))
+	for dir := cwd; !is && len(dir) > 1; dir = path.Dir(dir) {
+		is = strings.HasPrefix(text, "mkdir "+dir+": ")
+	}
+	switch {
+	case !is:
+		return err
+	case cfg.GetWorkingDir() != "":
+		return unmet("config.working_dir", cfg.GetWorkingDir(), "cannot be used: %s", text)
+	}
+	return unmet(imageWorkingDir, cwd, "cannot be used: %s", text)
 }
 
 // ExecProcess is a process beside the container's own: same user, groups, capabilities, environment and directory.

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"errors"
 	"os"
 	"reflect"
 	"slices"
@@ -134,6 +135,27 @@ func TestWorkingDirectory(t *testing.T) {
 	refuse(t, func(in *Input) { in.Container.WorkingDir = "srv" }, `config.working_dir: "srv" is not absolute`)
 	refuse(t, func(in *Input) { in.Container.WorkingDir = "/srv\n" }, "config.working_dir", "control")
 	refuse(t, func(in *Input) { in.Image.WorkingDir = "/srv\x00" }, "image working directory")
+}
+
+// libcontainer's errors as a container's creation has them.
+func TestErrorsOfTheWorkingDirectoryNameItsField(t *testing.T) {
+	const file, chdir = "mkdir /etc/passwd: not a directory", `chdir to cwd ("/data") set in config.json failed: permission denied`
+	for _, c := range []struct{ text, request, cwd, want string }{
+		{file, "/etc/passwd", "/etc/passwd", `config.working_dir: "/etc/passwd" cannot be used: ` + file},
+		{file, "/etc//passwd/a/b", "/etc/passwd/a/b", `config.working_dir: "/etc//passwd/a/b" cannot be used: ` + file},
+		{file, "", "/etc/passwd", `image working directory: "/etc/passwd" cannot be used: ` + file},
+		{chdir, "/data", "/data", `config.working_dir: "/data" cannot be used: ` + chdir},
+		{file, "/etc/passwd2", "/etc/passwd2", file}, // something else's directory
+		{chdir, "/dat", "/dat", chdir},
+		{`exec: "/data": permission denied`, "/data", "/data", `exec: "/data": permission denied`},
+		{file, "", "/", file},
+	} {
+		was := errors.New(c.text)
+		err := OfWorkingDir(was, &cri.ContainerConfig{WorkingDir: c.request}, c.cwd)
+		if err.Error() != c.want || errdefs.IsFailedPrecondition(err) == errors.Is(err, was) {
+			t.Errorf("%q, request %q, %q: %q, want %q", c.text, c.request, c.cwd, err, c.want)
+		}
+	}
 }
 
 func TestNoNewPrivilegesTerminalAndReadOnlyRoot(t *testing.T) {
