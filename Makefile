@@ -31,8 +31,10 @@ KUBEADM_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kube
 # What `make test-cluster` runs.
 CLUSTER_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns traefik metrics-server
 
-# Nodes of `make cluster`.
+# Nodes of `make cluster`, and what it has beside CoreDNS: traefik, metrics-server. The node of `make cluster-start`.
 N ?= 2
+ADDONS ?=
+NODE ?= node-1
 
 # Which fuzz targets to run, and for how long each.
 FUZZ ?= .
@@ -61,10 +63,14 @@ demo: build ## a kubelet runs a pod of three containers on berth, which is kille
 	@integration/progress.sh 'build demo' $(GO) build -o bin/demo ./integration/demo
 	@exec bin/demo
 
-cluster: build ## a Kubernetes cluster on this machine, of N (2) nodes made of berth; needs root; K8S_BIN names programs of one's own
+cluster: build ## a Kubernetes cluster on this machine, of N (2) nodes made of berth; needs root; ADDONS="traefik metrics-server"; K8S_BIN names programs of one's own
 	@integration/progress.sh 'build the maker of clusters' $(GO) build -o bin/cluster ./integration/cluster/run
 	@[ -n "$${K8S_BIN:-}" ] || integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox > /dev/null
-	@exec bin/cluster up $(N)
+	@exec bin/cluster up $(N) $(ADDONS)
+
+cluster-start: ## start what does not run on a NODE (node-1) of make cluster: kubelet, berth serve, berth proxy
+	@[ -x bin/cluster ] || $(GO) build -o bin/cluster ./integration/cluster/run
+	@exec bin/cluster start $(NODE)
 
 cluster-down: ## the end of make cluster: nothing of it is left
 	@[ -x bin/cluster ] || $(GO) build -o bin/cluster ./integration/cluster/run
@@ -188,4 +194,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo cluster cluster-down test test-cluster test-kubeadm test-e2e-proxy test-conformance vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster compare lint fmt install clean
+.PHONY: help setup build demo cluster cluster-start cluster-down test test-cluster test-kubeadm test-e2e-proxy test-conformance vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster compare lint fmt install clean

@@ -2,8 +2,12 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path"
+	"path/filepath"
+
+	"github.com/berth-run/berth/integration/lab"
 )
 
 // pushAddon pushes an image of one static program, which it is named after.
@@ -14,6 +18,19 @@ func (c *Cluster) pushAddon(ctx context.Context, repo, tag, program string) erro
 	}
 	defer func() { _ = os.RemoveAll(b.Work) }()
 	return pushProgram(ctx, b, repo, tag, program, path.Base(repo))
+}
+
+// PushExample pushes the image of examples/web.
+func (c *Cluster) PushExample(ctx context.Context) error {
+	root, err := lab.RepoRoot()
+	if err != nil {
+		return err
+	}
+	b, err := c.Builder()
+	if err != nil {
+		return err
+	}
+	return errors.Join(b.PushApp(ctx, filepath.Join(root, "examples/web")), os.RemoveAll(b.Work))
 }
 
 // rolledOut waits until the pods of an add-on are ready.
