@@ -359,5 +359,19 @@ func (k *kubeadmStory) reset() {
 		if left := k.on(n, "sh", "-c", "ls -A /etc/kubernetes/manifests /var/lib/etcd /var/lib/kubelet 2> /dev/null | grep -v : || :"); strings.TrimSpace(left) != "" {
 			k.t.Errorf("%s has files of the cluster:\n%s", n.Name, left)
 		}
+		k.remove(n)
+	}
+}
+
+// remove takes berth from a node that has been reset, but for its programs, which the nodes share.
+func (k *kubeadmStory) remove(n *cluster.Node) {
+	k.on(n, "berth", "proxy", "--cleanup")
+	must(k.t, n.StopUnit(k.t.Context(), "berth"))
+	k.on(n, "sh", "-euc", `rm -rf /etc/berth /var/lib/berth /run/berth
+		ip route flush proto 98; ip -6 route flush proto 98
+		for link in $(ip -o link show | grep -o 'berth[.-][^:@]*'); do ip link delete "$link"; done
+		for table in berth-routes berth-hostports; do nft delete table inet $table || :; done`)
+	if left := k.on(n, "sh", "-c", "ip -o link show | grep berth; ip route show proto 98; nft list tables | grep berth; ls -d /etc/berth /var/lib/berth /run/berth 2> /dev/null; :"); left != "" {
+		k.t.Errorf("%s has of berth:\n%s", n.Name, left)
 	}
 }
