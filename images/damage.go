@@ -45,10 +45,21 @@ func (s *Store) markDamaged(chain ChainID, seen *layerRecord, why string) error 
 
 // forget drops the images of layers that have been damaged for long: nobody lists them, so that nobody else would remove
 // what they still take. Those that are pinned stay: the node may have no registry to get the rest of them back from. The
-// caller holds s.change, or is alone.
+// caller holds s.change, or is alone. A layer that was damaged later than now, by a clock that has been set back since, counts from now
+// on.
 func (s *Store) forget(now time.Time) error {
 	var drop changes
 	s.mu.RLock()
+	for chain, l := range s.layers {
+		if l.Damaged != "" && l.Since.After(now) {
+			rec := *l
+			rec.Since = now.UTC().Truncate(time.Second)
+			if drop.putLayers == nil {
+				drop.putLayers = map[ChainID]*layerRecord{}
+			}
+			drop.putLayers[chain] = &rec
+		}
+	}
 	for id, rec := range s.images {
 		long := func(chain ChainID) bool {
 			l := s.layers[chain]
@@ -63,10 +74,11 @@ func (s *Store) forget(now time.Time) error {
 		}
 	}
 	s.mu.RUnlock()
-	if len(drop.deleteImages) == 0 {
+	if len(drop.deleteImages) > 0 {
+		s.log.Warn("damaged images were not pulled again and are dropped", "images", drop.deleteImages)
+	} else if len(drop.putLayers) == 0 {
 		return nil
 	}
-	s.log.Warn("damaged images were not pulled again and are dropped", "images", drop.deleteImages)
 	return s.apply(drop)
 }
 

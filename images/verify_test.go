@@ -464,6 +464,10 @@ func TestDamagedImagesAreForgotten(t *testing.T) {
 	if err := s.collectUnused(); err != nil || len(leftovers(t, s)) != 2 {
 		t.Errorf("at once: %v, %v; want it to wait for a pull", leftovers(t, s), err)
 	}
+	s.layers[img.Layers[1]].Since = time.Now().Add(1000 * forgetDamaged)
+	if err := s.collectUnused(); err != nil || len(leftovers(t, s)) != 2 || time.Since(s.layers[img.Layers[1]].Since) > time.Minute {
+		t.Errorf("after the clock was set back: %v, %v, damaged since %v", leftovers(t, s), err, s.layers[img.Layers[1]].Since)
+	}
 	s.layers[img.Layers[1]].Since = time.Now().Add(-2 * forgetDamaged)
 	if err := s.collectUnused(); err != nil || len(leftovers(t, s)) != 1 || len(s.images) != 1 || len(s.Images()) != 1 {
 		t.Errorf("hours later: %v, %v, %d images", leftovers(t, s), err, len(s.images))

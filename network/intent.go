@@ -184,11 +184,18 @@ func (m *Manager) fulfilled(id string) {
 	}
 }
 
-// forgetIntents removes those that were done some time ago.
+// forgetIntents removes those that were done some time ago. One that was done later than now, by a clock that has been set back since, is
+// taken for one that was done just now: it would stay for as long as the clock was ahead.
 func (m *Manager) forgetIntents() {
+	now := time.Now()
 	for _, file := range m.doneIntents() {
-		if st, err := os.Stat(file); err == nil && time.Since(st.ModTime()) > doneFor {
-			_ = os.Remove(file) // if not now, then in the next round
+		st, err := os.Stat(file)
+		switch {
+		case err != nil:
+		case st.ModTime().After(now):
+			_ = os.Chtimes(file, now, now) // if not now, then in the next round
+		case now.Sub(st.ModTime()) > doneFor:
+			_ = os.Remove(file)
 		}
 	}
 }

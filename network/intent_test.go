@@ -155,6 +155,15 @@ func TestTeardownJustBeforeARebootIsRepeated(t *testing.T) {
 	n.same(n.intents(), podID+doneSuffix)
 	m.forgetIntents()
 	n.same(n.intents(), podID+doneSuffix)
+	ahead := time.Now().Add(1000 * doneFor) // of a clock that has been set back since
+	if err := os.Chtimes(done, ahead, ahead); err != nil {
+		t.Fatal(err)
+	}
+	m.forgetIntents()
+	n.same(n.intents(), podID+doneSuffix)
+	if st, err := os.Stat(done); err != nil || time.Until(st.ModTime()) > 0 {
+		t.Errorf("it counts from %v, %v", st.ModTime(), err)
+	}
 	old := time.Now().Add(-2 * doneFor)
 	if err := os.Chtimes(done, old, old); err != nil {
 		t.Fatal(err)

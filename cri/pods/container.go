@@ -176,7 +176,7 @@ func (m *Manager) createContainer(ctx context.Context, p *pod, cfg *cri.Containe
 		return nil, err
 	}
 	c := m.newContainer(p, containerRecord{
-		ID: id, SandboxID: p.rec.ID, Boot: m.boot, Phase: creating, CreatedAt: time.Now(),
+		ID: id, SandboxID: p.rec.ID, Boot: m.boot, Phase: creating, CreatedAt: m.createdNow(p.config().GetMetadata().GetUid()),
 		ImageID: image.ID.String(), ImageRef: imageRef(image), Cgroup: string(cgroup), LogPath: logPath,
 		Config: message[*cri.ContainerConfig]{M: cfg}, Resources: message[*cri.LinuxContainerResources]{M: cfg.GetLinux().GetResources()},
 	})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/containerd/errdefs"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -150,7 +149,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 		return nil, err
 	}
 	p := m.newPod(podRecord{
-		ID: id, Boot: m.boot, Phase: creating, Handler: handler, CreatedAt: time.Now(),
+		ID: id, Boot: m.boot, Phase: creating, Handler: handler, CreatedAt: m.createdNow(cfg.GetMetadata().GetUid()),
 		Cgroup: string(cgroup), SELinux: labels, Config: message[*cri.PodSandboxConfig]{M: cfg},
 	})
 	m.mu.Lock()

@@ -101,7 +101,8 @@ func (s *Server) source(a *Answer) {
 		return
 	}
 	if since, err := s.Silent(); err != nil {
-		a.Silent = &Silence{Since: since.Truncate(time.Second), Error: err.Error()}
+		// By the clock as it is now: that it was set meanwhile makes nothing longer or shorter.
+		a.Silent = &Silence{Since: time.Now().Add(-time.Since(since)).Truncate(time.Second), Error: err.Error()}
 	}
 }
 

@@ -2,6 +2,7 @@ package watch
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -157,7 +158,10 @@ func (w *Watcher) answered(ctx context.Context, kind Kind, err error) {
 	switch {
 	case err != nil && !w.silent:
 		hint := ""
+		var invalid x509.CertificateInvalidError
 		switch {
+		case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+			hint = "this node's clock is wrong, or the API server's certificate has expired"
 		case apierrors.IsForbidden(err):
 			hint = "the proxy needs the rights list and watch, see examples/proxy"
 		case apierrors.IsUnauthorized(err):

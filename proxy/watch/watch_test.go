@@ -2,9 +2,20 @@ package watch
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"log/slog"
+	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -59,8 +70,14 @@ func newAPI(t *testing.T) (*api, *Client) {
 	server := httptest.NewServer(a)
 	a.server = server
 	t.Cleanup(func() { a.cutAll(); server.CloseClientConnections(); server.Close() })
+	return a, clientOf(t, fmt.Sprintf("server: %q", server.URL))
+}
+
+// clientOf is a client of a cluster, as kubeconfigs name one.
+func clientOf(t *testing.T, cluster string) *Client {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "kubeconfig")
-	text := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: %q}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n", server.URL)
+	text := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {%s}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n", cluster)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +85,7 @@ func newAPI(t *testing.T) (*api, *Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a, client
+	return client
 }
 
 // set puts an object in, or takes it away if it is nil, and tells those who watch.
@@ -572,23 +589,57 @@ func TestHintsAreAboutTheError(t *testing.T) {
 			http.Error(w, "no", code)
 			return true
 		})
-		log := make(logged, 100)
-		ctx, stop := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			New(c, Options{Node: "node-1", Log: slog.New(slog.NewTextHandler(log, nil))}).Run(ctx)
-		}()
-		select {
-		case line := <-log:
-			if !strings.Contains(line, want) {
-				t.Errorf("%d: %s, want %s", code, line, want)
-			}
-		case <-time.After(30 * time.Second):
-			t.Errorf("%d: nobody says %s", code, want)
+		if line := firstLine(t, c); !strings.Contains(line, want) {
+			t.Errorf("%d: %s, want %s", code, line, want)
 		}
-		stop()
-		<-done
+	}
+}
+
+// A node whose clock is wrong takes no certificate of the API server's.
+func TestAWrongClockIsNamed(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, until := range map[string]time.Duration{"is after ": -time.Hour, "is before ": 3 * time.Hour} {
+		own := &x509.Certificate{
+			SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(until - time.Hour), NotAfter: time.Now().Add(until), IsCA: true, BasicConstraintsValid: true,
+			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		}
+		cert, err := x509.CreateCertificate(rand.Reader, own, own, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := httptest.NewUnstartedServer(http.NotFoundHandler())
+		server.Config.ErrorLog = log.New(io.Discard, "", 0)
+		server.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}}}
+		server.StartTLS()
+		defer server.Close()
+		ca := base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}))
+		line := firstLine(t, clientOf(t, fmt.Sprintf("server: %q, certificate-authority-data: %q", server.URL, ca)))
+		if !strings.Contains(line, what) || !strings.Contains(line, "hint=\"this node's clock is wrong") {
+			t.Errorf("%s: %s", what, line)
+		}
+	}
+}
+
+// firstLine is what a Watcher logs first.
+func firstLine(t *testing.T, c *Client) string {
+	t.Helper()
+	log := make(logged, 100)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		New(c, Options{Node: "node-1", Log: slog.New(slog.NewTextHandler(log, nil))}).Run(ctx)
+	}()
+	defer func() { stop(); <-done }()
+	select {
+	case line := <-log:
+		return line
+	case <-time.After(30 * time.Second):
+		return "nobody says anything"
 	}
 }
 
