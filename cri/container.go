@@ -66,7 +66,9 @@ func (s *Server) StopContainer(ctx context.Context, req *cri.StopContainerReques
 	return &cri.StopContainerResponse{}, nil
 }
 
-// RemoveContainer kills the container if it runs, and removes it. It succeeds for one that is unknown.
+// RemoveContainer kills the container if it runs, and removes it. It succeeds for one that is unknown. The disk has the space of its
+// files back when it returns: a kubelet that is short of disk removes the containers that have ended, looks at once, and evicts a pod
+// if that was not enough.
 func (s *Server) RemoveContainer(ctx context.Context, req *cri.RemoveContainerRequest) (*cri.RemoveContainerResponse, error) {
 	id, err := s.containerOrUnknown(req.GetContainerId())
 	if err != nil {
@@ -75,6 +77,7 @@ func (s *Server) RemoveContainer(ctx context.Context, req *cri.RemoveContainerRe
 	if err := s.pods.RemoveContainer(ctx, id); err != nil {
 		return nil, err
 	}
+	s.images.WaitDeleted(ctx)
 	return &cri.RemoveContainerResponse{}, nil
 }
 

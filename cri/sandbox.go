@@ -40,7 +40,7 @@ func (s *Server) StopPodSandbox(ctx context.Context, req *cri.StopPodSandboxRequ
 	return &cri.StopPodSandboxResponse{}, nil
 }
 
-// RemovePodSandbox removes the sandbox and its containers. It succeeds for one that is unknown.
+// RemovePodSandbox removes the sandbox and its containers. It succeeds for one that is unknown. The disk has their space back then.
 func (s *Server) RemovePodSandbox(ctx context.Context, req *cri.RemovePodSandboxRequest) (*cri.RemovePodSandboxResponse, error) {
 	id, err := s.sandboxID(req.GetPodSandboxId())
 	if err != nil {
@@ -49,6 +49,7 @@ func (s *Server) RemovePodSandbox(ctx context.Context, req *cri.RemovePodSandbox
 	if err := s.pods.RemoveSandbox(ctx, id); err != nil {
 		return nil, err
 	}
+	s.images.WaitDeleted(ctx)
 	return &cri.RemovePodSandboxResponse{}, nil
 }
 

@@ -81,21 +81,21 @@ func TestDatabaseIsLost(t *testing.T) {
 				}
 			}
 			s = open()
-			s.waitTrash(ctx)
+			s.WaitDeleted(ctx)
 			wantMounted("after the start")
 			if len(s.Images()) != c.images || len(s.Keys()) != 1 {
 				t.Errorf("images %v, root file systems %v", s.Images(), s.Keys())
 			}
 			wantWhole(t, s)
 			again := mustPull(t, s, ref)
-			s.waitTrash(ctx)
+			s.WaitDeleted(ctx)
 			wantMounted("after the pull")
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
 			s = open()
 			defer func() { _ = s.Close() }()
-			s.waitTrash(ctx)
+			s.WaitDeleted(ctx)
 			wantMounted("after another start")
 			if err := errors.Join(s.Prepare("new", again.ID, nil), s.Mount(ctx, "new", fresh)); err != nil {
 				t.Error(err)

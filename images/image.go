@@ -167,7 +167,7 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	if err := s.remove(name); err != nil {
 		return err
 	}
-	s.waitTrash(ctx)
+	s.WaitDeleted(ctx)
 	return nil
 }
 

@@ -204,8 +204,8 @@ func (s *Store) empty(dir string) error {
 	return err
 }
 
-// waitTrash waits until what is in the trash now is deleted.
-func (s *Store) waitTrash(ctx context.Context) {
+// WaitDeleted waits until the disk has back what was removed and released until now, or ctx ends.
+func (s *Store) WaitDeleted(ctx context.Context) {
 	thrown := s.thrown.Load()
 	for {
 		s.mu.RLock()

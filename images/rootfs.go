@@ -292,7 +292,8 @@ func (s *Store) Unmount(target string) error {
 	return s.dropView(target)
 }
 
-// Release deletes a root file system, which must not be mounted any more, and gives its layers up. Nil if it is absent.
+// Release gives up a root file system, which must not be mounted any more, and its layers. Nil if it is absent. WaitDeleted waits for
+// its space.
 func (s *Store) Release(key string) error {
 	if err := checkKey(key); err != nil {
 		return err

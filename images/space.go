@@ -101,7 +101,7 @@ func (s *Store) take(ctx context.Context, want amount) error {
 		return nil
 	}
 	s.unpacks.dropIdle()
-	s.waitTrash(ctx)
+	s.WaitDeleted(ctx)
 	return s.space.take(want)
 }
 

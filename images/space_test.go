@@ -173,7 +173,7 @@ func smallDisk(t *testing.T, options string) *Store {
 	needRoot(t)
 	dir := memoryDisk(t, options)
 	s := quick(t, func(o *Options) { o.Root = filepath.Join(dir, "images") })
-	t.Cleanup(func() { s.waitTrash(context.Background()) })
+	t.Cleanup(func() { s.WaitDeleted(context.Background()) })
 	return s
 }
 
@@ -242,7 +242,7 @@ func TestLayersShareTheDisk(t *testing.T) {
 			if left := leftovers(t, s); len(left) != 0 {
 				t.Errorf("left: %v", left)
 			}
-			s.waitTrash(context.Background())
+			s.WaitDeleted(context.Background())
 			mustPull(t, s, reg.Host()+"/a:small")
 		})
 	}
@@ -286,7 +286,7 @@ func TestLayersThatWaitMakeRoom(t *testing.T) {
 		if n := len(staged(t, s)); n != c.kept {
 			t.Errorf("of %d bytes %d layers are kept, want %d", c.waits, n, c.kept)
 		}
-		s.waitTrash(context.Background())
+		s.WaitDeleted(context.Background())
 		mustPull(t, s, reg.Host()+"/a:large")
 		if n := len(staged(t, s)); n != 0 {
 			t.Errorf("%d layers are kept beside the large one", n)

@@ -204,7 +204,7 @@ func TestPullNeedsNoRoomForWhatIsCompressed(t *testing.T) {
 		wantWhole(t, s)
 		if keep {
 			s.unpacks.wait()
-			s.waitTrash(context.Background())
+			s.WaitDeleted(context.Background())
 			if left := leftovers(t, s); len(left) != 0 {
 				t.Errorf("left: %v", left)
 			}

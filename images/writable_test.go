@@ -62,7 +62,7 @@ func TestKEP4191_SplitFileSystems(t *testing.T) {
 	if err := errors.Join(s.Unmount(target), s.Release("k")); err != nil {
 		t.Error(err)
 	}
-	s.waitTrash(ctx)
+	s.WaitDeleted(ctx)
 	if now := free(t, disk); now < before {
 		t.Errorf("%d bytes are free after all, were %d", now, before)
 	}

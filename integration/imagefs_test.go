@@ -42,17 +42,23 @@ func noiseLayer(name string, mib int) imagestest.LayerBlob {
 	return imagestest.PlainLayer(imagestest.Tar(imagestest.File(name, string(data))))
 }
 
-// space is what a file system has left, once all is written that was to be.
+// space is what a file system has left.
 type space struct{ bytes, inodes uint64 }
 
+// spaceOf is it once all is written that was to be.
 func spaceOf(t *testing.T, at string) space {
 	t.Helper()
 	dir, err := os.Open(at)
 	must(t, err)
 	defer dir.Close()
 	must(t, unix.Syncfs(int(dir.Fd())))
+	return spaceNow(t, at)
+}
+
+func spaceNow(t *testing.T, at string) space {
+	t.Helper()
 	var fs unix.Statfs_t
-	must(t, unix.Fstatfs(int(dir.Fd()), &fs))
+	must(t, unix.Statfs(at, &fs))
 	return space{fs.Bfree * uint64(fs.Bsize), fs.Ffree}
 }
 
@@ -156,6 +162,11 @@ func TestKEP4191_ImageFsInfo(t *testing.T) {
 	must(t, err)
 	if layer := st.Stats.WritableLayer; layer.GetFsId().GetMountpoint() != containersNow.FsId.Mountpoint || layer.UsedBytes.Value < 40<<20 {
 		t.Errorf("the container's writable layer is told as %v", layer)
+	}
+	_, err = n.CRI.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: ctr})
+	must(t, err)
+	if now := spaceNow(t, writable); !near(now.bytes, hadContainers.bytes) || !near(now.inodes, hadContainers.inodes) {
+		t.Errorf("the container is removed, and its file system has %+v, had %+v without it", now, hadContainers)
 	}
 	must(t, n.CRI.RemovePod(ctx, podID))
 
