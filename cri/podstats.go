@@ -44,6 +44,7 @@ func (s *Server) ListPodSandboxStats(ctx context.Context, req *cri.ListPodSandbo
 // cannot be read (it is just being stopped) is left out.
 func (s *Server) podSandboxStats(ctx context.Context, f *cri.PodSandboxStatsFilter) iter.Seq[*cri.PodSandboxStats] {
 	return func(yield func(*cri.PodSandboxStats) bool) {
+		s.recount(ctx)
 		containers := s.runningByPod()
 		for _, sb := range s.pods.Sandboxes() {
 			if ctx.Err() != nil {

@@ -41,6 +41,7 @@ func (s *Server) ListContainerStats(ctx context.Context, req *cri.ListContainerS
 // that cannot be read (it has just ended) is left out, so that it does not hide the others.
 func (s *Server) containersStats(ctx context.Context, f *cri.ContainerStatsFilter) iter.Seq[*cri.ContainerStats] {
 	return func(yield func(*cri.ContainerStats) bool) {
+		s.recount(ctx)
 		all := s.pods.Containers()
 		s.rates.keep(len(all), s.exists)
 		for _, c := range all {
@@ -55,6 +56,13 @@ func (s *Server) containersStats(ctx context.Context, f *cri.ContainerStatsFilte
 			}
 		}
 	}
+}
+
+// recount has statistics know of what was just written, if that does not take long.
+func (s *Server) recount(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	s.images.Recount(ctx)
 }
 
 func running(c *pods.Container) bool { return c.State == cri.ContainerState_CONTAINER_RUNNING }

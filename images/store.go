@@ -98,6 +98,7 @@ type Store struct {
 	rootfs  map[string]*rootfsRecord
 	views   map[string]*viewRecord
 	usage   map[string]Usage // of the writable layers, as last counted
+	counts  counts
 }
 
 // Defaults of Options.
@@ -159,6 +160,7 @@ func Open(o Options) (*Store, error) {
 		trashed: make(chan struct{}, 1), emptied: make(chan struct{}),
 		images: map[digest.Digest]*imageRecord{}, refs: map[string]digest.Digest{}, layers: map[ChainID]*layerRecord{},
 		holds: map[ChainID]int{}, retired: map[string]retiredLayer{}, rootfs: map[string]*rootfsRecord{}, views: map[string]*viewRecord{}, usage: map[string]Usage{},
+		counts: counts{asked: make(chan struct{}, 1), next: make(chan struct{})},
 	}
 	s.early.every = writeEvery
 	s.deletions.on = withoutJournal(root)

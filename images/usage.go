@@ -87,21 +87,96 @@ func (s *Store) WritablesUsage() Usage {
 // at most a tenth of the time.
 const countEvery = 10 * time.Second
 
+// writtenMuch is by how much less room a disk has when its writable layers are to be counted without delay.
+const writtenMuch = 16 << 20
+
+// counts are what is known of counting. Store.mu guards it, but for the channels.
+type counts struct {
+	begun, ended uint64
+	room         uint64        // on the disk, when the last count that ended had begun
+	took         time.Duration // that one
+	asked        chan struct{} // holds one for who waits for the next
+	next         chan struct{} // is closed at the end of a count
+}
+
 // countWritables counts the writable layers, one after the other, until the store is closed.
 func (s *Store) countWritables() {
 	for {
 		start := time.Now()
+		s.mu.Lock()
+		s.counts.begun++
+		s.mu.Unlock()
+		room, _ := roomOf(s.writable) // unknown, none is less
 		for _, key := range s.Keys() {
 			s.countWritable(key)
 		}
-		timer := time.NewTimer(max(countEvery, 10*time.Since(start)))
-		select {
-		case <-s.ctx.Done():
-			timer.Stop()
+		took := time.Since(start)
+		s.mu.Lock()
+		c := &s.counts
+		c.ended, c.room, c.took = c.begun, room, took
+		close(c.next)
+		c.next = make(chan struct{})
+		s.mu.Unlock()
+		if !s.rest(10*took, nil) || !s.rest(countEvery-10*took, c.asked) {
 			return
-		case <-timer.C:
 		}
 	}
+}
+
+// rest waits, unless it is woken. It is false once the store is closed.
+func (s *Store) rest(d time.Duration, wake <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-s.ctx.Done():
+		return false
+	case <-timer.C:
+	case <-wake:
+	}
+	return true
+}
+
+// Recount has the writable layers counted now, where much was written since they last were: who is told what they take decides by it
+// which pod has to go. It waits until that is done, or ctx ends; not at all where a count takes longer than ctx lasts.
+func (s *Store) Recount(ctx context.Context) {
+	room, err := roomOf(s.writable)
+	s.mu.RLock()
+	mine, was, took := s.counts.begun+1, s.counts.room, s.counts.took
+	s.mu.RUnlock()
+	if err != nil || room+writtenMuch > was {
+		return
+	}
+	if until, ok := ctx.Deadline(); ok && time.Until(until) < took {
+		return
+	}
+	select {
+	case s.counts.asked <- struct{}{}:
+	default: // somebody has
+	}
+	for {
+		s.mu.RLock()
+		ended, next := s.counts.ended, s.counts.next
+		s.mu.RUnlock()
+		if ended >= mine {
+			return
+		}
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// roomOf is how many bytes the file system of a directory has left.
+func roomOf(dir string) (uint64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return fs.Bavail * uint64(fs.Bsize), nil
 }
 
 // countWritable counts one. One that was released meanwhile is left out.

@@ -216,3 +216,27 @@ func TestPullNeedsNoRoomForWhatIsCompressed(t *testing.T) {
 		}
 	}
 }
+
+// TestRecountSeesWhatWasJustWritten: a kubelet that sees that the disk is short asks at once who has written so much.
+func TestRecountSeesWhatWasJustWritten(t *testing.T) {
+	s := openStore(t, func(o *Options) { o.Writable = loopDisk(t, 64<<20, "mkfs.ext4", "-q") })
+	reg := imagestest.NewRegistry(t)
+	reg.Push("a", "b", imagestest.NewImage(imagestest.Layer(imagestest.File("f", "x"))))
+	if err := s.Prepare("key", mustPull(t, s, reg.Host()+"/a:b").ID, nil); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the first count", func() bool {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		return s.counts.ended > 0
+	})
+	for i := range 2 {
+		if err := os.WriteFile(filepath.Join(s.UpperDir("key"), fmt.Sprint(i)), make([]byte, writtenMuch), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.Recount(t.Context())
+		if u, _ := s.WritableUsage("key"); u.Bytes < uint64(i+1)*writtenMuch {
+			t.Errorf("%d bytes are counted of %d", u.Bytes, (i+1)*writtenMuch)
+		}
+	}
+}
