@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-run/berth/integration/lab"
+	"github.com/berth-run/berth/internal/thread"
 	"github.com/berth-run/berth/proxy"
 	"github.com/berth-run/berth/proxy/conntrack"
 	"github.com/berth-run/berth/proxy/explain"
@@ -257,29 +257,27 @@ func startProxy(t *testing.T, kubeconfig string) *proxied {
 	var all sync.WaitGroup
 	all.Go(func() { w.Run(ctx) })
 	all.Go(func() { o.Events.Run(ctx) })
-	ready := make(chan error, 1)
+	ready := make(chan error, 2) // before and after it runs
 	namespace := ""
 	explains := &explain.Server{Model: m, Look: o.Look, Mode: "nftables", Healthy: o.Health.Healthy, Host: explain.Node{}}
 	socket := filepath.Join(t.TempDir(), "s", "proxy.sock")
-	all.Go(func() {
-		runtime.LockOSThread() // never unlocked: the thread ends here, and its namespace with it
+	run := func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			ready <- err
-			return
+			return err
 		}
 		namespace = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
 		programmer, err := nft.Open(nft.Options{Log: log, Counters: true})
-		if err == nil {
-			o.Programmer = programmer
-			o.Metrics.Counters(programmer.Counters().Read)
-			explains.Inspector, explains.Counters = programmer.Inspector(), programmer.Counters().Read
+		if err != nil {
+			return err
 		}
-		ready <- err
-		if err == nil {
-			proxy.Run(ctx, o)
-			_ = programmer.Close()
-		}
-	})
+		o.Programmer = programmer
+		o.Metrics.Counters(programmer.Counters().Read)
+		explains.Inspector, explains.Counters = programmer.Inspector(), programmer.Counters().Read
+		ready <- nil
+		proxy.Run(ctx, o)
+		return programmer.Close()
+	}
+	all.Go(func() { ready <- thread.Throwaway(run) }) // with which the namespace ends
 	t.Cleanup(func() { stop(); all.Wait() })
 	must(t, <-ready)
 	served := make(chan error, 1)

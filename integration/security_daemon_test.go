@@ -20,7 +20,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +31,7 @@ import (
 
 	"github.com/berth-run/berth/images/imagestest"
 	"github.com/berth-run/berth/integration/lab"
+	"github.com/berth-run/berth/internal/thread"
 )
 
 func hashFile(t *testing.T, path string) string {
@@ -66,28 +66,18 @@ func exitCode(err error) int {
 
 // asUser calls f on a thread that is somebody else, without a capability, and is thrown away.
 func asUser(uid int, f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()            // for ever
-		if unix.Gettid() == os.Getpid() { // the one thread that cannot be thrown away, and that /proc/self shows
-			defer runtime.UnlockOSThread()
-			done <- asUser(uid, f)
-			return
-		}
-		done <- func() error {
-			// Each for this thread alone, unlike the functions of package syscall.
-			for _, call := range []struct {
-				trap uintptr
-				id   int
-			}{{unix.SYS_SETRESGID, uid}, {unix.SYS_SETRESUID, uid}} {
-				if _, _, errno := unix.RawSyscall(call.trap, uintptr(call.id), uintptr(call.id), uintptr(call.id)); errno != 0 {
-					return errno
-				}
+	return thread.Throwaway(func() error {
+		// Each for this thread alone, unlike the functions of package syscall.
+		for _, call := range []struct {
+			trap uintptr
+			id   int
+		}{{unix.SYS_SETRESGID, uid}, {unix.SYS_SETRESUID, uid}} {
+			if _, _, errno := unix.RawSyscall(call.trap, uintptr(call.id), uintptr(call.id), uintptr(call.id)); errno != 0 {
+				return errno
 			}
-			return f()
-		}()
-	}()
-	return <-done
+		}
+		return f()
+	})
 }
 
 func connectUnix(path string, kind int) error {
