@@ -26,6 +26,9 @@ type Server struct {
 	store *images.Store
 	log   *slog.Logger
 	mux   *http.ServeMux
+
+	mu    sync.Mutex
+	ended bool // no call begins any more
 	calls sync.WaitGroup
 }
 
@@ -72,6 +75,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = hs.Close() })
 	defer stop()
 	err := hs.Serve(ownUser{l, s.log})
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
 	s.calls.Wait()
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
@@ -81,9 +87,22 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.calls.Add(1)
+	if !s.begin() {
+		http.Error(w, "the daemon ends", http.StatusServiceUnavailable)
+		return
+	}
 	defer s.calls.Done()
 	s.mux.ServeHTTP(w, r)
+}
+
+// begin notes a call that begins. One whose request was read while Serve ended must not: who has called Serve may close the store.
+func (s *Server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.calls.Add(1)
+	}
+	return !s.ended
 }
 
 // ask reads the JSON of a request.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -391,6 +392,25 @@ func TestAFullDiskHasAClass(t *testing.T) {
 	e, status := wire(&os.PathError{Op: "write", Path: "/", Err: unix.ENOSPC})
 	if status != http.StatusInsufficientStorage || !errors.Is(e, errdefs.ErrResourceExhausted) {
 		t.Errorf("status %d, %+v", status, e)
+	}
+}
+
+// A request that was read while the daemon ended is not answered from a store that may be closed by then.
+func TestNoCallBeginsOnceServeHasEnded(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(Options{Log: slog.New(slog.DiscardHandler)}) // without a store
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := s.Serve(ended, l); err != nil {
+		t.Fatal(err)
+	}
+	answer := httptest.NewRecorder()
+	s.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/v1/images", nil))
+	if answer.Code != http.StatusServiceUnavailable {
+		t.Errorf("%d: %s", answer.Code, answer.Body)
 	}
 }
 
