@@ -6,7 +6,7 @@ import "time"
 // this pod has. The kubelet takes for the present one of several which was created last; on a node whose clock was set back that would be
 // one that has exited, and it would start another beside the one that runs, again and again.
 func (m *Manager) createdNow(podUID string) time.Time {
-	at := time.Now()
+	at := time.Now().Round(0) // by the wall clock: with their monotonic readings two times are compared by these
 	if podUID == "" {
 		return at // whose it is is not known, and no kubelet's
 	}
