@@ -111,11 +111,11 @@ test-storm: build ## a minute of a hundred exec probes a second, half of which t
 		BERTH_TOOLS="registry cni crictl busybox" BERTH_STORM=$$lasts BERTH_STORM_RATE=$$rate integration/progress.sh "test-storm, $$rate a second" \
 		$(GO) test -tags integration -count=1 -timeout 15m -v -run '^TestProbeStorm$$' ./integration; done
 
-test-cluster: build ## clusters of two nodes: Services across nodes, containers and a node killed; the story of an application; all down, nothing left (25 minutes, of which the API server is gone for ten: BERTH_OUTAGE; and ten to build Traefik, once)
+test-cluster: build ## clusters of two nodes: Services across nodes, containers and a node killed; the story of an application; evictions; all down, nothing left (30 minutes, of which the API server is gone for ten: BERTH_OUTAGE; and ten to build Traefik, once)
 	@integration/setup.sh browser
 	@integration/tools/build.sh $(CLUSTER_TOOLS) > /dev/null
 	@BERTH_CLUSTER=1 BERTH_OUTAGE=$${BERTH_OUTAGE:-10m} BERTH_TOOLS="$(CLUSTER_TOOLS)" integration/progress.sh test-cluster \
-		$(GO) test -tags integration -count=1 -timeout 60m -v -run '^TestCluster(OfOne|Story)?$$' ./integration
+		$(GO) test -tags integration -count=1 -timeout 60m -v -run '^TestCluster(OfOne|Story|Eviction)?$$' ./integration
 
 test-kubeadm: build ## kubeadm makes a cluster of two nodes on berth, its control plane in pods, and takes it down (2 minutes)
 	@integration/tools/build.sh $(KUBEADM_TOOLS) > /dev/null

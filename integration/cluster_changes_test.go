@@ -82,13 +82,23 @@ func (l *load) end(t *testing.T) {
 	t.Logf("%d requests, %d failed", l.asked, len(l.failed))
 }
 
-// entrances are all that the page has for who is outside: the cluster IP, and each node's port and ingress controller.
+// entrances are all that the page has for who is outside: those of its Service, and each node's ingress controller.
 func (s story) entrances() []entrance {
+	s.t.Helper()
+	entrances := s.serviceEntrances()
+	for _, n := range s.c.Nodes {
+		entrances = append(entrances, ingress(n))
+	}
+	return entrances
+}
+
+// serviceEntrances are the cluster IP and each node's port.
+func (s story) serviceEntrances() []entrance {
 	s.t.Helper()
 	entrances := []entrance{{"http://" + s.clusterIP("web") + "/", ""}}
 	port := s.nodePort("default", "web")
 	for _, n := range s.c.Nodes {
-		entrances = append(entrances, entrance{"http://" + n.Address() + ":" + port + "/", ""}, ingress(n))
+		entrances = append(entrances, entrance{"http://" + n.Address() + ":" + port + "/", ""})
 	}
 	return entrances
 }

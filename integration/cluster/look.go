@@ -88,13 +88,14 @@ func (n *Node) lookProcesses(_ context.Context, s lab.Snapshot) error {
 	return errors.Join(err, s.LookCgroups(n.cgroup()))
 }
 
-// lookKernel asks the node itself. Its bridge stays, and so do rules about all of its pods.
+// lookKernel asks the node itself. Its bridge stays, and so do rules about all of its pods. Mounts elsewhere than in its own directories are copies
+// of this machine's, which go with those that others unmount.
 func (n *Node) lookKernel(ctx context.Context, s lab.Snapshot) error {
 	cmd := n.Command(ctx, "sh", "-euc", `
 		ip -o link show type veth | sed 's/^[0-9]*: /link /; s/[@:].*//'
 		ip -o link show type ifb | sed 's/^[0-9]*: /link /; s/[@:].*//'
-		awk '{ print "mount", $5 }' /proc/self/mountinfo
-		nft list ruleset | sed 's/^[[:blank:]]*/rule /'`)
+		awk -v dir="$0" '$5 ~ "^/(run|tmp|var)(/|$)" || index($5, dir) == 1 { print "mount", $5 }' /proc/self/mountinfo
+		nft list ruleset | sed 's/^[[:blank:]]*/rule /'`, n.c.Dir)
 	out, err := cmd.Output()
 	if err != nil {
 		return fmt.Errorf("links, mounts and rules: %w", err)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -41,7 +42,11 @@ func (n *Node) files() error {
 	if err := n.makeDisk(); err != nil {
 		return err
 	}
-	kubelet, err := yaml.Marshal(n.kubeletConfig())
+	config := n.kubeletConfig()
+	if n.n <= len(n.c.kubelets) {
+		maps.Copy(config, n.c.kubelets[n.n-1])
+	}
+	kubelet, err := yaml.Marshal(config)
 	if err != nil {
 		return err
 	}

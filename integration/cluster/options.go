@@ -20,6 +20,9 @@ type Options struct {
 	Parts  Parts                            // what nodes are made of; default Berth
 	Disks  []int64                          // bytes of the disks that node-1, node-2 … have for /var; 0: a directory of this machine's
 
+	// More of the configurations of the kubelets of node-1, node-2 …, which wins over the cluster's own.
+	Kubelets []map[string]any
+
 	// More arguments, which win over the cluster's own.
 	APIServer, ControllerManager []string
 }
@@ -58,6 +61,7 @@ type Cluster struct {
 	images   bool
 	parts    Parts
 	disks    []int64
+	kubelets []map[string]any // for their files, which are made once
 	moreArgs map[string][]string
 }
 
@@ -98,6 +102,8 @@ func (o *Options) check() error {
 		return fmt.Errorf("nodes: %d is not 1 to 9", o.Nodes)
 	case len(o.Disks) > o.Nodes:
 		return fmt.Errorf("disks: there are %d for %d nodes", len(o.Disks), o.Nodes)
+	case len(o.Kubelets) > o.Nodes:
+		return fmt.Errorf("kubelets: there are %d for %d nodes", len(o.Kubelets), o.Nodes)
 	case o.Index < 0 || o.Index > 9:
 		return fmt.Errorf("index: %d is not 0 to 9", o.Index)
 	case !filepath.IsAbs(o.Dir) || filepath.Clean(o.Dir) != o.Dir || o.Dir == "/" || strings.ContainsAny(o.Dir, " \t\n\\'\""):
@@ -107,7 +113,7 @@ func (o *Options) check() error {
 }
 
 func build(o Options) *Cluster {
-	c := &Cluster{Dir: o.Dir, Index: o.Index, log: o.Log, images: o.Images, parts: o.Parts, disks: o.Disks, moreArgs: map[string][]string{
+	c := &Cluster{Dir: o.Dir, Index: o.Index, log: o.Log, images: o.Images, parts: o.Parts, disks: o.Disks, kubelets: o.Kubelets, moreArgs: map[string][]string{
 		"kube-apiserver": o.APIServer, "kube-controller-manager": o.ControllerManager,
 	}}
 	for n := 1; n <= o.Nodes; n++ {
