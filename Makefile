@@ -31,6 +31,9 @@ KUBEADM_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kube
 # What `make test-cluster` runs.
 CLUSTER_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox dns traefik metrics-server
 
+# What `make test-vm-cluster` runs.
+VM_CLUSTER_TOOLS := etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox
+
 # Nodes of `make cluster`, and what it has beside CoreDNS: traefik, metrics-server. The node of `make cluster-start`.
 N ?= 2
 ADDONS ?=
@@ -117,6 +120,11 @@ test-cluster: build ## clusters of two nodes: Services across nodes, containers 
 	@BERTH_CLUSTER=1 BERTH_OUTAGE=$${BERTH_OUTAGE:-10m} BERTH_TOOLS="$(CLUSTER_TOOLS)" integration/progress.sh test-cluster \
 		$(GO) test -tags integration -count=1 -timeout 60m -v -run '^TestCluster(OfOne|Story|Eviction)?$$' ./integration
 
+test-vm-cluster: build ## a node in a virtual machine, with cgroup v2 and a clock of its own, in a cluster: its clock is set wrong (10 minutes)
+	@integration/tools/build.sh $(VM_CLUSTER_TOOLS) > /dev/null
+	@BERTH_CLUSTER_VM=1 BERTH_TOOLS="$(VM_CLUSTER_TOOLS)" integration/progress.sh test-vm-cluster \
+		$(GO) test -tags integration -count=1 -timeout 60m -v -run '^TestClusterNodeInVM$$' ./integration
+
 test-kubeadm: build ## kubeadm makes a cluster of two nodes on berth, its control plane in pods, and takes it down (2 minutes)
 	@integration/tools/build.sh $(KUBEADM_TOOLS) > /dev/null
 	@BERTH_KUBEADM=1 BERTH_TOOLS="$(KUBEADM_TOOLS)" integration/progress.sh test-kubeadm \
@@ -194,4 +202,4 @@ install: build ## install to PREFIX (default /usr/local), plugins that are not t
 clean: ## remove what was built here; tools in the cache stay (rm -rf ~/.cache/berth)
 	rm -rf bin
 
-.PHONY: help setup build demo cluster cluster-start cluster-down test test-cluster test-kubeadm test-e2e-proxy test-conformance vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster compare lint fmt install clean
+.PHONY: help setup build demo cluster cluster-start cluster-down test test-cluster test-vm-cluster test-kubeadm test-e2e-proxy test-conformance vet test-unit test-integration test-vm test-storm test-churn test-oom test-faults test-powercut test-conntrack test-proxy-differential test-proxy-scale fuzz bench bench-proxy bench-cluster compare lint fmt install clean

@@ -261,7 +261,7 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 		}
 	}
 	for _, n := range c.Nodes {
-		if err := n.WaitReady(ctx, 2*time.Minute); err != nil {
+		if err := n.WaitReady(ctx, n.patience(2*time.Minute)); err != nil {
 			return err
 		}
 	}

@@ -36,6 +36,9 @@ func named(look func() (map[int]bool, error)) (map[int]string, error) {
 
 // runs says whether a daemon of the node's does, in the node's cgroup or as somebody has started it on the node.
 func (n *Node) runs(d daemon) (bool, error) {
+	if n.VM() {
+		return n.runsInMachine(d)
+	}
 	all, err := named(n.inside)
 	for _, command := range all {
 		if strings.HasPrefix(command, d.command) {

@@ -87,7 +87,7 @@ func (n *Node) kubeletConfig() map[string]any {
 		"tlsCertFile":    pki(n.Name + "-serving.crt"), "tlsPrivateKeyFile": pki(n.Name + "-serving.key"),
 		"containerRuntimeEndpoint": "unix://" + n.socket(),
 		"clusterDNS":               []string{n.c.dns()}, "clusterDomain": "cluster.local",
-		"resolvConf": n.path("resolv.conf"), "cgroupDriver": "cgroupfs", "cgroupRoot": n.cgroup(), "failCgroupV1": false, "failSwapOn": false,
+		"resolvConf": n.path("resolv.conf"), "cgroupDriver": "cgroupfs", "cgroupRoot": n.cgroupRoot(), "failCgroupV1": false, "failSwapOn": false,
 		// The machine is not the node's alone: limits of all pods together, its firewall, what it has of disk and memory.
 		"enforceNodeAllocatable": []string{}, "makeIPTablesUtilChains": false,
 		"evictionHard":              map[string]string{"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%", "imagefs.inodesFree": "0%"},
@@ -162,6 +162,9 @@ const namespaceScript = `
 
 // boot makes the node's namespaces, and its link to the bridge.
 func (n *Node) boot(ctx context.Context) error {
+	if n.VM() {
+		return n.bootMachine(ctx)
+	}
 	for _, kind := range namespaces {
 		if err := os.WriteFile(n.ns(kind), nil, 0o600); err != nil {
 			return err
@@ -208,13 +211,25 @@ func (n *Node) enter() []string {
 
 // Command is one that runs on the node, as if from a console of it.
 func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
+	if n.VM() {
+		return n.ask(ctx, args)
+	}
 	words := append(n.enter(), args...)
 	return exec.CommandContext(ctx, words[0], words[1:]...)
 }
 
 // start starts a program on the node.
 func (n *Node) start(name string, files []*os.File, program string, args ...string) (*process, error) {
-	return n.c.start(n.Name+"'s "+name, n.cgroup()+"/system", n.c.path("logs", n.Name+"."+strings.ReplaceAll(name, " ", "-")+".log"), n.enter(), files, n.c.program(program), args...)
+	log := n.Log(name)
+	if n.VM() {
+		return n.startInMachine(name, log, n.c.program(program), args...)
+	}
+	return n.c.start(n.Name+"'s "+name, n.cgroup()+"/system", log, n.enter(), files, n.c.program(program), args...)
+}
+
+// Log is where the output of a program of the node is: "berth serve", "berth proxy" or "kubelet".
+func (n *Node) Log(program string) string {
+	return n.c.path("logs", n.Name+"."+strings.ReplaceAll(program, " ", "-")+".log")
 }
 
 // daemon is a program that runs on a node until somebody ends it.
@@ -236,9 +251,13 @@ func (n *Node) daemons() []daemon {
 	return []daemon{{"berth serve", berth + " serve ", n.StartBerth}, kubelet, {"berth proxy", berth + " proxy ", n.StartProxy}}
 }
 
-// Start boots the node, unless it has its namespaces, and starts those of its daemons that do not run. It does not wait for the node to be Ready.
+// Start boots the node, unless it was booted, and starts those of its daemons that do not run. It does not wait for the node to be Ready.
 func (n *Node) Start(ctx context.Context) error {
-	if !network.Pinned(n.NetNS()) {
+	booted := network.Pinned(n.NetNS())
+	if n.VM() {
+		booted = n.machineRuns()
+	}
+	if !booted {
 		if err := n.boot(ctx); err != nil {
 			return err
 		}
@@ -265,7 +284,7 @@ func (n *Node) StartBerth(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.ready(ctx, time.Minute, n.runtimeAnswers)
+	return p.ready(ctx, n.patience(time.Minute), n.runtimeAnswers)
 }
 
 func (n *Node) runtimeAnswers(ctx context.Context) error {
@@ -289,10 +308,13 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.ready(ctx, 2*time.Minute, n.kubeletHealthy)
+	return p.ready(ctx, n.patience(2*time.Minute), n.kubeletHealthy)
 }
 
 func (n *Node) kubeletHealthy(ctx context.Context) error {
+	if n.VM() {
+		return n.kubeletHealthyInMachine(ctx)
+	}
 	var c net.Conn
 	err := network.InNamespaces([]string{n.NetNS()}, func() (err error) {
 		c, err = net.DialTimeout("tcp", "127.0.0.1:10248", 5*time.Second) // a socket stays in the namespace that it was made in
@@ -318,7 +340,7 @@ func (n *Node) startProxy(ctx context.Context, name, program string, args ...str
 	if err != nil {
 		return err
 	}
-	return p.ready(ctx, 2*time.Minute, healthy("http://"+n.Address()+":10256/livez", nil))
+	return p.ready(ctx, n.patience(2*time.Minute), healthy("http://"+n.Address()+":10256/livez", nil))
 }
 
 // Kill is the node's power cut: all its processes end at once, shells on it as well, its namespaces go, and what was on its tmpfs. What was on its disk stays, and

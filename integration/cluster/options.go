@@ -19,6 +19,7 @@ type Options struct {
 	Images bool                             // the registry starts with the lab's test images, else it is empty
 	Parts  Parts                            // what nodes are made of; default Berth
 	Disks  []int64                          // bytes of the disks that node-1, node-2 … have for /var; 0: a directory of this machine's
+	VMs    int                              // how many nodes, the last ones, are virtual machines of integration/vm
 
 	// More of the configurations of the kubelets of node-1, node-2 …, which wins over the cluster's own.
 	Kubelets []map[string]any
@@ -62,6 +63,7 @@ type Cluster struct {
 	parts    Parts
 	disks    []int64
 	kubelets []map[string]any // for their files, which are made once
+	vms      int
 	moreArgs map[string][]string
 }
 
@@ -80,6 +82,7 @@ type state struct {
 	Images       bool
 	Parts        Parts
 	Disks        []int64
+	VMs          int
 	MoreArgs     map[string][]string
 }
 
@@ -104,6 +107,10 @@ func (o *Options) check() error {
 		return fmt.Errorf("disks: there are %d for %d nodes", len(o.Disks), o.Nodes)
 	case len(o.Kubelets) > o.Nodes:
 		return fmt.Errorf("kubelets: there are %d for %d nodes", len(o.Kubelets), o.Nodes)
+	case o.VMs < 0 || o.VMs > o.Nodes:
+		return fmt.Errorf("vms: %d is not 0 to %d, the number of nodes", o.VMs, o.Nodes)
+	case o.VMs > 0 && o.Parts != Berth:
+		return fmt.Errorf("vms: nodes in virtual machines are made of %s, not of %s", Berth, o.Parts)
 	case o.Index < 0 || o.Index > 9:
 		return fmt.Errorf("index: %d is not 0 to 9", o.Index)
 	case !filepath.IsAbs(o.Dir) || filepath.Clean(o.Dir) != o.Dir || o.Dir == "/" || strings.ContainsAny(o.Dir, " \t\n\\'\""):
@@ -113,7 +120,7 @@ func (o *Options) check() error {
 }
 
 func build(o Options) *Cluster {
-	c := &Cluster{Dir: o.Dir, Index: o.Index, log: o.Log, images: o.Images, parts: o.Parts, disks: o.Disks, kubelets: o.Kubelets, moreArgs: map[string][]string{
+	c := &Cluster{Dir: o.Dir, Index: o.Index, log: o.Log, images: o.Images, parts: o.Parts, disks: o.Disks, kubelets: o.Kubelets, vms: o.VMs, moreArgs: map[string][]string{
 		"kube-apiserver": o.APIServer, "kube-controller-manager": o.ControllerManager,
 	}}
 	for n := 1; n <= o.Nodes; n++ {
@@ -132,7 +139,7 @@ func Open(dir string, log func(string, ...any)) (*Cluster, error) {
 	if err := json.Unmarshal(text, &s); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, stateFile), err)
 	}
-	c := build(Options{Dir: dir, Index: s.Index, Nodes: s.Nodes, Log: log, Images: s.Images, Parts: s.Parts, Disks: s.Disks})
+	c := build(Options{Dir: dir, Index: s.Index, Nodes: s.Nodes, Log: log, Images: s.Images, Parts: s.Parts, Disks: s.Disks, VMs: s.VMs})
 	c.moreArgs = s.MoreArgs
 	return c, nil
 }
@@ -140,7 +147,7 @@ func Open(dir string, log func(string, ...any)) (*Cluster, error) {
 const stateFile = "cluster.json"
 
 func (c *Cluster) save() error {
-	text, err := json.Marshal(state{c.Index, len(c.Nodes), c.images, c.parts, c.disks, c.moreArgs})
+	text, err := json.Marshal(state{c.Index, len(c.Nodes), c.images, c.parts, c.disks, c.vms, c.moreArgs})
 	if err != nil {
 		return err
 	}
