@@ -133,7 +133,8 @@ func writeInPlace(path string, data []byte, synced bool) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// recallIntents has those that were done before a reboot done again: the disk may not know.
+// recallIntents has those that were done before a reboot done again: the disk may not know. A torn one does not say when ADD ran, but its file
+// when it was done.
 func (m *Manager) recallIntents() {
 	for _, file := range m.doneIntents() {
 		data, err := readBounded(file)
@@ -141,13 +142,23 @@ func (m *Manager) recallIntents() {
 		if err == nil {
 			err = json.Unmarshal(data, &i)
 		}
-		if err == nil && i.Boot == m.boot {
+		if err == nil && i.Boot == m.boot || err != nil && sinceBoot(file) {
 			continue
 		}
 		if err := os.Rename(file, strings.TrimSuffix(file, doneSuffix)); err != nil {
 			m.log.Warn("that a pod's network was released just before the node was restarted is not checked", "file", file, "error", err)
 		}
 	}
+}
+
+// sinceBoot is whether a file was last written under this kernel.
+func sinceBoot(file string) bool {
+	var up unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
+		return false
+	}
+	st, err := os.Stat(file)
+	return err == nil && time.Since(st.ModTime()) < time.Duration(up.Nano())
 }
 
 func (m *Manager) doneIntents() []string {

@@ -104,6 +104,21 @@ func TestTornIntent(t *testing.T) {
 		}
 		n.same(n.calls(), "y DEL", "x DEL")
 		n.same(n.intents(), podID+doneSuffix)
+		again := func() {
+			t.Helper()
+			if err := n.open().GC(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			n.same(n.intents(), podID+doneSuffix)
+		}
+		again() // what was done under this kernel holds
+		n.same(n.calls())
+		long := time.Unix(0, 0)
+		if err := os.Chtimes(m.intentFile(podID)+doneSuffix, long, long); err != nil {
+			t.Fatal(err)
+		}
+		again()
+		n.same(n.calls(), "y DEL", "x DEL")
 	}
 }
 
