@@ -454,7 +454,7 @@ func (n *worldNode) socket() string { return filepath.Join(n.world.dir, n.name+"
 func (w *proxyWorld) explains() {
 	w.t.Helper()
 	for service, counted := range map[string]string{"node-port": `\d+ connections`, "empty": `\d+ connections, \d+ packets refused \(no-endpoints\)`} {
-		want := regexp.MustCompile(`(?m)^ +counted +` + counted + `$`)
+		want := regexp.MustCompile(`(?m)^ +counted +` + counted + `, at all IPv4 addresses of the port$`)
 		must(w.t, lab.Eventually(w.t.Context(), soon, service+" is counted", func(context.Context) error {
 			out := w.nodes[0].berth("explain", "--socket", w.nodes[0].socket(), "default/"+service)
 			if !want.MatchString(out) {
