@@ -173,7 +173,7 @@ bench-proxy: build ## berth proxy beside kube-proxy 1.37 with a real API server,
 	@BERTH_TOOLS="kube-apiserver kubectl etcd kube-proxy" BERTH_BENCH_PROXY="$(SIZES)" integration/progress.sh bench-proxy \
 		$(GO) test -tags integration -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkServiceProxy$$' -benchtime 1x ./integration
 
-compare: build ## berth beside containerd and kube-proxy in one run: pods, exec, logs, lists, pulls, Services; a table (20 minutes)
+compare: build ## berth beside containerd and kube-proxy in one run: pods, exec, logs, lists, pulls, Services; a table (12 minutes)
 	@integration/tools/build.sh registry cni crictl busybox containerd kube-apiserver kubectl etcd kube-proxy > /dev/null
 	@BERTH_TOOLS="registry cni crictl busybox containerd kube-apiserver kubectl etcd kube-proxy" BERTH_COMPARE="$(COMPARE)" integration/progress.sh compare \
 		$(GO) test -tags integration -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkCompare$$' -benchtime 1x ./integration
