@@ -28,9 +28,6 @@ func (p *Programmer) Inspector() *Inspector { return &Inspector{p: p} }
 
 // Inspect reads the tables by iptables-save and compares them. What is being programmed is waited for.
 func (i *Inspector) Inspect(scope program.Scope) (*program.Inspection, error) {
-	if !i.p.loaded.Load() {
-		return nil, program.ErrLoading
-	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.p.working.Settled(func() (*program.Inspection, error) {

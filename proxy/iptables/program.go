@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -40,9 +39,8 @@ type Programmer struct {
 	Options
 	canary *watcher
 
-	// working is locked while the kernel is changed; loaded is whether the first Sync has ended.
+	// working is locked while the kernel is changed.
 	working program.Work
-	loaded  atomic.Bool
 
 	// What is wanted. Services are the model's own, which it never changes. look is locked while it changes, for Counters and the Inspector.
 	look     sync.Mutex
@@ -89,7 +87,7 @@ func (p *Programmer) Changed() <-chan string { return p.canary.changed }
 func (p *Programmer) Sync(s program.State) (program.Report, error) {
 	p.working.Lock() // before anything else is wanted, for who compares
 	defer p.working.Unlock()
-	defer p.loaded.Store(true)
+	defer p.working.Loaded()
 	p.look.Lock()
 	p.services = map[types.NamespacedName]*model.Service{}
 	for svc := range s.Services() {

@@ -178,9 +178,6 @@ type findings struct{ program.Inspection }
 
 // Inspect compares rules and elements. What is being programmed is waited for.
 func (i *Inspector) Inspect(scope program.Scope) (*program.Inspection, error) {
-	if !i.p.loaded.Load() {
-		return nil, program.ErrLoading
-	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.p.working.Settled(func() (*program.Inspection, error) {

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
@@ -48,9 +47,8 @@ type Programmer struct {
 	inspector *Inspector
 	resets    *Resets
 
-	// working is locked while the kernel is changed; loaded is whether the first Sync has ended.
+	// working is locked while the kernel is changed.
 	working program.Work
-	loaded  atomic.Bool
 
 	// What is wanted. Services are the model's own, which it never changes. The lock is for those who look on.
 	look     sync.Mutex
@@ -115,7 +113,7 @@ func (p *Programmer) Changed() <-chan string { return p.watch.changed }
 func (p *Programmer) Sync(s State) (Report, error) {
 	p.working.Lock() // before anything else is wanted, for who compares
 	defer p.working.Unlock()
-	defer p.loaded.Store(true)
+	defer p.working.Loaded()
 	p.want(s)
 	return p.verify()
 }

@@ -39,6 +39,7 @@ const tries = 3
 type Work struct {
 	mu           sync.Mutex
 	begun, ended atomic.Uint64
+	loaded       atomic.Bool
 }
 
 // Lock begins a change.
@@ -53,9 +54,15 @@ func (w *Work) Unlock() {
 	w.mu.Unlock()
 }
 
+// Loaded notes that the first Sync has ended.
+func (w *Work) Loaded() { w.loaded.Store(true) }
+
 // Settled looks until nothing differs, or nothing was changed meanwhile, some times at most. A change that is under way is waited for
-// in between.
+// in between. Until the first Sync has ended it does not look, and its error is ErrLoading.
 func (w *Work) Settled(look func() (*Inspection, error)) (found *Inspection, err error) {
+	if !w.loaded.Load() {
+		return nil, ErrLoading
+	}
 	for range tries {
 		begun := w.begun.Load()
 		quiet := w.ended.Load() == begun

@@ -1,6 +1,9 @@
 package program
 
-import "testing"
+import (
+	"errors"
+	"testing"
+)
 
 // Differences count that were there while nothing was changed; else it is looked again, and not without end.
 func TestSettled(t *testing.T) {
@@ -32,6 +35,10 @@ func TestSettled(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var w Work
+			if _, err := w.Settled(nil); !errors.Is(err, ErrLoading) {
+				t.Errorf("before the first Sync has ended: %v", err)
+			}
+			w.Loaded()
 			if tc.name == "a change was under way" {
 				w.Lock()
 			}
