@@ -10,9 +10,15 @@ import (
 )
 
 // Transactions tell that nf_tables have changed, and not what: for whose table is small, and who looks at all of it.
-type Transactions struct{ file *os.File }
+type Transactions struct {
+	// C has a value when there were some since the last one was taken.
+	C <-chan struct{}
 
-// WatchTransactions begins to listen in the network namespace of the calling thread. Those of the caller are told, too.
+	file *os.File
+	done chan struct{}
+}
+
+// WatchTransactions begins to listen in the network namespace of the calling thread, until Close. Those of the caller are told, too.
 func WatchTransactions() (*Transactions, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -28,7 +34,10 @@ func WatchTransactions() (*Transactions, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("nf_tables: %w", err)
 	}
-	return &Transactions{os.NewFile(uintptr(fd), "nf_tables")}, nil
+	c := make(chan struct{}, 1)
+	t := &Transactions{C: c, file: os.NewFile(uintptr(fd), "nf_tables"), done: make(chan struct{})}
+	go t.tell(c)
+	return t, nil
 }
 
 // onlyGenerations lets messages pass that end a transaction: a proxy with ten thousand Services changes as many elements in one.
@@ -44,16 +53,24 @@ func onlyGenerations() []unix.SockFilter {
 	}
 }
 
-// Each calls f for each transaction until Close. What was lost is one that has come.
-func (t *Transactions) Each(f func()) {
+// tell has C know of each. What was lost is one that has come.
+func (t *Transactions) tell(c chan<- struct{}) {
+	defer close(t.done)
 	buf := make([]byte, 1<<10)
 	for {
 		if _, err := t.file.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return
 		}
-		f()
+		select {
+		case c <- struct{}{}:
+		default: // one that is not yet taken stands for all
+		}
 	}
 }
 
-// Close ends Each.
-func (t *Transactions) Close() error { return t.file.Close() }
+// Close ends it.
+func (t *Transactions) Close() error {
+	err := t.file.Close()
+	<-t.done
+	return err
+}

@@ -17,30 +17,17 @@ const (
 
 // Watch checks the table whenever somebody has changed nf_tables, and now and then, until stop is closed.
 func (t *Table) Watch(stop <-chan struct{}) {
-	changes := make(chan struct{}, 1)
-	changes <- struct{}{} // what nobody was there to be told
+	var changes <-chan struct{}
 	if told, err := nftables.WatchTransactions(); err != nil {
 		t.log.Debug("changes of nf_tables are not told, and looked for every ten seconds", "error", err)
 	} else {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			told.Each(func() {
-				select {
-				case changes <- struct{}{}:
-				default: // one that is not yet looked at stands for all
-				}
-			})
-		}()
-		defer func() {
-			_ = told.Close()
-			<-done
-		}()
+		defer func() { _ = told.Close() }()
+		changes = told.C
 	}
 	poll := time.NewTicker(atLeastEvery)
 	defer poll.Stop()
 	var last time.Time
-	var due <-chan time.Time
+	due := time.After(settle) // for what nobody was there to be told
 	said := ""
 	for {
 		select {

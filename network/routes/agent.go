@@ -433,12 +433,12 @@ func (a *Agent) watchKernelOnce(ctx context.Context, changed chan<- struct{}) er
 		return err
 	}
 	defer leave(stop, routes)
-	tables := make(chan struct{}, 1)
+	var tables <-chan struct{}
 	if told, err := nftables.WatchTransactions(); err != nil {
 		a.log.Debug("changes of nf_tables are not told, and looked for every thirty seconds", "error", err)
 	} else {
 		defer told.Close()
-		go told.Each(func() { poke(tables) })
+		tables = told.C
 	}
 	var last time.Time
 	var due <-chan time.Time
