@@ -97,13 +97,9 @@ func memoryOf(t *testing.T, c *cluster.Cluster) nodeMemory {
 
 func (f *fifty) measure(t *testing.T, rounds int) {
 	dir := filepath.Join(t.TempDir(), "cluster")
-	began := time.Now()
 	t.Cleanup(func() { must(t, cluster.Down(dir)) })
 	c, err := cluster.Start(t.Context(), cluster.Options{
-		Dir: dir, Index: 8, Nodes: fiftyNodes, Images: true, Tools: clusterTools(), Parts: f.parts,
-		Log: func(format string, args ...any) {
-			t.Logf("%6.2f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
-		},
+		Dir: dir, Index: 8, Nodes: fiftyNodes, Images: true, Tools: clusterTools(), Parts: f.parts, Log: timed(t),
 	})
 	must(t, err)
 	s := story{t, c}

@@ -33,47 +33,23 @@ func TestClusterEviction(t *testing.T) {
 	if os.Getenv("BERTH_CLUSTER") == "" {
 		t.Skip("make test-cluster runs it")
 	}
-	const index = 5
-	dir := filepath.Join(t.TempDir(), "cluster")
-	leavesNothing(t, index, dir)
-	began := time.Now()
-	c, err := cluster.Start(t.Context(), cluster.Options{
-		Dir: dir, Index: index, Images: true, Disks: []int64{0, 4 << 30}, Kubelets: []map[string]any{nil, evictingKubelet(t)}, Tools: clusterTools(),
-		Log: func(format string, args ...any) {
-			t.Logf("%6.2f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
-		},
+	c := newCluster(t, cluster.Start, cluster.Options{Index: 5, Disks: []int64{0, 4 << 30}, Kubelets: []map[string]any{nil, evictingKubelet(t)}})
+	t.Cleanup(func() {
+		if t.Failed() {
+			tellEvictions(t, c)
+		}
 	})
-	if c != nil {
-		t.Cleanup(func() {
-			if t.Failed() {
-				tellCluster(t, c)
-				tellEvictions(t, c)
-			}
-		})
-	}
-	must(t, err)
 	s := story{t, c}
 	before := s.look()
 	must(t, c.PushExample(t.Context()))
 	must(t, c.Apply(t.Context(), shellManifest))
-	for _, chapter := range []struct {
-		name string
-		tell func(story)
-	}{
+	inOrder(t, storyOf(c), []chapter[story]{
 		{"one file is applied and pods are ready", story.applyWeb},
 		{"a pod that takes the memory of all pods is evicted", story.memoryPressure},
 		{"a pod that fills the disk is evicted", story.diskPressure},
 		{"an image that nobody uses goes before any pod", story.imagePressure},
 		{"all of it is deleted", func(s story) { s.removeWeb(before) }},
-	} {
-		if !t.Run(chapter.name, func(t *testing.T) {
-			began := time.Now()
-			chapter.tell(story{t, c})
-			t.Logf("%.1f s", time.Since(began).Seconds())
-		}) {
-			return // the others go on from here
-		}
-	}
+	})
 }
 
 // evictingKubelet is how an operator sets up a kubelet that is to keep some of everything free. Of memory it is the pods' own, since this

@@ -25,21 +25,8 @@ func TestClusterOfOne(t *testing.T) {
 		t.Skip("make test-cluster runs it")
 	}
 	index := clusterIndex(t, 7)
-	dir := filepath.Join(t.TempDir(), "cluster")
-	leavesNothing(t, index, dir)
-	began := time.Now()
-	log := func(format string, args ...any) {
-		t.Logf("%6.1f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
-	}
-	c, err := cluster.Start(t.Context(), cluster.Options{Dir: dir, Index: index, Nodes: 1, Images: true, Log: log, Tools: clusterTools()})
-	if c != nil {
-		t.Cleanup(func() {
-			if t.Failed() {
-				tellCluster(t, c)
-			}
-		})
-	}
-	must(t, err)
+	log := timed(t)
+	c := newCluster(t, cluster.Start, cluster.Options{Index: index, Nodes: 1})
 	s := story{t, c}
 	must(t, c.Apply(t.Context(), clusterManifest))
 	web := s.ready("web", 2, 2*time.Minute, onNodes("node-1", "node-1"))
@@ -62,7 +49,7 @@ func TestClusterOfOne(t *testing.T) {
 	log("a node's daemons were killed and started again")
 	byHand := s.startByHand()
 	log("a node's daemons were killed and started by hand")
-	must(t, cluster.Down(dir))
+	must(t, cluster.Down(c.Dir))
 	for _, cmd := range byHand {
 		if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", cmd.Process.Pid)); err == nil {
 			t.Errorf("%s, started by hand, outlives the cluster", strings.Join(cmd.Args, " "))

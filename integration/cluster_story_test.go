@@ -35,10 +35,7 @@ func TestClusterStory(t *testing.T) {
 	must(t, s.c.PushExample(t.Context()))
 	must(t, s.c.Apply(t.Context(), shellManifest))
 	t.Logf("the example's image is pushed in %.1f s", time.Since(began).Seconds())
-	for _, chapter := range []struct {
-		name string
-		tell func(story)
-	}{
+	for _, c := range []chapter[story]{
 		{"one file is applied and pods are ready", story.applyWeb},
 		{"pods have their configuration, secrets and logs", story.insideWeb},
 		{"the page answers by addresses", story.addresses},
@@ -62,11 +59,7 @@ func TestClusterStory(t *testing.T) {
 		{"an API server that is gone", story.serverGone},
 		{"all of it is deleted", func(s story) { s.removeWeb(before) }},
 	} {
-		t.Run(chapter.name, func(t *testing.T) {
-			began := time.Now()
-			chapter.tell(story{t, s.c})
-			t.Logf("%.1f s", time.Since(began).Seconds())
-		})
+		c.run(t, storyOf(s.c))
 	}
 }
 
@@ -78,24 +71,9 @@ func storyCluster(t *testing.T) *cluster.Cluster {
 		must(t, err)
 		return c
 	}
-	dir := filepath.Join(t.TempDir(), "cluster")
-	began := time.Now()
-	index := clusterIndex(t, 3)
-	leavesNothing(t, index, dir)
-	c, err := cluster.Start(t.Context(), cluster.Options{
-		Dir: dir, Index: index, Images: true, Disks: []int64{0, 4 << 30}, Tools: clusterTools(), ControllerManager: []string{"--horizontal-pod-autoscaler-sync-period=5s"},
-		Log: func(format string, args ...any) {
-			t.Logf("%6.2f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
-		},
+	return newCluster(t, cluster.Start, cluster.Options{
+		Index: clusterIndex(t, 3), Disks: []int64{0, 4 << 30}, ControllerManager: []string{"--horizontal-pod-autoscaler-sync-period=5s"},
 	})
-	t.Cleanup(func() {
-		if c != nil && t.Failed() {
-			s := story{t, c}
-			t.Logf("pods:\n%s\nevents:\n%s", s.try("get", "pods", "-A", "-o", "wide"), s.try("get", "events", "-A"))
-		}
-	})
-	must(t, err)
-	return c
 }
 
 // shellManifest is a pod on each node with all that a shell has.

@@ -30,18 +30,28 @@ func TestCluster(t *testing.T) {
 	if os.Getenv("BERTH_CLUSTER") == "" {
 		t.Skip("make test-cluster runs it")
 	}
-	dir := filepath.Join(t.TempDir(), "cluster")
-	index := clusterIndex(t, 1)
-	leavesNothing(t, index, dir)
-	began := time.Now()
-	c, err := cluster.Start(t.Context(), cluster.Options{
-		Dir: dir, Index: index, Images: true,
-		Log: func(format string, args ...any) {
-			t.Logf("%6.2f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
-		},
-		Tools:             clusterTools(),
+	c := newCluster(t, cluster.Start, cluster.Options{
+		Index:             clusterIndex(t, 1),
 		ControllerManager: []string{"--node-monitor-grace-period=20s", "--node-monitor-period=2s"},
 	})
+	inOrder(t, storyOf(c), []chapter[story]{
+		{"rights are the least", story.rights},
+		{"a deployment is spread over the nodes", story.deploy},
+		{"a Service answers everywhere", story.service},
+		{"pods reach pods of other nodes", story.podToPod},
+		{"a killed container is restarted in place", story.killContainer},
+		{"pods move from a node that is killed, which comes back", story.killNode},
+		{"all is deleted", story.remove},
+	})
+}
+
+// newCluster starts a cluster of the test's own, with the lab's images, that is taken down at its end and leaves nothing; where the test fails it
+// is told what there was in it.
+func newCluster(t *testing.T, start func(context.Context, cluster.Options) (*cluster.Cluster, error), o cluster.Options) *cluster.Cluster {
+	t.Helper()
+	o.Dir, o.Images, o.Log, o.Tools = filepath.Join(t.TempDir(), "cluster"), true, timed(t), clusterTools()
+	leavesNothing(t, o.Index, o.Dir)
+	c, err := start(t.Context(), o)
 	if c != nil {
 		t.Cleanup(func() {
 			if t.Failed() {
@@ -50,24 +60,38 @@ func TestCluster(t *testing.T) {
 		})
 	}
 	must(t, err)
-	for _, chapter := range []struct {
-		name string
-		tell func(story)
-	}{
-		{"rights are the least", story.rights},
-		{"a deployment is spread over the nodes", story.deploy},
-		{"a Service answers everywhere", story.service},
-		{"pods reach pods of other nodes", story.podToPod},
-		{"a killed container is restarted in place", story.killContainer},
-		{"pods move from a node that is killed, which comes back", story.killNode},
-		{"all is deleted", story.remove},
-	} {
-		if !t.Run(chapter.name, func(t *testing.T) {
-			began := time.Now()
-			chapter.tell(story{t, c})
-			t.Logf("%.1f s", time.Since(began).Seconds())
-		}) {
-			return // the others go on from here
+	return c
+}
+
+// timed is a log in which lines have the time since now.
+func timed(t *testing.T) func(format string, args ...any) {
+	began := time.Now()
+	return func(format string, args ...any) {
+		t.Helper()
+		t.Logf("%6.2f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+	}
+}
+
+// chapter is a part of what a cluster goes through, which S is told of.
+type chapter[S any] struct {
+	name string
+	tell func(S)
+}
+
+// run tells it as a subtest, and how long it took.
+func (c chapter[S]) run(t *testing.T, of func(*testing.T) S) bool {
+	return t.Run(c.name, func(t *testing.T) {
+		began := time.Now()
+		c.tell(of(t))
+		t.Logf("%.1f s", time.Since(began).Seconds())
+	})
+}
+
+// inOrder tells chapters each of which goes on where the one before has ended.
+func inOrder[S any](t *testing.T, of func(*testing.T) S, all []chapter[S]) {
+	for _, c := range all {
+		if !c.run(t, of) {
+			return
 		}
 	}
 }
@@ -88,6 +112,7 @@ func clusterTools() cluster.Tools {
 	return cluster.Tools{
 		Etcd: tools.Etcd, APIServer: tools.APIServer, Scheduler: tools.Scheduler, ControllerManager: tools.ControllerManager,
 		Kubelet: tools.Kubelet, Kubectl: tools.Kubectl, Registry: tools.Registry, Busybox: tools.Busybox,
+		Kubeadm:   tools.Kubeadm,
 		KubeProxy: tools.KubeProxy, Containerd: tools.Containerd, CNI: tools.CNI,
 	}
 }
@@ -96,6 +121,10 @@ func clusterTools() cluster.Tools {
 type story struct {
 	t *testing.T
 	c *cluster.Cluster
+}
+
+func storyOf(c *cluster.Cluster) func(*testing.T) story {
+	return func(t *testing.T) story { return story{t, c} }
 }
 
 func (s story) kubectl(args ...string) string {

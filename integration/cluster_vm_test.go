@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -25,41 +24,13 @@ func TestClusterNodeInVM(t *testing.T) {
 	if os.Getenv("BERTH_CLUSTER_VM") == "" {
 		t.Skip("make test-vm-cluster runs it")
 	}
-	const index = 9
-	dir := filepath.Join(t.TempDir(), "cluster")
-	leavesNothing(t, index, dir)
-	began := time.Now()
-	c, err := cluster.Start(t.Context(), cluster.Options{
-		Dir: dir, Index: index, Nodes: 2, VMs: 1, Images: true, Tools: clusterTools(),
-		Log: func(format string, args ...any) {
-			t.Logf("%6.1f s %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
-		},
-	})
-	if c != nil {
-		t.Cleanup(func() {
-			if t.Failed() {
-				tellCluster(t, c)
-			}
-		})
-	}
-	must(t, err)
-	for _, chapter := range []struct {
-		name string
-		tell func(story)
-	}{
+	c := newCluster(t, cluster.Start, cluster.Options{Index: 9, Nodes: 2, VMs: 1})
+	inOrder(t, storyOf(c), []chapter[story]{
 		{"its pods answer", story.machineServes},
 		{"its clock is ten years ahead", func(s story) { s.wrongClock(3660*24*time.Hour, "after") }},
 		{"its clock is two hours behind", func(s story) { s.wrongClock(-2*time.Hour, "before") }},
 		{"its clock is five minutes behind", story.slightlyWrongClock},
-	} {
-		if !t.Run(chapter.name, func(t *testing.T) {
-			began := time.Now()
-			chapter.tell(story{t, c})
-			t.Logf("%.1f s", time.Since(began).Seconds())
-		}) {
-			return // the others go on from here
-		}
-	}
+	})
 }
 
 // pageManifest are pods that stay on their nodes, whatever becomes of these.

@@ -35,25 +35,13 @@ func TestKubeadm(t *testing.T) {
 	if os.Getenv("BERTH_KUBEADM") == "" {
 		t.Skip("make test-kubeadm runs it")
 	}
-	dir := filepath.Join(t.TempDir(), "cluster")
-	index := clusterIndex(t, 7)
-	leavesNothing(t, index, dir)
-	o := cluster.Options{Dir: dir, Index: index, Images: true, Log: t.Logf, Tools: clusterTools()}
-	o.Tools.Kubeadm = tools.Kubeadm
-	c, err := cluster.Machines(t.Context(), o)
-	if c != nil {
-		t.Cleanup(func() {
-			if t.Failed() {
-				tellCluster(t, c)
-			}
-		})
-	}
-	must(t, err)
+	c := newCluster(t, cluster.Machines, cluster.Options{Index: clusterIndex(t, 7)})
 	k := kubeadmStory{story: story{t, c}}
-	for _, chapter := range []struct {
-		name string
-		tell func(*kubeadmStory)
-	}{
+	of := func(t *testing.T) *kubeadmStory {
+		k.t = t
+		return &k
+	}
+	inOrder(t, of, []chapter[*kubeadmStory]{
 		{"preflight", (*kubeadmStory).preflight},
 		{"init: the control plane is static pods on berth", (*kubeadmStory).begin},
 		{"kube-proxy's ConfigMap serves berth proxy as it is", (*kubeadmStory).proxy},
@@ -61,16 +49,7 @@ func TestKubeadm(t *testing.T) {
 		{"an application is reached by address and name", (*kubeadmStory).application},
 		{"a killed API server is started again in place", (*kubeadmStory).killAPIServer},
 		{"reset leaves no pod", (*kubeadmStory).reset},
-	} {
-		if !t.Run(chapter.name, func(t *testing.T) {
-			began := time.Now()
-			k.t = t
-			chapter.tell(&k)
-			t.Logf("%.1f s", time.Since(began).Seconds())
-		}) {
-			return // the others go on from here
-		}
-	}
+	})
 }
 
 // kubeadmStory is the story of a cluster that kubeadm makes. Each step is one of docs/kubeadm.md.

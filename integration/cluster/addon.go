@@ -33,6 +33,17 @@ func (c *Cluster) PushExample(ctx context.Context) error {
 	return errors.Join(b.PushApp(ctx, filepath.Join(root, "examples/web")), os.RemoveAll(b.Work))
 }
 
+// startAddon pushes the image of an add-on, applies its manifest, and waits until its pods are ready.
+func (c *Cluster) startAddon(ctx context.Context, repo, program, manifest, workload string) error {
+	if err := c.pushAddon(ctx, repo, "cluster", program); err != nil {
+		return err
+	}
+	if err := c.Apply(ctx, manifest); err != nil {
+		return err
+	}
+	return c.rolledOut(ctx, workload)
+}
+
 // rolledOut waits until the pods of an add-on are ready.
 func (c *Cluster) rolledOut(ctx context.Context, workload string) error {
 	_, err := c.Kubectl(ctx, "--namespace", "kube-system", "rollout", "status", workload, "--timeout", "4m")

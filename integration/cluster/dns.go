@@ -7,13 +7,7 @@ import (
 
 // StartDNS has CoreDNS, a program, run as a pod, at the address that kubelets give to pods, and waits until it is ready.
 func (c *Cluster) StartDNS(ctx context.Context, program string) error {
-	if err := c.pushAddon(ctx, "coredns/coredns", "cluster", program); err != nil {
-		return err
-	}
-	if err := c.Apply(ctx, fmt.Sprintf(dnsManifest, c.dns())); err != nil {
-		return err
-	}
-	return c.rolledOut(ctx, "deployment/coredns")
+	return c.startAddon(ctx, "coredns/coredns", program, fmt.Sprintf(dnsManifest, c.dns()), "deployment/coredns")
 }
 
 const dnsManifest = `apiVersion: v1

@@ -8,13 +8,7 @@ import (
 // StartIngress has Traefik, a program, run as a pod on each node, at port 80 of the node's address, for Ingresses of the namespace default and
 // the class traefik. It waits until they are ready.
 func (c *Cluster) StartIngress(ctx context.Context, program string) error {
-	if err := c.pushAddon(ctx, "traefik", "cluster", program); err != nil {
-		return err
-	}
-	if err := c.Apply(ctx, fmt.Sprintf(ingressManifest, c.Nodes[0].Address())); err != nil {
-		return err
-	}
-	return c.rolledOut(ctx, "daemonset/traefik")
+	return c.startAddon(ctx, "traefik", program, fmt.Sprintf(ingressManifest, c.Nodes[0].Address()), "daemonset/traefik")
 }
 
 // Its rights: Traefik lists Secrets wherever it looks for Ingresses, so that it is not to look everywhere. It does not start without a list of Nodes.
