@@ -17,7 +17,7 @@ import (
 )
 
 // agnhostTools are the Debian packages with what upstream's image has beside agnhost, by its Dockerfile.
-var agnhostTools = []string{"curl", "netcat-openbsd", "iproute2", "bash", "dash", "coreutils", "grep", "sed", "util-linux", "socat", "iperf", "bind9-dnsutils", "conntrack"}
+var agnhostTools = []string{"curl", "netcat-openbsd", "iproute2", "bash", "dash", "coreutils", "grep", "sed", "util-linux", "socat", "iperf", "bind9-dnsutils", "libc-bin", "conntrack"}
 
 // agnhostLayers are those of Kubernetes' image agnhost. The directory is what build.sh has made of the target e2e.
 func (c *Cluster) agnhostLayers(ctx context.Context, work, e2e string) ([][]byte, error) {
