@@ -1,12 +1,15 @@
 package cni_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -214,5 +217,45 @@ func TestNothingHangsOrPanics(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v", err)
 		}
+	}
+}
+
+// An iptables that is killed while it is asked, as on a node that is short of processors or memory, is asked again: else the daemon would run it for
+// each pod as long as it lives.
+func TestIPTablesIsAskedAgain(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	real, err := exec.LookPath("iptables-restore")
+	if err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\n[ -e %[1]s/well ] || kill -9 $$\nexec %[2]s \"$@\"\n", dir, real)
+	for name, text := range map[string]string{"iptables": "#!/bin/sh\n", "iptables-restore": script} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	cni.ForgetIPTables()
+	t.Cleanup(cni.ForgetIPTables)
+	var log bytes.Buffer
+	plugins := cni.New(slog.New(slog.NewTextHandler(&log, nil)))
+	for range 2 {
+		if err := plugins.IPTablesDiffers("nat", false); err == nil || !strings.Contains(err.Error(), "could not be asked") {
+			t.Fatalf("it is killed, and %v is known of it", err)
+		}
+		cni.ForgetIPTables()
+	}
+	if err := os.WriteFile(filepath.Join(dir, "well"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := plugins.IPTablesDiffers("nat", false); err != nil {
+		t.Errorf("once it can be asked: %v", err)
+	}
+	if lines := strings.Split(strings.TrimSpace(log.String()), "\n"); len(lines) != 2 ||
+		!strings.Contains(lines[0], "signal: killed") || !strings.Contains(lines[1], "without running iptables from now on") {
+		t.Errorf("the log has:\n%s", log.String())
 	}
 }

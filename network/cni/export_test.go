@@ -104,6 +104,9 @@ func ForgetIPTables() {
 	iptables.Lock()
 	defer iptables.Unlock()
 	for _, known := range iptables.tables {
-		known.looked = time.Time{}
+		known.looked, known.asked = time.Time{}, time.Time{}
 	}
 }
+
+// IPTablesDiffers says why rules are not made here.
+func (p *Plugins) IPTablesDiffers(table string, v6 bool) error { return p.iptablesDiffers(table, v6) }

@@ -45,15 +45,25 @@ func (k xtKind) program() string {
 // xtAnswer is what is known of the node's iptables.
 type xtAnswer struct {
 	looked  time.Time
-	program string // which one was asked
-	differs error  // why its rules are not made here; nil if they are
+	asked   time.Time // it was done with asking
+	program string    // which one was asked
+	differs error     // why its rules are not made here; nil if they are
 }
 
-// lookAgain is how old what is known of the node's iptables may be, before it is looked whether it is the same program.
-const lookAgain = time.Second
+const (
+	// lookAgain is how old what is known of the node's iptables may be, before it is looked whether it is the same program.
+	lookAgain = time.Second
+	// askAgain is how long one that could not be asked counts as one whose rules differ.
+	askAgain = time.Minute
+)
 
-// errNoIPTables says that the node has none.
-var errNoIPTables = errors.New("not installed")
+var (
+	// errNoIPTables says that the node has none.
+	errNoIPTables = errors.New("not installed")
+	// errNoAnswer says that the node's iptables has not made the sample, so that nothing is known of its rules. A moment without memory or
+	// processors may be why.
+	errNoAnswer = errors.New("it could not be asked")
+)
 
 // askTime bounds what the node's iptables may take for the sample.
 const askTime = 10 * time.Second
@@ -76,15 +86,31 @@ func (p *Plugins) iptablesDiffers(table string, v6 bool) error {
 	}
 	program, err := identify(kind.program())
 	known.looked = time.Now()
-	if err != nil {
+	switch {
+	case err != nil:
 		known.program, known.differs = "", fmt.Errorf("%s: %w", kind.program(), err)
-	} else if program != known.program {
+	case program != known.program, errors.Is(known.differs, errNoAnswer) && time.Since(known.asked) >= askAgain:
+		before := known.differs
 		known.program, known.differs = program, kind.compareSample()
-		if known.differs != nil {
-			p.log.Info("firewall rules are made by running "+kind.program(), "table", table, "reason", known.differs)
-		}
+		known.asked = time.Now()
+		known.looked = known.asked
+		p.logRules(kind, before, known.differs)
 	}
 	return known.differs
+}
+
+// logRules says how rules are made, where that is not what was said last.
+func (p *Plugins) logRules(kind xtKind, before, differs error) {
+	log := p.log.With("table", kind.table)
+	switch {
+	case differs == nil && before == nil, differs != nil && before != nil && differs.Error() == before.Error():
+	case differs == nil:
+		log.Info("firewall rules are made without running " + kind.program() + " from now on")
+	case errors.Is(differs, errNoAnswer):
+		log.Info("firewall rules are made by running "+kind.program(), "reason", differs, "asked_again_after", askAgain)
+	default:
+		log.Info("firewall rules are made by running "+kind.program(), "reason", differs)
+	}
 }
 
 // identify tells one installation of a program from the next.
@@ -168,10 +194,10 @@ func (k xtKind) compareSample() error {
 	defer cancel()
 	return thread.Throwaway(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
+			return fmt.Errorf("%w: a network namespace: %w", errNoAnswer, err)
 		}
 		if err := k.restoreSample(ctx, restore); err != nil {
-			return err
+			return fmt.Errorf("%w: %w", errNoAnswer, err)
 		}
 		t, err := openXT(k.table, k.v6)
 		if err != nil {
@@ -199,6 +225,9 @@ func (k xtKind) restoreSample(ctx context.Context, restore string) error {
 	cmd := exec.CommandContext(ctx, restore, "--noflush")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = &in, &out, &out
 	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s has not ended after %v", restore, askTime)
+		}
 		return fmt.Errorf("%s: %w: %s", restore, err, bytes.TrimSpace(out.Bytes()))
 	}
 	return nil
