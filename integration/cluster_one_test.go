@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -106,7 +107,7 @@ func (s story) startAgain() {
 	again, err := node.Processes()
 	must(s.t, err)
 	for pid, command := range again {
-		if strings.HasPrefix(command, filepath.Join(s.c.Dir, "bin")) && after[pid] == "" {
+		if strings.HasPrefix(command, filepath.Join(s.c.Dir, "bin")) && after[pid] == "" && !forked(pid, after) {
 			s.t.Errorf("%s was started though it ran", command)
 		}
 	}
@@ -118,6 +119,16 @@ func (s story) startAgain() {
 		}
 	}
 	s.answers("the Service", web, fromHost(strings.TrimSpace(s.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"))))
+}
+
+// forked says whether a process is one that a daemon has made to run another program, and that still has the daemon's command line; or has ended
+// meanwhile.
+func forked(pid int, daemons map[int]string) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, parent, _ := strings.Cut(string(text), "\nPPid:\t")
+	parent, _, _ = strings.Cut(parent, "\n")
+	ppid, _ := strconv.Atoi(parent)
+	return err != nil || daemons[ppid] != ""
 }
 
 // startByHand kills the daemons and starts them as one does in a shell on the node: in no cgroup of the cluster's.
