@@ -39,6 +39,9 @@ N ?= 2
 ADDONS ?=
 NODE ?= node-1
 
+# What makes clusters, starts nodes and takes clusters down.
+CLUSTER_MAKER = integration/progress.sh 'build the maker of clusters' $(GO) build -o bin/cluster ./integration/cluster/run
+
 # Which fuzz targets to run, and for how long each.
 FUZZ ?= .
 export FUZZTIME ?= 1m
@@ -66,17 +69,19 @@ demo: build ## a kubelet runs a pod of three containers on berth, which is kille
 	@integration/progress.sh 'build demo' $(GO) build -o bin/demo ./integration/demo
 	@exec bin/demo
 
-cluster: build ## a Kubernetes cluster on this machine, of N (2) nodes made of berth; needs root; ADDONS="traefik metrics-server"; K8S_BIN names programs of one's own
-	@integration/progress.sh 'build the maker of clusters' $(GO) build -o bin/cluster ./integration/cluster/run
+cluster: setup ## a Kubernetes cluster on this machine, of N (2) nodes made of berth; needs root; ADDONS="traefik metrics-server"; K8S_BIN names programs of one's own
+	@$(CLUSTER_MAKER)
+	@bin/cluster check '$(N)' $(ADDONS) # before all the building
+	@$(MAKE) --no-print-directory build
 	@[ -n "$${K8S_BIN:-}" ] || integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox > /dev/null
-	@exec bin/cluster up $(N) $(ADDONS)
+	@exec bin/cluster up '$(N)' $(ADDONS)
 
 cluster-start: ## start what does not run on a NODE (node-1) of make cluster: kubelet, berth serve, berth proxy
-	@[ -x bin/cluster ] || $(GO) build -o bin/cluster ./integration/cluster/run
-	@exec bin/cluster start $(NODE)
+	@[ -x bin/cluster ] || $(CLUSTER_MAKER)
+	@exec bin/cluster start '$(NODE)'
 
 cluster-down: ## the end of make cluster: nothing of it is left
-	@[ -x bin/cluster ] || $(GO) build -o bin/cluster ./integration/cluster/run
+	@[ -x bin/cluster ] || $(CLUSTER_MAKER)
 	@exec bin/cluster down
 
 test: vet test-unit test-integration ## everything that CI runs

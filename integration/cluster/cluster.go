@@ -48,11 +48,8 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 
 // prepare checks the options, and makes the cluster's directory.
 func prepare(ctx context.Context, o *Options) (*Cluster, error) {
-	if err := o.check(); err != nil {
+	if err := o.Check(); err != nil {
 		return nil, err
-	}
-	if _, err := os.Lstat(o.Dir); err == nil {
-		return nil, fmt.Errorf("%s is there already: take the cluster down first (make cluster-down)", o.Dir)
 	}
 	c := build(*o)
 	if err := c.claim(ctx); err != nil {

@@ -86,6 +86,17 @@ type state struct {
 	MoreArgs     map[string][]string
 }
 
+// Check gives options their defaults, and says what Start would refuse before it makes anything.
+func (o *Options) Check() error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(o.Dir); err == nil {
+		return fmt.Errorf("%s is there already: take the cluster down first (make cluster-down)", o.Dir)
+	}
+	return new(Tools).from(os.Getenv("K8S_BIN"))
+}
+
 func (o *Options) check() error {
 	switch {
 	case os.Geteuid() != 0:

@@ -1,4 +1,4 @@
-// Command run makes and removes the cluster of `make cluster`: up NODES [ADDON ...], start NODE, down.
+// Command run makes and removes the cluster of `make cluster`: check or up NODES [ADDON ...], start NODE, down.
 package main
 
 import (
@@ -43,14 +43,32 @@ func do(ctx context.Context, args []string) error {
 		return nil
 	case len(args) == 2 && args[0] == "start":
 		return start(ctx, dir, args[1])
-	case len(args) >= 2 && args[0] == "up":
-		nodes, err := strconv.Atoi(args[1])
-		if err != nil {
-			return fmt.Errorf("%q is no number of nodes (N)", args[1])
+	case len(args) >= 2 && (args[0] == "check" || args[0] == "up"):
+		options, wanted, err := asked(dir, args[1], args[2:])
+		if err != nil || args[0] == "check" {
+			return err
 		}
-		return up(ctx, dir, nodes, args[2:])
+		return up(ctx, options, wanted)
 	}
-	return errors.New("usage: cluster up NODES [ADDON ...] | cluster start NODE | cluster down")
+	return errors.New("usage: cluster check|up NODES [ADDON ...] | cluster start NODE | cluster down")
+}
+
+// asked are options and add-ons of a cluster by the arguments, or says what is wrong with them.
+func asked(dir, nodes string, wanted []string) (cluster.Options, []string, error) {
+	n, err := strconv.Atoi(nodes)
+	if err != nil || n == 0 { // which is the default of Options
+		return cluster.Options{}, nil, fmt.Errorf("N: %q is no number of nodes, 1 to 9", nodes)
+	}
+	if !slices.Contains(wanted, "dns") {
+		wanted = append([]string{"dns"}, wanted...)
+	}
+	for _, name := range wanted {
+		if addons[name] == nil {
+			return cluster.Options{}, nil, fmt.Errorf("ADDONS: %q is none of %s", name, strings.Join(slices.Sorted(maps.Keys(addons)), ", "))
+		}
+	}
+	o := cluster.Options{Dir: dir, Nodes: n, Images: true}
+	return o, wanted, o.Check()
 }
 
 // timed tells of steps with the time since it was made.
@@ -76,7 +94,7 @@ func start(ctx context.Context, dir, name string) error {
 		return fmt.Errorf("node: %q is none of node-1 to %s", name, c.Nodes[len(c.Nodes)-1].Name)
 	}
 	if err := c.Nodes[i].Start(ctx); err != nil {
-		return err
+		return fmt.Errorf("%w\nWhat was started runs on, and the same command goes on from there", err)
 	}
 	if err := c.Nodes[i].WaitReady(ctx, 2*time.Minute); err != nil {
 		return err
@@ -96,27 +114,19 @@ var addons = map[string]func(context.Context, *cluster.Cluster, *lab.Tools) erro
 	},
 }
 
-func up(ctx context.Context, dir string, nodes int, wanted []string) error {
-	if !slices.Contains(wanted, "dns") {
-		wanted = append([]string{"dns"}, wanted...)
-	}
-	for _, name := range wanted {
-		if addons[name] == nil {
-			return fmt.Errorf("addons: %q is none of %s", name, strings.Join(slices.Sorted(maps.Keys(addons)), ", "))
-		}
-	}
+func up(ctx context.Context, options cluster.Options, wanted []string) error {
 	tools, err := lab.BuildTools(ctx, os.Stderr, wanted...)
 	if err != nil {
 		return err
 	}
-	log := timed()
-	c, err := cluster.Start(ctx, cluster.Options{Dir: dir, Nodes: nodes, Images: true, Log: log})
+	options.Log = timed()
+	c, err := cluster.Start(ctx, options)
 	if err == nil {
-		err = furnish(ctx, c, wanted, tools, log)
+		err = furnish(ctx, c, wanted, tools, options.Log)
 	}
 	if err != nil {
 		if c != nil {
-			err = fmt.Errorf("%w\nThe rest of the logs is in %s/logs. `make cluster-down` removes what is there", err, dir)
+			err = fmt.Errorf("%w\nThe rest of the logs is in %s/logs. `make cluster-down` removes what is there", err, options.Dir)
 		}
 		return err
 	}
