@@ -140,7 +140,7 @@ test-e2e-proxy: build ## Kubernetes' own end-to-end tests of Services, on a clus
 	@BERTH_E2E=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e dns" integration/progress.sh test-e2e-proxy \
 		$(GO) test -tags integration -count=1 -timeout 120m -v -run '^TestUpstreamServices$$' ./integration
 
-test-conformance: build ## Kubernetes' own tests of conformance, on a cluster of three nodes (two hours)
+test-conformance: build ## Kubernetes' own tests of conformance, on a cluster of three nodes (an hour)
 	@integration/tools/build.sh etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e sample-apiserver dns > /dev/null
 	@BERTH_E2E=1 BERTH_TOOLS="etcd kube-apiserver kube-scheduler kube-controller-manager kubelet kubectl registry busybox e2e sample-apiserver dns" integration/progress.sh test-conformance \
 		$(GO) test -tags integration -count=1 -timeout 240m -v -run '^TestConformance$$' ./integration
