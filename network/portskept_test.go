@@ -192,8 +192,13 @@ func TestOwedPortsStayTaken(t *testing.T) {
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}
+	tried := func(m *Manager) { // else it is under way yet when the directory is removed: Close does not wait for it
+		t.Helper()
+		eventually(t, "the teardown has been tried", func() bool { owed := m.Owed(); return len(owed) == 1 && owed[0].Tries > 0 })
+	}
 	again := n.open()
 	refused(again)
+	tried(again)
 	if err := again.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -205,6 +210,7 @@ func TestOwedPortsStayTaken(t *testing.T) {
 	if err := rebooted.ClaimPorts(other); err != nil {
 		t.Error(err)
 	}
+	tried(rebooted)
 	if err := rebooted.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -214,6 +220,7 @@ func TestOwedPortsStayTaken(t *testing.T) {
 	n.plugin("y", good)
 	again.owedFirst = time.Millisecond
 	eventually(t, "the port is free", func() bool { return again.ClaimPorts(other) == nil })
+	eventually(t, "nothing is owed any more", func() bool { return len(again.Owed()) == 0 })
 }
 
 // What the operator's portmap does is what it does anywhere.
