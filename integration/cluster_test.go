@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -412,10 +413,13 @@ func (s story) killNode() {
 	node := s.c.Nodes[1]
 	port := s.kubectl("get", "service", "web", "-o", "jsonpath={.spec.ports[0].nodePort}")
 	daemon := s.on(node, s.ready("client", 2, time.Minute, nil))
+	left := fromHost(s.c.Nodes[0].Address() + ":" + port)
+	endVisits := s.visits(left)
 	must(s.t, node.Kill())
 	must(s.t, node.WaitNotReady(s.t.Context(), time.Minute))
 	web := s.ready("web", 2, 2*time.Minute, onNodes("node-1", "node-1"))
-	s.answers("the node port of the node that is left", web, fromHost(s.c.Nodes[0].Address()+":"+port))
+	s.answers("the node port of the node that is left", web, left)
+	endVisits()
 
 	must(s.t, node.Start(s.t.Context()))
 	must(s.t, node.WaitReady(s.t.Context(), 2*time.Minute))
@@ -447,6 +451,54 @@ func (s story) killNode() {
 		return errors.New("none is on " + node.Name)
 	})
 	s.answers(node.Name+"'s node port", web, fromHost(node.Address()+":"+port))
+}
+
+// visits ask for a page one after the other, each again until there is an answer, as people do whose page does not load: until the cluster knows that a
+// node is dead, its pods are asked, too. What is returned ends them; a visit in vain for a quarter of a minute is an error.
+func (s story) visits(ask func(context.Context) (string, error)) (end func()) {
+	var (
+		answered, again int
+		slowest         time.Duration
+		vain            []error
+		stop, done      = make(chan struct{}), make(chan struct{})
+	)
+	visit := func() {
+		for began := time.Now(); ; again++ {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			_, err := ask(ctx)
+			cancel()
+			took := time.Since(began)
+			if err == nil {
+				answered, slowest = answered+1, max(slowest, took)
+				return
+			}
+			if took > 15*time.Second {
+				vain = append(vain, err)
+				return
+			}
+		}
+	}
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+				visit()
+			}
+		}
+	}()
+	wait := sync.OnceFunc(func() { close(stop); <-done })
+	s.t.Cleanup(wait)
+	return func() {
+		s.t.Helper()
+		wait()
+		if len(vain) > 0 || answered < 30 {
+			s.t.Errorf("%d visits were answered, %d in vain: %v", answered, len(vain), errors.Join(vain...))
+		}
+		s.t.Logf("%d visits were answered, %d requests had to be made again; the slowest took %.1f s", answered, again, slowest.Seconds())
+	}
 }
 
 func (s story) remove() {
