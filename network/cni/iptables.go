@@ -62,7 +62,7 @@ var (
 	errNoIPTables = errors.New("not installed")
 	// errNoAnswer says that the node's iptables has not made the sample, so that nothing is known of its rules. A moment without memory or
 	// processors may be why.
-	errNoAnswer = errors.New("it could not be asked")
+	errNoAnswer = fmt.Errorf("it could not be asked, and is again after %v", askAgain)
 )
 
 // askTime bounds what the node's iptables may take for the sample.
@@ -103,13 +103,11 @@ func (p *Plugins) iptablesDiffers(table string, v6 bool) error {
 func (p *Plugins) logRules(kind xtKind, before, differs error) {
 	log := p.log.With("table", kind.table)
 	switch {
-	case differs == nil && before == nil, differs != nil && before != nil && differs.Error() == before.Error():
-	case differs == nil:
-		log.Info("firewall rules are made without running " + kind.program() + " from now on")
-	case errors.Is(differs, errNoAnswer):
-		log.Info("firewall rules are made by running "+kind.program(), "reason", differs, "asked_again_after", askAgain)
-	default:
+	case fmt.Sprint(differs) == fmt.Sprint(before):
+	case differs != nil:
 		log.Info("firewall rules are made by running "+kind.program(), "reason", differs)
+	case !errors.Is(before, errNoIPTables): // without one, none was run either
+		log.Info("firewall rules are made without running " + kind.program() + " from now on")
 	}
 }
 
