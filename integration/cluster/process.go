@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -54,16 +55,20 @@ func (p *process) ready(ctx context.Context, within time.Duration, probe func(co
 	within = lab.Patience(within)
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	last := errors.New("no probe has ended by then")
 	for {
 		err := probe(ctx)
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil { // else it is what becomes of a probe whose time is over
+			last = err
+		}
 		select {
 		case <-p.ended:
 			return fmt.Errorf("%s ended before it was ready. The end of %s:\n%s", p.name, p.log, lab.Tail(p.log, 15))
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready after %v: %w. The end of %s:\n%s", p.name, within, err, p.log, lab.Tail(p.log, 15))
+			return fmt.Errorf("%s is not ready after %v: %w. The end of %s:\n%s", p.name, within, last, p.log, lab.Tail(p.log, 15))
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
