@@ -45,8 +45,11 @@ func do(ctx context.Context, args []string) error {
 		return start(ctx, dir, args[1])
 	case len(args) >= 2 && (args[0] == "check" || args[0] == "up"):
 		options, wanted, err := asked(dir, args[1], args[2:])
-		if err != nil || args[0] == "check" {
+		switch {
+		case err != nil:
 			return err
+		case args[0] == "check":
+			return options.Check()
 		}
 		return up(ctx, options, wanted)
 	}
@@ -67,8 +70,7 @@ func asked(dir, nodes string, wanted []string) (cluster.Options, []string, error
 			return cluster.Options{}, nil, fmt.Errorf("ADDONS: %q is none of %s", name, strings.Join(slices.Sorted(maps.Keys(addons)), ", "))
 		}
 	}
-	o := cluster.Options{Dir: dir, Nodes: n, Images: true}
-	return o, wanted, o.Check()
+	return cluster.Options{Dir: dir, Nodes: n, Images: true}, wanted, nil
 }
 
 // timed tells of steps with the time since it was made.
