@@ -40,6 +40,22 @@ func startLoad(t *testing.T, entrances ...entrance) *load {
 
 func startPacedLoad(t *testing.T, every time.Duration, entrances ...entrance) *load {
 	t.Helper()
+	turn := 0
+	return startAsking(t, every, func() error {
+		at := entrances[turn%len(entrances)]
+		turn++
+		began := time.Now()
+		_, err := pageAt(at.url, at.host)(context.Background())
+		if err != nil {
+			err = fmt.Errorf("%s at %s, after %v: %w", at.url, began.Format("15:04:05.000"), time.Since(began).Round(time.Millisecond), err)
+		}
+		return err
+	})
+}
+
+// startAsking is a load of questions of any kind.
+func startAsking(t *testing.T, every time.Duration, ask func() error) *load {
+	t.Helper()
 	l := &load{stop: make(chan struct{}), done: make(chan struct{})}
 	t.Cleanup(l.wait)
 	go func() {
@@ -47,12 +63,10 @@ func startPacedLoad(t *testing.T, every time.Duration, entrances ...entrance) *l
 		pace := time.NewTicker(every)
 		defer pace.Stop()
 		for {
-			at := entrances[l.asked%len(entrances)]
-			began := time.Now()
-			_, err := pageAt(at.url, at.host)(context.Background())
+			err := ask()
 			l.asked++
 			if err != nil {
-				l.failed = append(l.failed, fmt.Errorf("%s at %s, after %v: %w", at.url, began.Format("15:04:05.000"), time.Since(began).Round(time.Millisecond), err))
+				l.failed = append(l.failed, err)
 			}
 			select {
 			case <-l.stop:

@@ -124,11 +124,9 @@ func (s story) startAgain() {
 // forked says whether a process is one that a daemon has made to run another program, and that still has the daemon's command line; or has ended
 // meanwhile.
 func forked(pid int, daemons map[int]string) bool {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	_, parent, _ := strings.Cut(string(text), "\nPPid:\t")
-	parent, _, _ = strings.Cut(parent, "\n")
-	ppid, _ := strconv.Atoi(parent)
-	return err != nil || daemons[ppid] != ""
+	status, err := statusOf(pid)
+	parent, _ := strconv.Atoi(status["PPid"])
+	return err != nil || daemons[parent] != ""
 }
 
 // startByHand kills the daemons and starts them as one does in a shell on the node: in no cgroup of the cluster's.

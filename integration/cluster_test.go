@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -456,48 +455,24 @@ func (s story) killNode() {
 // visits ask for a page one after the other, each again until there is an answer, as people do whose page does not load: until the cluster knows that a
 // node is dead, its pods are asked, too. What is returned ends them; a visit in vain for a quarter of a minute is an error.
 func (s story) visits(ask func(context.Context) (string, error)) (end func()) {
-	var (
-		answered, again int
-		slowest         time.Duration
-		vain            []error
-		stop, done      = make(chan struct{}), make(chan struct{})
-	)
-	visit := func() {
+	var again int
+	var slowest time.Duration
+	l := startAsking(s.t, 20*time.Millisecond, func() error {
 		for began := time.Now(); ; again++ {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			_, err := ask(ctx)
 			cancel()
 			took := time.Since(began)
-			if err == nil {
-				answered, slowest = answered+1, max(slowest, took)
-				return
-			}
-			if took > 15*time.Second {
-				vain = append(vain, err)
-				return
+			slowest = max(slowest, took)
+			if err == nil || took > 15*time.Second {
+				return err
 			}
 		}
-	}
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond):
-				visit()
-			}
-		}
-	}()
-	wait := sync.OnceFunc(func() { close(stop); <-done })
-	s.t.Cleanup(wait)
+	})
 	return func() {
 		s.t.Helper()
-		wait()
-		if len(vain) > 0 || answered < 30 {
-			s.t.Errorf("%d visits were answered, %d in vain: %v", answered, len(vain), errors.Join(vain...))
-		}
-		s.t.Logf("%d visits were answered, %d requests had to be made again; the slowest took %.1f s", answered, again, slowest.Seconds())
+		l.end(s.t)
+		s.t.Logf("%d requests had to be made again; the slowest visit took %.1f s", again, slowest.Seconds())
 	}
 }
 

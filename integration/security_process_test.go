@@ -24,14 +24,20 @@ import (
 // readStatus reads the fields of /proc/PID/status, with blanks between the words of a value.
 func readStatus(t testing.TB, pid int) map[string]string {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	fields, err := statusOf(pid)
 	must(t, err)
+	return fields
+}
+
+// statusOf is readStatus of a process that may be gone.
+func statusOf(pid int) (map[string]string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	fields := map[string]string{}
 	for line := range strings.Lines(string(text)) {
 		name, value, _ := strings.Cut(line, ":")
 		fields[name] = strings.Join(strings.Fields(value), " ")
 	}
-	return fields
+	return fields, err
 }
 
 // residentKiB is the memory of a process now; from here on peakKiB tells its highest.
